@@ -1,0 +1,13 @@
+"""Pure JAX functions that answer one question: how far can this model's answer be trusted?"""
+
+from robustjax import certification as certification
+from robustjax import data as data
+from robustjax import losses as losses
+from robustjax import metrics as metrics
+from robustjax import models as models
+from robustjax import perturbations as perturbations
+from robustjax import plotting as plotting
+from robustjax import training as training
+from robustjax import typing as typing
+
+__version__ = "0.1.0"

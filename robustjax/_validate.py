@@ -1,0 +1,48 @@
+"""Checks of values that are known in Python; what is traced has no value to read and passes."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def positive(**values: Any) -> None:
+    """Raises ValueError for a value that is not a positive finite number."""
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer):
+            continue
+        if not isinstance(value, numbers.Real) or not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+
+
+def probability(**values: Any) -> None:
+    """Raises ValueError for a value outside the open interval (0, 1)."""
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer):
+            continue
+        if not isinstance(value, numbers.Real) or not 0 < value < 1:
+            raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}.")
+
+
+def at_least(minimum: int, **values: Any) -> None:
+    """Raises ValueError for a value that is not an integer of at least ``minimum``."""
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer):
+            continue
+        if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < minimum:
+            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+
+
+def key(key: Any, batch: int | None = None) -> None:
+    """Raises ValueError unless ``key`` is one typed PRNG key, or ``batch`` of them where ``batch`` is given."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        got = f"an array of {key.dtype}" if isinstance(key, jax.Array) else repr(key)
+        raise ValueError(f"key must be a typed key from jax.random.key, got {got}.")
+    wanted = [()] if batch is None else [(), (batch,)]
+    if key.shape not in wanted:
+        raise ValueError(f"key must have shape {' or '.join(map(str, wanted))}, got {key.shape}.")

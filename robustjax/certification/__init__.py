@@ -1,0 +1,15 @@
+"""Guarantees that hold for every perturbation in a set, and the statistics behind them."""
+
+from robustjax.certification._binomial import binomial_lower_bound as binomial_lower_bound
+from robustjax.certification._binomial import sign_test_p_value as sign_test_p_value
+from robustjax.certification._measures import Gaussian as Gaussian
+from robustjax.certification._measures import Measure as Measure
+from robustjax.certification._measures import gaussian as gaussian
+from robustjax.certification._smoothing import ABSTAIN as ABSTAIN
+from robustjax.certification._smoothing import Certificate as Certificate
+from robustjax.certification._smoothing import certificate_from_counts as certificate_from_counts
+from robustjax.certification._smoothing import certify as certify
+from robustjax.certification._smoothing import image_keys as image_keys
+from robustjax.certification._smoothing import predict as predict
+from robustjax.certification._smoothing import prediction_from_counts as prediction_from_counts
+from robustjax.certification._smoothing import sample_counts as sample_counts

@@ -1,0 +1,113 @@
+"""Deterministic, resumable batches."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from robustjax.data._dataset import Dataset
+from robustjax.typing import Batch
+
+
+@runtime_checkable
+class BatchIterator(Protocol):
+    """An iterator over batches that can be taken up again where it was left."""
+
+    def __iter__(self) -> BatchIterator:
+        """Returns itself."""
+        ...
+
+    def __next__(self) -> Batch:
+        """Returns the next batch."""
+        ...
+
+    def get_state(self) -> Any:
+        """Returns the position, as something that JSON can hold."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Goes to a position that ``get_state`` has returned."""
+        ...
+
+
+def batches(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    seed: int,
+    shuffle: bool = True,
+    num_epochs: int | None = None,
+    process_index: int | None = None,
+    process_count: int | None = None,
+    drop_remainder: bool = True,
+    prefetch: int = 2,
+) -> BatchIterator:
+    """Iterates over a data set in batches, epoch after epoch, in an order that the seed alone decides.
+
+    Each epoch is one permutation of the split, cut into batches; each process reads its share of every batch: the
+    entries ``process_index``, ``process_index + process_count``, ... of it. The batches, and the position that
+    ``get_state`` returns, are therefore those of a single process, however many there are.
+
+    Args:
+      dataset: what to read.
+      batch_size: images per batch over all processes, a multiple of ``process_count``.
+      seed: of the permutations, in ``[0, 2**32)``; each epoch has its own.
+      shuffle: False to read every epoch in the order of the split.
+      num_epochs: how many times to go through the data set; None to go on for ever.
+      process_index: which share to read; by default this process's index in JAX.
+      process_count: how many shares there are; by default the number of JAX processes.
+      drop_remainder: whether to leave out what does not fill a batch at the end of each epoch (under ``shuffle``,
+        other images in each epoch). Otherwise the last batch is smaller, for some processes perhaps by one image more
+        than for others, or empty.
+      prefetch: how many batches to read ahead, each in a thread of its own; 0 to read only when asked. The result does
+        not depend on it. More helps with images large enough that decoding them outweighs Python's own work.
+
+    Returns:
+      A grain iterator over :class:`robustjax.typing.Batch` of NumPy arrays, with ``get_state``, ``set_state`` and
+      ``close``.
+
+    Raises:
+      ValueError: if a setting is out of its range, or ``batch_size`` exceeds the data set or cannot be shared evenly.
+    """
+    import grain
+
+    process_index = jax.process_index() if process_index is None else process_index
+    process_count = jax.process_count() if process_count is None else process_count
+    if not 1 <= batch_size <= len(dataset):
+        raise ValueError(
+            f"batch_size must lie between 1 and the {len(dataset)} images of {dataset.name} {dataset.split}, "
+            f"got {batch_size}."
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must lie in [0, process_count={process_count}), got {process_index}.")
+    if batch_size % process_count:
+        raise ValueError(f"batch_size must be a multiple of process_count={process_count}, got {batch_size}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
+    if num_epochs is not None and num_epochs < 1:
+        raise ValueError(f"num_epochs must be at least 1, or None for no end, got {num_epochs}.")
+    if prefetch < 0:
+        raise ValueError(f"prefetch must not be negative, got {prefetch}.")
+
+    @functools.lru_cache(maxsize=2)  # batches that are read ahead may belong to the next epoch
+    def order(epoch: int) -> np.ndarray:
+        if not shuffle:
+            return np.arange(len(dataset))
+        # RandomState, because NumPy promises that its streams never change: a run resumed years later goes on alike.
+        return np.random.RandomState([seed, epoch]).permutation(len(dataset))
+
+    per_epoch = len(dataset) // batch_size if drop_remainder else -(-len(dataset) // batch_size)
+
+    def fetch(step: int) -> Batch:
+        epoch, position = divmod(step, per_epoch)
+        start = position * batch_size
+        return dataset[order(epoch)[start : start + batch_size][process_index::process_count]]
+
+    # A whole permutation at once, and elements that are batches: grain's own shuffle and batch cost 20 us per image.
+    steps = grain.MapDataset.range(sys.maxsize if num_epochs is None else num_epochs * per_epoch)
+    options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+    return iter(steps.map(fetch).to_iter_dataset(options))

@@ -1,0 +1,104 @@
+"""What the literature has agreed on for each data set: which images to select on, and how to normalise."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from robustjax.data._dataset import Dataset
+
+
+class Splits(NamedTuple):
+    """Which part of a data set serves what; each is a split for :func:`robustjax.data.load`.
+
+    Attributes:
+      train: what the parameters are fitted on.
+      validation: the end of the training split, what every choice is made on.
+      test: what is reported; nothing is selected on it.
+    """
+
+    train: str
+    validation: str
+    test: str
+
+
+class ChannelStatistics(NamedTuple):
+    """Normalisation constants, one number per channel, in the units of images in [0, 1].
+
+    Attributes:
+      mean: ``(channels,)``, what is subtracted.
+      std: ``(channels,)``, what is divided by.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+# The smoothing literature feeds MNIST to its models as it is. CIFAR-10 and ImageNet: Cohen et al. (2019).
+_PUBLISHED = {
+    "digits": ChannelStatistics((0.0,), (1.0,)),
+    "mnist": ChannelStatistics((0.0,), (1.0,)),
+    "cifar10": ChannelStatistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet2012": ChannelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def splits(name: str, *, validation: float = 0.1) -> Splits:
+    """Names the parts of a data set to train on, to select on and to report.
+
+    Args:
+      name: as for :func:`robustjax.data.load`.
+      validation: fraction of the training split that is held out, in (0, 1).
+
+    Returns:
+      The three splits. The labels of ImageNet's test split are not public: there, as is usual, its validation split
+      is the test split.
+
+    Raises:
+      ValueError: if ``validation`` is outside (0, 1).
+    """
+    percent = round(100 * (1 - validation), 4)
+    if not 0 < percent < 100:
+        raise ValueError(f"validation must lie strictly between 0 and 1, got {validation}.")
+    test = "validation" if _base(name) == "imagenet2012" else "test"
+    return Splits(f"train[:{percent:g}%]", f"train[{percent:g}%:]", test)
+
+
+def channel_statistics(dataset: Dataset) -> ChannelStatistics:
+    """Returns the published mean and standard deviation of each channel or, for other data sets, measures them.
+
+    Published are the constants of digits and mnist (0 and 1), cifar10 and imagenet2012. Measured are up to 10,000
+    images, evenly spaced over the split, with the pixels of all of them in one population.
+
+    Args:
+      dataset: the training split.
+
+    Returns:
+      What a model subtracts and divides by.
+
+    Raises:
+      ValueError: if a channel is constant, so that it cannot be divided by its standard deviation.
+
+    Reference:
+      Cohen, Rosenfeld and Kolter (2019), Certified Adversarial Robustness via Randomized Smoothing, arXiv:1902.02918.
+    """
+    if (published := _PUBLISHED.get(_base(dataset.name))) is not None:
+        return published
+    chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), 10_000)).astype(int)
+    total, squares = np.zeros((2, dataset.image_shape[-1]), np.int64)
+    for ids in np.array_split(chosen, -(-len(chosen) // 256)):
+        images, _ = dataset.read(ids)  # sums of the stored integers are exact
+        total += images.sum((0, 1, 2), dtype=np.int64)
+        squares += np.square(images, dtype=np.uint16).sum((0, 1, 2), dtype=np.int64)
+    pixels = len(chosen) * dataset.image_shape[0] * dataset.image_shape[1]
+    mean = total / pixels / dataset.white
+    std = np.sqrt(np.maximum(squares / pixels / dataset.white**2 - mean**2, 0.0))
+    if not (std > 1e-6).all():
+        raise ValueError(f"Every channel of {dataset.name} must vary, got the standard deviations {std.tolist()}.")
+    return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _base(name: str) -> str:
+    return re.split("[:/]", name)[0]

@@ -1,0 +1,100 @@
+"""Numbers computed from certificates: certified accuracy and average certified radius."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from robustjax import _validate
+from robustjax.certification import Certificate
+from robustjax.typing import ArrayLike
+
+
+def _correct(certificate: Certificate, labels: ArrayLike) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.shape != np.shape(certificate.label):
+        raise ValueError(f"labels must have shape {np.shape(certificate.label)}, one per certificate, got {labels.shape}.")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers, got {labels.dtype}.")
+    if not labels.size:
+        raise ValueError("labels must not be empty: an accuracy over no images has no value.")
+    return (np.asarray(certificate.label) == labels) & ~np.asarray(certificate.abstained)
+
+
+def certified_accuracy(certificate: Certificate, labels: ArrayLike, radii: ArrayLike) -> np.ndarray:
+    r"""Computes the share of inputs that are classified correctly and certified at each radius.
+
+    .. math:: \frac 1 m \sum_{i} 1[\hat y_i = y_i,\ R_i \ge r]
+
+    Args:
+      certificate: ``(m,)`` fields; abstentions count as wrong, also at r = 0.
+      labels: ``(m,)`` integer true classes.
+      radii: ``(k,)`` radii >= 0, in the units and norm of the certificate.
+
+    Returns:
+      ``(k,)`` float64 in [0, 1].
+
+    Raises:
+      ValueError: for labels of another length or none at all, or radii that are negative or not ``(k,)``.
+
+    Reference:
+      Cohen, Rosenfeld and Kolter, arXiv:1902.02918 ("approximate certified accuracy").
+    """
+    radii = np.asarray(radii, np.float64)
+    if radii.ndim != 1 or not (radii >= 0).all():
+        raise ValueError(f"radii must be a vector of numbers >= 0, got {radii}.")
+    correct = _correct(certificate, labels)
+    return (correct[None] & (np.asarray(certificate.radius)[None] >= radii[:, None])).mean(axis=1)
+
+
+def average_certified_radius(certificate: Certificate, labels: ArrayLike) -> float:
+    r"""Computes the average certified radius (ACR).
+
+    .. math:: \frac 1 m \sum_{i} R_i\, 1[\hat y_i = y_i]
+
+    Args:
+      certificate: ``(m,)`` fields; wrong or abstained inputs contribute 0.
+      labels: ``(m,)`` integer true classes.
+
+    Returns:
+      The average, in the units and norm of the certificate.
+
+    Raises:
+      ValueError: for labels of another length or none at all.
+
+    Reference:
+      Zhai et al., "MACER", arXiv:2001.02378.
+    """
+    return float(np.where(_correct(certificate, labels), certificate.radius, 0.0).mean())
+
+
+def certified_accuracy_lower_bound(
+    certificate: Certificate, labels: ArrayLike, radii: ArrayLike, *, alpha: float = 0.001, rho: float = 0.001
+) -> np.ndarray:
+    r"""Bounds from below the certified accuracy of these inputs, allowing for certificates that are wrong.
+
+    .. math:: a - \alpha - \sqrt{\alpha (1 - \alpha) \ln(1/\rho) / m} - \ln(1/\rho) / (3 m)
+
+    with a the ``certified_accuracy``.
+
+    Args:
+      certificate: ``(m,)`` fields, from independent draws for each input.
+      labels: ``(m,)`` integer true classes.
+      radii: ``(k,)`` radii >= 0.
+      alpha: the level that each certificate was made at.
+      rho: probability that the bound fails, at each radius by itself.
+
+    Returns:
+      ``(k,)`` float64, not below 0.
+
+    Raises:
+      ValueError: as ``certified_accuracy``, and for alpha or rho outside (0, 1).
+
+    Reference:
+      Cohen, Rosenfeld and Kolter, arXiv:1902.02918, appendix ("high-probability certified accuracy").
+    """
+    _validate.probability(alpha=alpha, rho=rho)
+    accuracy, m = certified_accuracy(certificate, labels, radii), np.size(labels)
+    slack = math.sqrt(alpha * (1 - alpha) * math.log(1 / rho) / m) + math.log(1 / rho) / (3 * m)
+    return np.maximum(accuracy - alpha - slack, 0.0)

@@ -1,0 +1,53 @@
+"""Image classifiers as Flax modules, and the border at which they become pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Key
+
+from robustjax.models._classifier import Classifier as Classifier
+from robustjax.models._functional import Functional as Functional
+from robustjax.models._functional import functional as functional
+from robustjax.models._functional import num_parameters as num_parameters
+from robustjax.models._resnet import resnet18 as resnet18
+from robustjax.models._resnet import resnet20 as resnet20
+from robustjax.models._resnet import resnet50 as resnet50
+from robustjax.models._resnet import resnet56 as resnet56
+from robustjax.models._resnet import resnet110 as resnet110
+from robustjax.models._small import cnn as cnn
+from robustjax.models._small import lenet as lenet
+from robustjax.models._small import mlp as mlp
+from robustjax.models._wide_resnet import wide_resnet as wide_resnet
+
+MODELS: dict[str, Callable[..., Classifier]] = {
+    "mlp": mlp,
+    "lenet": lenet,
+    "cnn": cnn,
+    "resnet20": resnet20,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "wide_resnet": wide_resnet,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+}
+
+
+def create(name: str, key: Key[Array, ""], **settings: Any) -> Classifier:
+    """Builds a model by its name, as a configuration gives it.
+
+    Args:
+      name: one of ``MODELS``.
+      key: typed PRNG key of the initial parameters.
+      **settings: keyword arguments of that model.
+
+    Returns:
+      The module.
+
+    Raises:
+      ValueError: if there is no model of that name.
+    """
+    if name not in MODELS:
+        raise ValueError(f"name must be one of {', '.join(MODELS)}, got {name!r}.")
+    return MODELS[name](key, **settings)

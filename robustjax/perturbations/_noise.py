@@ -1,0 +1,36 @@
+"""Additive noise."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from robustjax import _validate
+
+
+def gaussian_noise(
+    key: Key[Array, ""], x: Float[Array, " *shape"], *, sigma: float | Float[Array, ""]
+) -> Float[Array, " *shape"]:
+    r"""Adds isotropic Gaussian noise to inputs.
+
+    .. math:: x + \sigma z, \qquad z \sim \mathcal{N}(0, I)
+
+    Noise is drawn and added in float32 whatever the dtype of ``x``: in bfloat16 the sum has too few bits to follow a
+    Gaussian, and what is trained or certified on it is another distribution. The result is not clipped.
+
+    Args:
+      key: typed PRNG key.
+      x: inputs of any shape, floating.
+      sigma: standard deviation, in the units of ``x``; may be traced.
+
+    Returns:
+      Noisy inputs, float32, shape of ``x``.
+
+    Raises:
+      ValueError: ``sigma`` is not positive and finite.
+    """
+    if not isinstance(sigma, jax.core.Tracer):
+        _validate.positive(sigma=float(sigma))
+    noise = jax.random.normal(key, x.shape, jnp.float32)
+    return x.astype(jnp.float32) + jnp.asarray(sigma, jnp.float32) * noise

@@ -1,0 +1,200 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from robustjax import _validate
+from robustjax.data import BatchIterator
+from robustjax.losses import Objective
+from robustjax.training import _checkpoint
+from robustjax.training._mesh import make_mesh, replicate, shard_batch
+from robustjax.training._step import TrainState, make_step
+from robustjax.typing import Apply
+
+
+class FitResult(NamedTuple):
+    """What training leaves.
+
+    Attributes:
+      state: after the last step.
+      history: columns by name: ``step``, and the mean of each metric over the steps since the row before.
+    """
+
+    state: TrainState
+    history: dict[str, np.ndarray]
+
+
+def fit(
+    apply: Apply,
+    state: TrainState,
+    batches: BatchIterator,
+    *,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    folder: str | pathlib.Path | None = None,
+    checkpoint_every: int = 1000,
+    keep: int = 2,
+    config: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    mesh: Mesh | None = None,
+    log_every: int = 50,
+    progress: bool = True,
+    log: Callable[[str], None] | None = None,
+) -> FitResult:
+    """Trains for a number of steps, and can be killed at any moment and started again.
+
+    With a ``folder``, the run continues from the newest whole checkpoint in it: state of model and optimizer, PRNG key,
+    position of the iterator and history. A run that was killed and started again with the same arguments on the same
+    machine ends with the same parameters, bit for bit where the device computes deterministically, as CPUs do. The loop
+    waits for the device only to log, one interval behind, and to save.
+
+    Args:
+      apply: the model.
+      state: from :func:`robustjax.training.init`, at step 0; it is copied, not donated.
+      batches: training batches, each of the same size; nothing else is looked at.
+      objective: what to minimise.
+      optimizer: the one that ``state`` was made with.
+      num_steps: steps to take in all, those before a resumption included.
+      folder: where checkpoints go; None for none.
+      checkpoint_every: steps between checkpoints; one more is written at the end.
+      keep: number of checkpoints kept.
+      config: settings of the run, kept with its checkpoints; other settings on the same folder are refused.
+      overwrite: whether checkpoints in the folder are deleted first.
+      mesh: devices to train on; None for all.
+      log_every: steps between rows of the history.
+      progress: whether to show a progress bar, where standard error is a terminal.
+      log: told of resumption and of damaged checkpoints; None for standard error.
+
+    Returns:
+      The trained state and the history.
+
+    Raises:
+      FloatingPointError: the loss or the parameters are no longer finite; checkpoints written before stay.
+      ValueError: an argument is out of range, the folder belongs to another run, or it has no readable checkpoint.
+    """
+    _validate.at_least(1, num_steps=num_steps, checkpoint_every=checkpoint_every, keep=keep, log_every=log_every)
+    mesh = make_mesh() if mesh is None else mesh
+    log = _checkpoint.to_stderr if log is None else log
+    folder = None if folder is None else pathlib.Path(folder).absolute()
+    config = json.loads(json.dumps(config))
+    state, columns = replicate(state, mesh), {}
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            _checkpoint.clear(folder)
+        restored = _checkpoint.restore(folder, state, log)
+        if restored is not None:
+            _check_same_run(folder, restored, config, num_steps)
+            state, columns = restored.state, restored.metadata["history"]
+            batches.set_state(restored.metadata["batches"])
+            log(f"Resuming from step {int(state.step)} of {num_steps}, checkpoint in {folder}.")
+
+    step = make_step(objective, optimizer)
+    start = int(state.step)
+    waiting: list[dict[str, jax.Array]] = []  # metrics of the last interval, which the device has had time to compute
+    recent: list[dict[str, jax.Array]] = []  # and of the present one
+    with _progress_bar(start, num_steps, shown=progress) as report:
+        for count in range(start + 1, num_steps + 1):
+            batch = next(batches, None)
+            if batch is None:
+                raise ValueError(f"batches ended after {count - 1} of num_steps={num_steps}.")
+            batch = shard_batch(batch, mesh)
+            state, metrics = step(apply, state, batch)
+            recent.append(metrics)
+            closing = count == num_steps or (folder is not None and count % checkpoint_every == 0)
+            if closing or count % log_every == 0:
+                _record(columns, count - len(recent), waiting)
+                waiting, recent = recent, []
+                report(count, len(batch.label), columns)
+            if closing:
+                _record(columns, count, waiting)
+                waiting = []
+                _check_finite(state)
+                if folder is not None:
+                    metadata = {"config": config, "batches": batches.get_state(), "history": columns}
+                    _checkpoint.save(folder, state, metadata, keep=keep)
+    return FitResult(state, {name: np.asarray(column) for name, column in columns.items()})
+
+
+def _record(columns: dict[str, list], last_step: int, metrics: Sequence[Mapping[str, jax.Array]]) -> None:
+    """Appends one row, the means over the steps that end with ``last_step``."""
+    if not metrics:
+        return
+    fetched = jax.device_get(metrics)
+    for step, values in enumerate(fetched, last_step + 1 - len(fetched)):
+        if not np.isfinite(values["loss"]):
+            raise FloatingPointError(_not_finite(f"the loss is {values['loss']}", step))
+    columns.setdefault("step", []).append(last_step)
+    for name in fetched[0]:
+        columns.setdefault(name, []).append(float(np.mean([values[name] for values in fetched], dtype=np.float64)))
+
+
+def _check_finite(state: TrainState) -> None:
+    """Stops before parameters that are not finite are written over good ones."""
+    if not all(jax.device_get([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.model)])):
+        raise FloatingPointError(_not_finite("a parameter or batch statistic is not finite", int(state.step)))
+
+
+def _not_finite(what: str, step: int) -> str:
+    return f"{what} at step {step}; training stopped, checkpoints written before are kept. Try a lower learning rate."
+
+
+def _check_same_run(
+    folder: pathlib.Path, restored: _checkpoint.Restored, config: Mapping[str, Any] | None, num_steps: int
+) -> None:
+    there = restored.metadata["config"]
+    if config is not None and there is not None and config != there:
+        differing = {name: (there.get(name), config.get(name)) for name in {*there, *config}}
+        text = ", ".join(f"{name}: {a!r} there, {b!r} now" for name, (a, b) in sorted(differing.items()) if a != b)
+        raise ValueError(
+            f"folder={str(folder)!r} belongs to a run with another config ({text}); "
+            "use another folder or pass overwrite=True."
+        )
+    if restored.state.step > num_steps:
+        raise ValueError(f"folder={str(folder)!r} is at step {int(restored.state.step)}, beyond num_steps={num_steps}.")
+
+
+@contextlib.contextmanager
+def _progress_bar(
+    start: int, num_steps: int, *, shown: bool
+) -> Iterator[Callable[[int, int, Mapping[str, list]], None]]:
+    """Gives ``report(step, batch_size, columns)``; it does nothing unless the bar is shown on a terminal."""
+    from rich import console, progress
+
+    terminal = console.Console(stderr=True)
+    if not (shown and terminal.is_terminal):
+        yield lambda step, batch_size, columns: None
+        return
+    bar = progress.Progress(
+        progress.TextColumn("training"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.TimeRemainingColumn(),
+        console=terminal,
+    )
+    task = bar.add_task("compiling", total=num_steps, completed=start)
+    last_step, last_time = start, time.perf_counter()
+
+    def report(step: int, batch_size: int, columns: Mapping[str, list]) -> None:
+        nonlocal last_step, last_time
+        rate = (step - last_step) * batch_size / (time.perf_counter() - last_time)
+        last_step, last_time = step, time.perf_counter()
+        numbers = [f"{name} {column[-1]:.4f}" for name, column in columns.items() if name != "step"]
+        bar.update(task, completed=step, description="  ".join([*numbers, f"{rate:,.0f} images/s"]))
+
+    with bar:
+        yield report

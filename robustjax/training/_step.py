@@ -1,0 +1,86 @@
+"""The train state and the compiled step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, Key
+
+from robustjax import _validate
+from robustjax.losses import Objective
+from robustjax.typing import Apply, Batch, ModelState
+
+
+class TrainState(NamedTuple):
+    """All that training carries from one step to the next.
+
+    Attributes:
+      step: number of steps taken, int32.
+      key: typed PRNG key of the run; a step uses ``fold_in(key, step)``.
+      model: parameters and batch statistics.
+      opt_state: state of the optimizer.
+    """
+
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+    model: ModelState
+    opt_state: Any
+
+
+Step = Callable[[Apply, TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def init(key: Array, model: ModelState, optimizer: optax.GradientTransformation) -> TrainState:
+    """Makes the train state at step 0.
+
+    Args:
+      key: typed PRNG key of the run.
+      model: initial parameters and batch statistics; copied, so that steps that donate their state leave them alone.
+      optimizer: Optax gradient transformation.
+
+    Returns:
+      The train state.
+
+    Raises:
+      ValueError: ``key`` is not one typed key.
+    """
+    _validate.key(key)
+    state = TrainState(jnp.zeros((), jnp.int32), key, model, optimizer.init(model.params))
+    return jax.tree.map(jnp.copy, state)
+
+
+@functools.lru_cache(maxsize=64)
+def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> Step:
+    """Compiles one step of training.
+
+    The step differentiates the objective with respect to the parameters alone, takes the renewed batch statistics from
+    it, and is data-parallel by the placement of its arguments: with the state replicated and the batch split over a
+    mesh (:func:`replicate`, :func:`shard_batch`), gradients and batch statistics are those of the whole batch. Equal
+    arguments give the same step, hence one trace.
+
+    Args:
+      objective: from :mod:`robustjax.losses`.
+      optimizer: Optax gradient transformation, the one that :func:`init` was given.
+
+    Returns:
+      ``step(apply, state, batch) -> (state, metrics)``, jitted, with ``apply`` static. The buffers of ``state`` are
+      donated: the argument is gone after the call.
+    """
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def step(apply: Apply, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        params = state.model.params
+        loss = lambda params: objective(key, apply, state.model._replace(params=params), batch)
+        gradients, aux = jax.grad(loss, has_aux=True)(params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to its integer count
+            updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+        model = ModelState(optax.apply_updates(params, updates), aux.state.batch_stats)
+        return TrainState(state.step + 1, state.key, model, opt_state), aux.metrics
+
+    return step

@@ -1,0 +1,41 @@
+"""Strictness that has to be set before JAX touches a device."""
+
+import os
+import pathlib
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> str:
+    """Prepared TFDS folders; the tests that ask for them are skipped where there are none."""
+    path = pathlib.Path(os.environ.get("ROBUSTJAX_TEST_DATA", pathlib.Path(__file__).parents[2] / "shared" / "tfds"))
+    if not (path / "mnist").is_dir():
+        pytest.skip(f"no prepared TFDS data in {path}; set ROBUSTJAX_TEST_DATA to a folder that has mnist and cifar10")
+    return str(path)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Takes the run-time type checker off for one test, so that a wrong type meets our own error, as it does for users."""
+    import inspect
+    import sys
+
+    def plain(function):
+        return inspect.unwrap(function, stop=lambda f: not hasattr(f, "__wrapped__") or hasattr(f, "lower"))
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("robustjax"):
+            for attribute, value in list(vars(module).items()):
+                if inspect.isfunction(value) and value.__module__.startswith("robustjax"):
+                    monkeypatch.setattr(module, attribute, plain(value))

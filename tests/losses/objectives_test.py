@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import losses, perturbations
+from robustjax.typing import Batch, ModelState, Outputs
+
+SEEN = []
+
+
+def apply(state, x, *, train=False):
+    """A linear model that counts the batches it was trained on."""
+    if not isinstance(x, jax.core.Tracer):
+        SEEN.append(x)
+    flat = x.reshape(x.shape[0], -1)
+    stats = {"batches": state.batch_stats["batches"] + 1} if train else state.batch_stats
+    return Outputs(flat @ state.params["w"], flat), state._replace(batch_stats=stats)
+
+
+@pytest.fixture
+def state():
+    return ModelState({"w": jax.random.normal(jax.random.key(1), (12, 3))}, {"batches": jnp.float32(0)})
+
+
+@pytest.fixture
+def batch():
+    image = jax.random.uniform(jax.random.key(2), (8, 2, 2, 3))
+    return Batch(image, jnp.arange(8) % 3, jnp.arange(8))
+
+
+def negative(key, images):
+    del key
+    return -images
+
+
+def test_standard_is_the_mean_cross_entropy(state, batch):
+    loss, aux = losses.standard()(jax.random.key(0), apply, state, batch)
+    logits = batch.image.reshape(8, -1) @ state.params["w"]
+    np.testing.assert_allclose(loss, losses.cross_entropy(logits, batch.label).mean(), rtol=1e-6)
+    assert aux.metrics["loss"] == loss
+    assert aux.metrics["accuracy"] == np.mean(np.argmax(logits, -1) == batch.label)
+    assert aux.state.batch_stats["batches"] == 1
+    assert aux.state.params is state.params
+
+
+def test_gaussian_augmentation_is_the_standard_objective_on_noisy_images(state, batch):
+    SEEN.clear()
+    loss, aux = losses.gaussian_augmentation(sigma=0.5)(jax.random.key(0), apply, state, batch)
+    (noisy,) = SEEN
+    noise = (noisy - batch.image) / 0.5
+    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
+    assert len(np.unique(noise)) == noise.size  # a draw of its own for every pixel of every image
+    want, _ = losses.standard()(jax.random.key(0), apply, state, batch._replace(image=noisy))
+    assert loss == want
+    assert aux.metrics.keys() == {"loss", "accuracy"}
+
+
+def test_noise_comes_after_augmentation(state, batch):
+    SEEN.clear()
+    for augment in (None, negative):
+        losses.gaussian_augmentation(sigma=0.5, augment=augment)(jax.random.key(0), apply, state, batch)
+    plain, augmented = SEEN
+    np.testing.assert_allclose(plain - batch.image, augmented + batch.image, atol=1e-6)
+
+
+def test_standard_augments(state, batch):
+    SEEN.clear()
+    losses.standard(augment=negative)(jax.random.key(0), apply, state, batch)
+    assert (SEEN[0] == -batch.image).all()
+
+
+def test_noise_is_float32_for_bfloat16_images(state, batch):
+    SEEN.clear()
+    half = batch._replace(image=batch.image.astype(jnp.bfloat16))
+    losses.gaussian_augmentation(sigma=0.5)(jax.random.key(0), apply, state, half)
+    assert SEEN[0].dtype == jnp.float32
+    assert (SEEN[0] != SEEN[0].astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
+
+
+def test_equal_settings_trace_once(state, batch):
+    traces = []
+
+    def counting(state, x, *, train=False):
+        traces.append(x.shape)
+        return apply(state, x, train=train)
+
+    run = jax.jit(lambda objective, key: objective(key, counting, state, batch), static_argnums=0)
+    augment = lambda: perturbations.compose(perturbations.random_horizontal_flip)
+    for _ in range(3):
+        run(losses.gaussian_augmentation(sigma=0.25, augment=augment()), jax.random.key(0))
+    assert len(traces) == 1
+    run(losses.gaussian_augmentation(sigma=0.5, augment=augment()), jax.random.key(0))
+    assert len(traces) == 2
+
+
+def test_settings_are_keywords():
+    with pytest.raises(TypeError):
+        losses.gaussian_augmentation(0.5)
+
+
+def test_bad_sigma():
+    with pytest.raises(ValueError, match="sigma must be positive and finite, got -0.25"):
+        losses.gaussian_augmentation(sigma=-0.25)
