@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import operator
 from typing import Any
 
@@ -11,12 +10,19 @@ import jax
 import jax.numpy as jnp
 
 
+def _number(value: Any) -> float:
+    try:
+        return math.nan if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
 def positive(**values: Any) -> None:
     """Raises ValueError for a value that is not a positive finite number."""
     for name, value in values.items():
         if isinstance(value, jax.core.Tracer):
             continue
-        if not isinstance(value, numbers.Real) or not (math.isfinite(value) and value > 0):
+        if not 0 < _number(value) < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value!r}.")
 
 
@@ -25,7 +31,7 @@ def probability(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, jax.core.Tracer):
             continue
-        if not isinstance(value, numbers.Real) or not 0 < value < 1:
+        if not 0 < _number(value) < 1:
             raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}.")
 
 

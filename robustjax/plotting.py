@@ -51,7 +51,9 @@ def certified_accuracy_curve(
     for i, (name, (radius, correct)) in enumerate(curves.items()):
         radius, correct = np.asarray(radius, np.float64), np.asarray(correct, bool)
         if radius.ndim != 1 or radius.shape != correct.shape or not radius.size:
-            raise ValueError(f"curves[{name!r}] must be two vectors of one length, got {radius.shape}, {correct.shape}.")
+            raise ValueError(
+                f"curves[{name!r}] must be two vectors of one length, got {radius.shape}, {correct.shape}."
+            )
         reached = np.sort(radius[correct])
         height = np.arange(reached.size, -1, -1) / radius.size
         edges = np.concatenate([[0.0], reached])
@@ -91,6 +93,7 @@ def image_grid(
       ValueError: for images of another rank, channels or kind, titles of another length, or columns < 1.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
@@ -104,8 +107,8 @@ def image_grid(
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     height = image_inches * images.shape[1] / images.shape[2] + (0.22 if titles is not None else 0.04)
-    figure = Figure(figsize=(columns * image_inches, rows * height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure = Figure(figsize=(columns * image_inches, rows * height), layout=layout)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if i < len(images):

@@ -27,7 +27,7 @@ def data_dir() -> str:
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Takes the run-time type checker off for one test, so that a wrong type meets our own error, as it does for users."""
+    """Takes the run-time type checker off for one test: a wrong type meets our own error, as it does for users."""
     import inspect
     import sys
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from robustjax import plotting
 
 
@@ -27,7 +28,10 @@ def test_grid_shows_the_images_as_they_are():
     ("curves", "message"),
     [
         ({}, "curves must hold at least one run"),
-        ({"a": (np.zeros(3), np.zeros(2, bool))}, r"curves\['a'\] must be two vectors of one length, got \(3,\), \(2,\)"),
+        (
+            {"a": (np.zeros(3), np.zeros(2, bool))},
+            r"curves\['a'\] must be two vectors of one length, got \(3,\), \(2,\)",
+        ),
     ],
 )
 def test_bad_curves_are_named(curves, message):

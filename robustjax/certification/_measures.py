@@ -47,8 +47,8 @@ class Gaussian:
 
     Args:
       sigma: standard deviation in units of [0, 1] images, positive and finite.
-      grid: step of the lattice that noisy copies are rounded to, or None for plain float32 addition. 8-bit images lie on
-        the lattice when ``1 / (255 * grid)`` is a whole number; ``grid=1/4080`` is 16 steps to a grey level.
+      grid: step of the lattice that noisy copies are rounded to, or None for plain float32 addition. 8-bit images lie
+        on the lattice when ``1 / (255 * grid)`` is a whole number; ``grid=1/4080`` is 16 steps to a grey level.
 
     Raises:
       ValueError: for a sigma or grid that is not positive and finite, or a grid coarser than sigma.
@@ -99,7 +99,7 @@ class Gaussian:
         """Computes sigma * Phi^-1(probability) in float64; 0 for probabilities of 1/2 or less."""
         from scipy import special
 
-        return self.sigma * special.ndtri(np.maximum(np.asarray(probability, np.float64), 0.5))
+        return np.asarray(self.sigma * special.ndtri(np.maximum(np.asarray(probability, np.float64), 0.5)))
 
 
 gaussian = Gaussian

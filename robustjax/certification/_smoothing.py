@@ -42,9 +42,9 @@ def image_keys(key: Key[Array, "..."], x: Float[AnyArray, "batch ..."]) -> Key[A
     """Gives every input its own PRNG key, which depends on the input and not on its place in a batch.
 
     Args:
-      key: one key, into which a 64-bit fingerprint of each input's float32 bits is folded; or ``(batch,)`` keys, one for
-        each input, which are returned as they are (for example ``fold_in`` of the example's id, or ``split`` where the
-        same input shall be certified several times independently).
+      key: one key, into which a 64-bit fingerprint of each input's float32 bits is folded; or ``(batch,)`` keys, one
+        for each input, which are returned as they are (for example ``fold_in`` of the example's id, or ``split`` where
+        the same input shall be certified several times independently).
       x: ``(batch, ...)``, floating.
 
     Returns:
@@ -59,9 +59,7 @@ def image_keys(key: Key[Array, "..."], x: Float[AnyArray, "batch ..."]) -> Key[A
         zero = jnp.zeros((), jnp.uint32)
         low, high = threefry_2x32((zero, zero), (bits, jnp.arange(bits.size, dtype=jnp.uint32)))
         # Integer sums are exact in any order, hence the same on every device and under every sharding.
-        return jax.random.fold_in(
-            jax.random.fold_in(key, low.sum(dtype=jnp.uint32)), high.sum(dtype=jnp.uint32)
-        )
+        return jax.random.fold_in(jax.random.fold_in(key, low.sum(dtype=jnp.uint32)), high.sum(dtype=jnp.uint32))
 
     return jax.vmap(of_image)(x)
 
@@ -77,7 +75,9 @@ def _votes(key, logits_fn, x, edges, *, measure, batch_size):
     logits = jax.eval_shape(logits_fn, noisy)
     if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != batch_size or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
-        raise ValueError(f"logits_fn must map {noisy.shape} to logits of shape ({batch_size}, classes >= 2), got {got}.")
+        raise ValueError(
+            f"logits_fn must map {noisy.shape} to logits of shape ({batch_size}, classes >= 2), got {got}."
+        )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits_fn must give floating logits, got {logits.dtype}.")
     num_classes = logits.shape[1]
@@ -328,7 +328,9 @@ def certificate_from_counts(
     if num_estimation is not None and (sums > num_estimation).any():
         raise ValueError(f"num_estimation={num_estimation} is less than the {sums.max()} votes of a row.")
     if num_estimation is None and (sums == 0).any():
-        raise ValueError(f"estimation_counts must hold at least one vote in each row, row {int(sums.argmin())} has none.")
+        raise ValueError(
+            f"estimation_counts must hold at least one vote in each row, row {int(sums.argmin())} has none."
+        )
     label = selection.argmax(-1).astype(np.int32)
     successes = np.take_along_axis(estimation, label[:, None], axis=-1)[:, 0]
     probability = binomial_lower_bound(successes, sums if num_estimation is None else num_estimation, alpha)

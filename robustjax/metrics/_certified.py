@@ -14,7 +14,9 @@ from robustjax.typing import ArrayLike
 def _correct(certificate: Certificate, labels: ArrayLike) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != np.shape(certificate.label):
-        raise ValueError(f"labels must have shape {np.shape(certificate.label)}, one per certificate, got {labels.shape}.")
+        raise ValueError(
+            f"labels must have shape {np.shape(certificate.label)}, one per certificate, got {labels.shape}."
+        )
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}.")
     if not labels.size:

@@ -100,7 +100,12 @@ def fit(
             _check_same_run(folder, restored, config, num_steps)
             state, columns = restored.state, restored.metadata["history"]
             batches.set_state(restored.metadata["batches"])
-            log(f"Resuming from step {int(state.step)} of {num_steps}, checkpoint in {folder}.")
+            taken = int(state.step)
+            log(
+                f"Resuming from step {taken} of {num_steps}, checkpoint in {folder}."
+                if taken < num_steps
+                else f"Re-using the finished training of {num_steps} steps in {folder}."
+            )
 
     step = make_step(objective, optimizer)
     start = int(state.step)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from robustjax import certification
 from scipy import stats
+
+from robustjax import certification
 
 
 @pytest.mark.parametrize("trials", [1, 10, 100, 100_000])
@@ -23,7 +24,9 @@ def test_equals_scipys_exact_interval(trials, alpha):
 def test_ends():
     np.testing.assert_allclose(certification.binomial_lower_bound([0, 1000], 1000, 0.001), [0.0, 0.001**0.001])
     # The largest radii of the literature, in units of sigma.
-    largest = certification.gaussian(1.0).radius(certification.binomial_lower_bound([1_000, 10_000, 100_000], [1_000, 10_000, 100_000], 0.001))
+    largest = certification.gaussian(1.0).radius(
+        certification.binomial_lower_bound([1_000, 10_000, 100_000], [1_000, 10_000, 100_000], 0.001)
+    )
     np.testing.assert_allclose(largest, [2.4633, 3.1986, 3.8115], atol=5e-5)
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from robustjax import certification
 from scipy import stats
+
+from robustjax import certification
 
 
 def test_radius_is_sigma_times_the_quantile():

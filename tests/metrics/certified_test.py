@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from robustjax import metrics
 from robustjax.certification import ABSTAIN, Certificate
 
@@ -31,7 +32,7 @@ def test_lower_bound_by_hand():
 
 
 def test_lower_bound_holds_by_simulation():
-    """Certificates wrong with probability alpha inflate the count; the bound may exceed the true share in rho of runs."""
+    """Certificates wrong with probability alpha inflate the count; the bound may exceed the truth in rho of runs."""
     generator, alpha, rho, m = np.random.default_rng(0), 0.05, 0.05, 200
     truth = np.arange(m) < 120
     failures = 0

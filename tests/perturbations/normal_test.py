@@ -5,14 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32 as reference
-from robustjax import perturbations
 from scipy import stats
+
+from robustjax import perturbations
 
 
 def test_threefry_equals_jaxs():
     words = np.random.default_rng(0).integers(0, 2**32, (2, 50), dtype=np.uint32)
     key = np.array([0x13198A2E, 0x03707344], np.uint32)
-    ours = perturbations.threefry_2x32((jnp.uint32(key[0]), jnp.uint32(key[1])), (jnp.asarray(words[0]), jnp.asarray(words[1])))
+    ours = perturbations.threefry_2x32(
+        (jnp.uint32(key[0]), jnp.uint32(key[1])), (jnp.asarray(words[0]), jnp.asarray(words[1]))
+    )
     np.testing.assert_array_equal(np.concatenate(ours), reference(key, words.reshape(-1)))
 
 

@@ -1,0 +1,1 @@
+"""What robustjax costs, measured against what it could cost and what others cost: ``python -m benchmarks.certify``."""

@@ -1,0 +1,86 @@
+"""What users of PyTorch run today: the same network, sampled by a plain loop and by IBM's toolbox, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from robustjax.typing import ModelState
+
+
+class Cnn(nn.Module):
+    """The network of ``robustjax.models.cnn`` for 28x28x1 images, with the weights of ``state``.
+
+    Args:
+      state: of the model; its normalisation must be the identity.
+      memory_format: in which the convolutions compute.
+    """
+
+    def __init__(self, state: ModelState, memory_format: torch.memory_format = torch.contiguous_format):
+        super().__init__()
+        self.channels_last = memory_format == torch.channels_last
+        self.conv1, self.conv2 = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1)
+        self.dense, self.head = nn.Linear(7 * 7 * 64, 128), nn.Linear(128, 10)
+        body = state.params["body"]
+        layers = {"conv1": body["conv1"], "conv2": body["conv2"], "dense": body["dense"], "head": state.params["head"]}
+        for name, weights in layers.items():
+            kernel = np.asarray(weights["kernel"])
+            if kernel.ndim == 4:
+                kernel = kernel.transpose(3, 2, 0, 1)
+            elif name == "dense" and not self.channels_last:  # features come in another order
+                kernel = kernel.reshape(7, 7, 64, 128).transpose(3, 2, 0, 1).reshape(128, -1)
+            else:
+                kernel = kernel.T
+            layer = getattr(self, name)
+            layer.weight.data = torch.tensor(kernel).contiguous()
+            layer.bias.data = torch.tensor(np.asarray(weights["bias"]))
+        self.to(memory_format=memory_format)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits ``(batch, 10)`` of images ``(batch, 1, 28, 28)``."""
+        for conv in (self.conv1, self.conv2):
+            x = nn.functional.max_pool2d(conv(x), 2).relu_()
+        if self.channels_last:
+            x = x.permute(0, 2, 3, 1)  # a view, where flattening channel by channel would copy
+        return self.head(self.dense(x.flatten(1)).relu_())
+
+
+@torch.inference_mode()
+def logits(model: Cnn, x: np.ndarray) -> np.ndarray:
+    """Logits of images ``(batch, height, width, channels)``."""
+    return model(torch.tensor(x).permute(0, 3, 1, 2)).numpy()
+
+
+@torch.inference_mode()
+def sample_counts(model: Cnn, x: np.ndarray, *, sigma: float, num_samples: int, batch_size: int) -> np.ndarray:
+    """Votes under Gaussian noise around one image ``(height, width, channels)``, by the loop that everybody writes."""
+    image = torch.tensor(x).permute(2, 0, 1)
+    counts = torch.zeros(10, dtype=torch.int64)
+    for start in range(0, num_samples, batch_size):
+        noisy = torch.randn(min(batch_size, num_samples - start), *image.shape).mul_(sigma).add_(image)
+        counts += torch.bincount(model(noisy).argmax(1), minlength=10)
+    return counts.numpy()
+
+
+def art_certify(
+    model: Cnn, x: np.ndarray, *, sigma: float, alpha: float, num_selection: int, num_estimation: int, batch_size: int
+) -> Callable[[], int]:
+    """Certifying one image ``(height, width, channels)`` by the Adversarial Robustness Toolbox, which gives the label."""
+    from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
+
+    classifier = PyTorchRandomizedSmoothing(
+        model,
+        nn.CrossEntropyLoss(),
+        input_shape=(1, 28, 28),
+        nb_classes=10,
+        device_type="cpu",
+        sample_size=num_selection,
+        scale=sigma,
+        alpha=alpha,
+    )
+    images = np.ascontiguousarray(x.transpose(2, 0, 1)[None])
+    return lambda: int(classifier.certify(images, n=num_estimation, batch_size=batch_size)[0][0])

@@ -1,0 +1,114 @@
+"""Classifiers that experiments train."""
+
+from __future__ import annotations
+
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax import data, losses, models, perturbations, training
+from robustjax.typing import ModelState
+
+RECIPE_OF = {"digits": "digits", "mnist": "mnist", "cifar10": "cohen_cifar10", "imagenet2012": "cohen_imagenet"}
+CACHED_BYTES = 2 * 2**30
+"""Training sets up to this size are decoded once and kept as uint8; larger ones stream."""
+
+
+class Classifier(NamedTuple):
+    """A model and its trained arrays.
+
+    Attributes:
+      functional: pure functions.
+      state: trained arrays.
+    """
+
+    functional: models.Functional
+    state: ModelState
+
+    def logits_fn(self) -> jax.tree_util.Partial:
+        """``x -> logits``, with the arrays as arguments of whatever is compiled around it."""
+        return jax.tree_util.Partial(_logits_of(self.functional.outputs), self.state)
+
+    def accuracy(self, dataset: data.Dataset, ids: np.ndarray, batch_size: int = 500) -> float:
+        """Share of the images with these ids that are classified correctly, without noise."""
+        predict = jax.jit(lambda state, x: self.functional.outputs(state, x).logits.argmax(-1))
+        correct = 0
+        for start in range(0, len(ids), batch_size):
+            block = dataset[ids[start : start + batch_size]]
+            correct += int((np.asarray(predict(self.state, block.image)) == block.label).sum())
+        return correct / len(ids)
+
+
+@functools.cache  # one function for each architecture, so that compiled programs are shared
+def _logits_of(outputs: Callable) -> Callable:
+    return lambda state, x: outputs(state, x).logits
+
+
+def recipe_of(dataset: str, recipe: str | None) -> training.Recipe:
+    """The recipe of that name or, for None, the one that the literature uses for the data set."""
+    known = ", ".join(training.RECIPES)
+    name = RECIPE_OF.get(dataset.split(":")[0]) if recipe is None else recipe
+    if name is None:
+        raise ValueError(f"recipe must be named for the data set {dataset!r}, one of {known}.")
+    if name not in training.RECIPES:
+        raise ValueError(f"recipe must be one of {known}, got {recipe!r}.")
+    return training.RECIPES[name]
+
+
+def build(model: str, dataset: data.Dataset, *, dtype: str, key: jax.Array) -> models.Functional:
+    """The untrained model for a data set's images, classes and normalisation."""
+    mean, std = data.channel_statistics(dataset)
+    settings = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes, "mean": mean, "std": std}
+    return models.functional(models.create(model, key, dtype=jnp.dtype(dtype), **settings))
+
+
+def gaussian_objective(sigma: float, *, augment: bool) -> losses.Objective:
+    """Cross-entropy under Gaussian noise (none for sigma 0), behind random crops and flips where ``augment``."""
+    images = perturbations.compose(perturbations.random_crop, perturbations.random_horizontal_flip) if augment else None
+    return losses.gaussian_augmentation(sigma=sigma, augment=images) if sigma else losses.standard(augment=images)
+
+
+def train(
+    folder: pathlib.Path,
+    functional: models.Functional,
+    dataset: data.Dataset,
+    *,
+    key: jax.Array,
+    objective: losses.Objective,
+    recipe: training.Recipe,
+    num_epochs: int | None,
+    seed: int,
+    log: Callable[[str], None],
+) -> tuple[Classifier, dict[str, float]]:
+    """Trains by a recipe, or takes up the training whose checkpoints are in the folder.
+
+    Returns:
+      The classifier; and the loss and accuracy of the last steps, with the seconds that this call took.
+    """
+    started = time.perf_counter()
+    num_epochs = recipe.num_epochs if num_epochs is None else num_epochs
+    batch_size = min(recipe.batch_size, len(dataset))
+    steps_per_epoch = len(dataset) // batch_size
+    optimizer = recipe.optimizer(steps_per_epoch, num_epochs)
+    if len(dataset) * math.prod(dataset.image_shape) <= CACHED_BYTES:
+        dataset = dataset.cached()
+    result = training.fit(
+        functional.apply,
+        training.init(key, functional.state, optimizer),
+        data.batches(dataset, batch_size, seed=seed),
+        objective=objective,
+        optimizer=optimizer,
+        num_steps=steps_per_epoch * num_epochs,
+        folder=folder,
+        checkpoint_every=max(100, 2 * steps_per_epoch),
+        log=log,
+    )
+    last = {name: float(column[-1]) for name, column in result.history.items() if name != "step"}
+    return Classifier(functional, result.state.model), {**last, "seconds": time.perf_counter() - started}

@@ -1,0 +1,88 @@
+"""What experiments share: the run folder, files written whole or not at all, and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+ConfigT = TypeVar("ConfigT")
+
+
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file so that it is there whole or not at all, whenever the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(unfinished, path)
+
+
+def open_run(folder: pathlib.Path, config: Any, *, same: tuple[str, ...], overwrite: bool) -> None:
+    """Makes the run folder, or takes up the run that is in it.
+
+    Args:
+      folder: of the run.
+      config: frozen dataclass, written as ``config.json``.
+      same: fields that may differ between the run there and the one that takes it up.
+      overwrite: whether a run that is there is deleted first.
+
+    Raises:
+      ValueError: the folder belongs to a run with another config, or holds something else.
+    """
+    path = folder / "config.json"
+    if overwrite and path.exists():
+        shutil.rmtree(folder)
+    ours = json.loads(json.dumps(dataclasses.asdict(config)))
+    if not path.exists():
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"folder {folder} is a file; use another name.")
+        if folder.exists() and any(p for p in folder.iterdir() if not p.name.endswith(".unfinished")):
+            raise ValueError(f"folder {folder} holds files but no config.json, so it is no run; use another name.")
+        write_whole(path, json.dumps(ours, indent=1) + "\n")
+        return
+    try:
+        theirs = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} cannot be read ({error}); pass --overwrite to start anew.") from error
+    names = [name for name in {**theirs, **ours} if name not in same and theirs.get(name) != ours.get(name)]
+    if names:
+        text = ", ".join(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in names)
+        raise ValueError(
+            f"folder {folder} belongs to a run with another config ({text}); "
+            "choose another --name, or pass --overwrite to start anew."
+        )
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with a free text, shown where ``console`` is a terminal."""
+    return Progress(
+        TextColumn("{task.fields[task_name]}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def command_line(config: type[ConfigT], run: Callable[[ConfigT], Any], description: str | None) -> None:
+    """Parses the command line into ``config`` and runs it; errors that speak to the user end without a trace."""
+    import tyro
+
+    spec = sys.modules["__main__"].__spec__
+    parsed = tyro.cli(config, description=description, prog=f"python -m {spec.name}" if spec else None)
+    try:
+        run(parsed)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues from here.")

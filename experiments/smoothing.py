@@ -1,0 +1,306 @@
+"""Trains a classifier with Gaussian noise and certifies it by randomized smoothing (Cohen et al., arXiv:1902.02918).
+
+Leaves results/smoothing/NAME with config.json, certificates.csv, metrics.json, report.md and a figure. The same command
+continues a run that was interrupted, from its last checkpoint or certificate.
+
+    python -m experiments.smoothing
+    python -m experiments.smoothing --dataset mnist --data-dir DIR --sigma 0.5 --num-estimation 10000 --num-images 500
+    python -m experiments.smoothing --dataset cifar10 --data-dir DIR --model resnet20 --skip 20
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import platform
+import time
+from typing import Literal
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments import _classifier, _run
+from robustjax import certification, data, metrics, plotting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a run; radii and sigma are l2, in units of [0, 1] pixels."""
+
+    dataset: str = "digits"
+    """digits (embedded), or any prepared TFDS data set with image and label."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets; None: $TFDS_DATA_DIR, else TFDS's own."""
+    train_split: str = "train"
+    """Images to train on, in TFDS syntax. To choose settings: 'train[:90%]' here and 'train[90%:]' to certify."""
+    test_split: str | None = None
+    """Images to certify, in TFDS syntax; None: the data set's test split."""
+    model: str = "cnn"
+    """mlp, lenet, cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in; parameters, noise and logits are float32."""
+    sigma: float = 0.25
+    """Standard deviation of the smoothing noise, in [0, 1] pixels."""
+    train_sigma: float | None = None
+    """Standard deviation of the training noise, in [0, 1] pixels; None: sigma; 0: no noise."""
+    grid: float | None = None
+    """Lattice step of the floating-point-sound sampler, in [0, 1] pixels, such as 1/4080; None: plain float32."""
+    recipe: str | None = None
+    """Training recipe: digits, mnist, cohen_cifar10 or cohen_imagenet; None: the one of the data set."""
+    num_epochs: int | None = None
+    """Passes over the training images; None: as the recipe; its schedule is scaled to fit."""
+    num_selection: int = 100
+    """Noisy copies of each image that select its class."""
+    num_estimation: int = 10_000
+    """Noisy copies of each image that bound the probability of the class; the field's tables use 100000."""
+    alpha: float = 0.001
+    """Probability, for each image, that its certificate is wrong."""
+    batch_size: int | None = None
+    """Noisy copies in one call of the model; None: 100 on a CPU, 1000 on an accelerator."""
+    skip: int = 1
+    """Certify every skip-th image; the field's habit is 20 on CIFAR-10 and 100 on ImageNet."""
+    num_images: int | None = None
+    """Certify at most so many images; None: all."""
+    radii: tuple[float, ...] = ()
+    """Radii of the table, in [0, 1] pixels; none given: up to the largest that can be certified."""
+    seed: int = 0
+    """Of initialisation, order of batches, training noise and smoothing noise."""
+    results_dir: str = "results"
+    """Where run folders go."""
+    name: str | None = None
+    """Name of the run folder; None: made of data set, model and noise."""
+    overwrite: bool = False
+    """Delete the run that is in the folder and start anew."""
+
+    def folder(self) -> pathlib.Path:
+        """The run folder."""
+        train = "" if self.train_sigma is None else f"-trained-{self.train_sigma:g}"
+        name = (
+            f"{self.dataset.replace('/', '-')}-{self.model}-{self.sigma:g}{train}" if self.name is None else self.name
+        )
+        return pathlib.Path(self.results_dir) / "smoothing" / name
+
+
+# What may differ when a run is taken up: it changes no certificate.
+SAME = ("results_dir", "name", "overwrite", "data_dir", "radii")
+COLUMNS = ("index", "label", "predicted", "radius", "correct", "probability", "seconds")
+
+
+def read_certificates(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray, certification.Certificate, np.ndarray]:
+    """Reads the whole lines of ``certificates.csv``: ids, labels, certificates and seconds, one entry per image.
+
+    A last line that a kill cut short is left out.
+
+    Raises:
+      ValueError: a line before the last cannot be read.
+    """
+    path = folder / "certificates.csv"
+    text = path.read_text() if path.exists() else ""
+    lines = text.split("\n")[1:-1]  # behind the last newline stands nothing, or half a line
+    rows = list(csv.reader(lines))
+    try:
+        parsed = [(int(i), int(y), int(c), float(r), bool(int(k)), float(p), float(s)) for i, y, c, r, k, p, s in rows]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to certify again, or pass --overwrite.") from error
+    columns = [np.asarray(column) for column in zip(*parsed)] or [np.zeros(0)] * len(COLUMNS)
+    ids, labels, predicted = (column.astype(np.int32) for column in columns[:3])
+    abstained = predicted == certification.ABSTAIN
+    return ids, labels, certification.Certificate(predicted, columns[3], columns[5], abstained), columns[6]
+
+
+def certify_images(
+    config: Config,
+    key: jax.Array,
+    classifier: _classifier.Classifier,
+    test: data.Dataset,
+    ids: np.ndarray,
+    console: Console,
+) -> None:
+    """Certifies the images that have no certificate yet; each is on disk before the next is begun."""
+    measure = certification.gaussian(config.sigma, config.grid)
+    path = config.folder() / "certificates.csv"
+    done, labels, certificate, _ = read_certificates(config.folder())
+    if not np.array_equal(done, ids[: len(done)]):
+        raise ValueError(f"{path} is of other images than this run's; delete it to certify again, or pass --overwrite.")
+    kept = path.read_text().split("\n")[: len(done) + 1] if path.exists() else []
+    _run.write_whole(path, "\n".join(kept or [",".join(COLUMNS)]) + "\n")
+    if 0 < len(done) < len(ids):
+        console.print(f"Resuming after {len(done)} of {len(ids)} certificates in {path}.", soft_wrap=True)
+    logits_fn = classifier.logits_fn()
+    samples = config.num_selection + config.num_estimation
+    settings = {"alpha": config.alpha, "batch_size": config.batch_size}
+    correct_at_sigma = int(((certificate.label == labels) & (certificate.radius >= config.sigma)).sum())
+    compiled = False
+    with path.open("a", newline="") as file, _run.progress_bar(console) as bar:
+        task = bar.add_task("", total=len(ids), completed=len(done), task_name="certifying")
+        for count, index in enumerate(ids[len(done) :], len(done) + 1):
+            image, label, _ = test[index : index + 1]
+            image_key = jax.random.fold_in(key, int(index))[None]
+            if not compiled:  # so that the seconds below are those of sampling
+                certification.certify(
+                    image_key, logits_fn, image, measure, num_selection=1, num_estimation=100, **settings
+                )
+                compiled = True
+            started = time.perf_counter()
+            (predicted,), (radius,), (probability,), _ = certification.certify(
+                image_key,
+                logits_fn,
+                image,
+                measure,
+                num_selection=config.num_selection,
+                num_estimation=config.num_estimation,
+                **settings,
+            )
+            seconds = time.perf_counter() - started
+            correct = int(predicted == label[0])
+            row = (index, label[0], predicted, repr(float(radius)), correct, repr(float(probability)), f"{seconds:.4f}")
+            file.write(",".join(map(str, row)) + "\n")
+            file.flush()
+            correct_at_sigma += bool(correct and radius >= config.sigma)
+            running = f"{correct_at_sigma / count:.3f} certified at {config.sigma:g}"
+            bar.update(task, completed=count, description=f"{running}, {samples / seconds:,.0f} samples/s")
+
+
+def summarize(config: Config, standard_accuracy: float, training: dict[str, float]) -> dict:
+    """Computes the numbers of the table from the certificates on disk."""
+    _, labels, certificate, seconds = read_certificates(config.folder())
+    radii = config.radii or default_radii(config)
+    samples = len(labels) * (config.num_selection + config.num_estimation)
+    return {
+        "num_images": len(labels),
+        "standard_accuracy": standard_accuracy,
+        "radii": list(radii),
+        "certified_accuracy": metrics.certified_accuracy(certificate, labels, radii).tolist(),
+        "average_certified_radius": metrics.average_certified_radius(certificate, labels),
+        "abstained": float(certificate.abstained.mean()),
+        "samples_per_second": samples / max(float(seconds.sum()), 1e-9),
+        "seconds_per_image": float(seconds.mean()),
+        "training": training,
+        "machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} x {platform.machine()}",
+        "jax": jax.__version__,
+    }
+
+
+def default_radii(config: Config) -> tuple[float, ...]:
+    """Multiples of 0.25 (0.5, where they are many) up to the largest radius that these draws can certify."""
+    n = config.num_estimation
+    bound = certification.binomial_lower_bound(n, n, config.alpha)
+    largest = float(certification.gaussian(config.sigma).radius(bound))
+    step = 0.25 if largest <= 2.5 else 0.5
+    return tuple(np.arange(0, largest, step).tolist())
+
+
+def rows_of(summary: dict) -> list[tuple[str, str]]:
+    """The table of a run as pairs of texts."""
+    certified = zip(summary["radii"], summary["certified_accuracy"], strict=True)
+    return [
+        ("images", f"{summary['num_images']:,}"),
+        ("standard accuracy", f"{summary['standard_accuracy']:.3f}"),
+        *((f"certified accuracy at radius {radius:.2f}", f"{accuracy:.3f}") for radius, accuracy in certified),
+        ("average certified radius (ACR)", f"{summary['average_certified_radius']:.3f}"),
+        ("abstained", f"{summary['abstained']:.3f}"),
+        ("samples per second", f"{summary['samples_per_second']:,.0f}"),
+    ]
+
+
+def curve_of(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Radii and marks for ``plotting.certified_accuracy_curve``."""
+    _, labels, certificate, _ = read_certificates(folder)
+    return certificate.radius, (certificate.label == labels) & ~certificate.abstained
+
+
+def png_of(figure) -> bytes:
+    """A figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def report(config: Config, summary: dict, console: Console) -> None:
+    """Prints the table; writes metrics.json, report.md and the figure."""
+    folder = config.folder()
+    title = f"{config.dataset} {config.model}, sigma {config.sigma:g} (l2, [0, 1] pixels)"
+    table = Table("", "value", title=title)
+    table.columns[1].justify = "right"
+    for row in rows_of(summary):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+    lines = [f"| {name} | {value} |" for name, value in rows_of(summary)]
+    settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
+    text = [
+        f"# {title}",
+        "",
+        f"Each certificate is wrong with probability at most {config.alpha:g}, image by image; radii in the l2 norm.",
+        "",
+        *("| | value |", "|---|---|", *lines),
+        "",
+        "![certified accuracy](figures/certified_accuracy.png)",
+        "",
+        f"Machine: {summary['machine']}, jax {summary['jax']}.",
+        "",
+        *("| setting | value |", "|---|---|", *settings),
+    ]
+    figure = plotting.certified_accuracy_curve({f"sigma {config.sigma:g}": curve_of(folder)}, title=title)
+    _run.write_whole(folder / "figures" / "certified_accuracy.png", png_of(figure))
+    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
+
+
+def check(config: Config) -> None:
+    """Raises ValueError for a setting that is out of its range, before anything is written."""
+    certification.gaussian(config.sigma, config.grid)
+    for name in ("num_selection", "num_estimation", "skip", "num_images", "num_epochs", "batch_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
+    if not 0 < config.alpha < 1:
+        raise ValueError(f"alpha must lie strictly between 0 and 1, got {config.alpha}.")
+    if config.train_sigma is not None and not 0 <= config.train_sigma < float("inf"):
+        raise ValueError(f"train_sigma must be 0 or positive and finite, got {config.train_sigma}.")
+    if not all(radius >= 0 for radius in config.radii):
+        raise ValueError(f"radii must be at least 0, got {config.radii}.")
+
+
+def run(config: Config) -> dict:
+    """Trains, certifies and reports, or does what is left of it.
+
+    Returns:
+      The summary that is written to ``metrics.json``.
+    """
+    console = Console()
+    check(config)
+    recipe = _classifier.recipe_of(config.dataset, config.recipe)
+    train = data.load(config.dataset, config.train_split, config.data_dir)
+    test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
+    ids = np.arange(0, len(test), config.skip)[: config.num_images]
+    model_key, train_key, certify_key = jax.random.split(jax.random.key(config.seed), 3)
+    functional = _classifier.build(config.model, train, dtype=config.dtype, key=model_key)
+    folder = config.folder()
+    _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    sigma = config.sigma if config.train_sigma is None else config.train_sigma
+    classifier, trained = _classifier.train(
+        folder / "checkpoints",
+        functional,
+        train,
+        key=train_key,
+        objective=_classifier.gaussian_objective(sigma, augment=recipe.augment),
+        recipe=recipe,
+        num_epochs=config.num_epochs,
+        seed=config.seed,
+        log=lambda message: console.print(message, soft_wrap=True),
+    )
+    certify_images(config, certify_key, classifier, test, ids, console)
+    summary = summarize(config, classifier.accuracy(test, ids), trained)
+    report(config, summary, console)
+    return summary
+
+
+if __name__ == "__main__":
+    _run.command_line(Config, run, __doc__)

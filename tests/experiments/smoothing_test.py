@@ -1,0 +1,200 @@
+"""The smoothing experiment as a user meets it: a run, the same again, interrupted, changed, and badly set."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments import _run, smoothing, smoothing_report
+from robustjax import certification, metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = {"num_epochs": 2, "num_images": 6, "skip": 50, "num_estimation": 300, "sigma": 0.3}
+
+
+def without_seconds(folder) -> list[list[str]]:
+    return [row[:-1] for row in csv.reader((folder / "certificates.csv").read_text().splitlines())]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = smoothing.Config(results_dir=str(tmp_path_factory.mktemp("results")), **TINY)
+    return config, smoothing.run(config)
+
+
+def test_a_run_leaves_its_folder(finished):
+    config, summary = finished
+    folder = config.folder()
+    assert folder.parts[-2:] == ("smoothing", "digits-cnn-0.3")
+    assert json.loads((folder / "metrics.json").read_text()) == summary
+    rows = list(csv.DictReader((folder / "certificates.csv").read_text().splitlines()))
+    assert tuple(rows[0]) == smoothing.COLUMNS
+    assert [int(row["index"]) for row in rows] == [0, 50, 100, 150, 200, 250]
+    assert all(int(row["correct"]) == (row["label"] == row["predicted"]) for row in rows)
+    assert (folder / "figures" / "certified_accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    assert "average certified radius" in (folder / "report.md").read_text()
+
+
+def test_the_numbers_are_those_of_the_certificates(finished):
+    config, summary = finished
+    ids, labels, certificate, _ = smoothing.read_certificates(config.folder())
+    np.testing.assert_allclose(
+        certificate.radius,
+        np.where(certificate.abstained, 0, certification.gaussian(0.3).radius(certificate.probability)),
+    )
+    assert summary["average_certified_radius"] == metrics.average_certified_radius(certificate, labels)
+    assert summary["radii"] == [0.0, 0.25, 0.5]  # the largest that 300 draws certify is 0.3 * 2.0
+    from robustjax import data
+
+    np.testing.assert_array_equal(labels, data.load("digits", "test")[ids].label)
+
+
+def test_the_same_run_again_reuses_what_is_there(finished, capfd):
+    config, summary = finished
+    before = (config.folder() / "certificates.csv").read_bytes()
+    again = smoothing.run(config)
+    assert (config.folder() / "certificates.csv").read_bytes() == before
+    assert {**again, "training": None} == {**summary, "training": None}
+    assert "Re-using the finished training of 20 steps" in capfd.readouterr().out
+
+
+def test_a_line_cut_short_is_done_again(finished):
+    config, _ = finished
+    path = config.folder() / "certificates.csv"
+    whole = without_seconds(config.folder())
+    path.write_text(path.read_text()[:-25])
+    smoothing.run(config)
+    assert without_seconds(config.folder()) == whole
+
+
+def test_a_damaged_line_is_told(finished):
+    config, _ = finished
+    path = config.folder() / "certificates.csv"
+    content = path.read_text()
+    path.write_text(content.replace("\n50,", "\n5x,", 1))
+    try:
+        with pytest.raises(ValueError, match=r"certificates.csv is damaged .*; delete it to certify again"):
+            smoothing.run(config)
+    finally:
+        path.write_text(content)
+
+
+def test_another_config_is_refused_and_overwrite_starts_anew(finished, tmp_path):
+    config, _ = finished
+    with pytest.raises(ValueError, match="another config .*alpha: 0.001 there, 0.01 now.*--overwrite to start anew"):
+        smoothing.run(dataclasses.replace(config, alpha=0.01))
+    settings = {**TINY, "num_images": 2, "results_dir": str(tmp_path)}
+    smoothing.run(smoothing.Config(**settings))
+    summary = smoothing.run(smoothing.Config(**settings, alpha=0.01, overwrite=True))
+    assert summary["num_images"] == 2
+    assert json.loads((tmp_path / "smoothing" / "digits-cnn-0.3" / "config.json").read_text())["alpha"] == 0.01
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    folder = tmp_path / "smoothing" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("text")
+    with pytest.raises(ValueError, match=r"holds files but no config.json"):
+        smoothing.run(smoothing.Config(name="mine", results_dir=str(tmp_path), overwrite=True, **TINY))
+    assert (folder / "thesis.tex").read_text() == "text"
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_certificates(finished, tmp_path):
+    """SIGKILL, several times, while training and while certifying."""
+    config, _ = finished
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    command = [sys.executable, "-m", "experiments.smoothing", f"--results-dir={tmp_path}", *flags]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",  # as in this process: training then rounds alike
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    seed = random.randrange(10**6)
+    generator = random.Random(seed)
+    folder = tmp_path / "smoothing" / "digits-cnn-0.3"
+    # Once after the run has begun, somewhere in training; once after a number of certificates.
+    for path, lines, delay in (
+        (folder / "config.json", 0, 4),
+        (folder / "certificates.csv", generator.randrange(6), 0.05),
+    ):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if path.exists() and path.read_text().count("\n") > lines:
+                time.sleep(generator.uniform(0, delay))
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    assert without_seconds(folder) == without_seconds(config.folder()), f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sigma": -0.25}, "sigma must be positive and finite, got -0.25"),
+        ({"alpha": 1.0}, "alpha must lie strictly between 0 and 1, got 1.0"),
+        ({"num_estimation": 0}, "num_estimation must be an integer of at least 1, got 0"),
+        ({"num_selection": -1}, "num_selection must be an integer of at least 1, got -1"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"num_epochs": 0}, "num_epochs must be an integer of at least 1, got 0"),
+        ({"skip": 0}, "skip must be an integer of at least 1, got 0"),
+        ({"train_sigma": -1.0}, "train_sigma must be 0 or positive and finite, got -1.0"),
+        ({"grid": 1.0}, "grid must not be coarser than sigma"),
+        ({"radii": (-0.5,)}, "radii must be at least 0"),
+        ({"model": "alexnet"}, "must be one of mlp, lenet, cnn"),
+        ({"recipe": "none"}, "recipe must be one of digits, mnist"),
+        ({"dataset": "no_such_set"}, "no_such_set"),
+        ({"test_split": "exam"}, "exam"),
+    ],
+)
+def test_a_bad_setting_is_named_and_nothing_is_written(settings, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        smoothing.run(smoothing.Config(results_dir=str(tmp_path), **settings))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_user_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "experiments.smoothing", "--sigma", "0", f"--results-dir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: sigma must be positive and finite, got 0.0.\n"
+
+
+def test_the_help_shows_every_setting(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["smoothing", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        _run.command_line(smoothing.Config, smoothing.run, smoothing.__doc__)
+    text = capsys.readouterr().out
+    assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(smoothing.Config))
+
+
+def test_runs_are_compared(finished, tmp_path, capfd):
+    config, summary = finished
+    output = tmp_path / "both.png"
+    smoothing_report.run(smoothing_report.Config(runs=(config.folder(), config.folder()), output=output))
+    assert output.read_bytes()[:4] == b"\x89PNG"
+    assert f"{summary['average_certified_radius']:.3f}" in capfd.readouterr().out
+    with pytest.raises(FileNotFoundError, match="is no finished run"):
+        smoothing_report.run(smoothing_report.Config(runs=(tmp_path,)))
+    with pytest.raises(ValueError, match="runs must name at least one"):
+        smoothing_report.run(smoothing_report.Config(runs=()))
+
+
+@pytest.mark.data
+def test_a_tfds_data_set_runs_the_same(data_dir, tmp_path):
+    settings = {**TINY, "num_epochs": 1, "num_images": 2, "train_split": "train[:512]", "skip": 1}
+    summary = smoothing.run(smoothing.Config(dataset="mnist", data_dir=data_dir, results_dir=str(tmp_path), **settings))
+    assert summary["num_images"] == 2

@@ -1,0 +1,169 @@
+"""The house itself: which room may import which, where Flax stays, what an import costs, that names are explained."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "robustjax"
+ORDER = (
+    "_validate", "typing", "data", "perturbations", "models", "losses", "attacks", "certification", "scoring",
+    "metrics", "plotting",
+)  # fmt: skip
+MAY_IMPORT = {room: {*ORDER[: i + 1]} for i, room in enumerate(ORDER)} | {
+    "training": {"_validate", "typing", "data", "models", "losses", "perturbations", "training"}
+}
+ROOMS = sorted(path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
+ROOMS.remove("__init__")
+
+
+def files_of(room: str) -> list[pathlib.Path]:
+    path = PACKAGE / f"{room}.py"
+    return [path] if path.exists() else sorted((PACKAGE / room).rglob("*.py"))
+
+
+def imports_of(source: str) -> set[str]:
+    """Dotted names of all that a source imports, at the top, in a function or for type checkers alone."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def forbidden(room: str, source: str) -> set[str]:
+    """What a file of the room imports and must not."""
+    wrong = set()
+    for name in imports_of(source):
+        top, _, rest = name.partition(".")
+        inside = top == "robustjax" and rest.split(".")[0] in MAY_IMPORT[room]
+        if top in ("robustjax", "experiments", "benchmarks", "tests") and not inside:
+            wrong.add(name)
+        if top == "flax" and room != "models":
+            wrong.add(name)
+    return wrong
+
+
+def test_every_room_has_its_place():
+    assert set(ROOMS) <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "wrong"),
+    [
+        ("losses", "from robustjax import _validate, data\nfrom robustjax.models import cnn", set()),
+        ("losses", "from robustjax import certification, data", {"robustjax.certification"}),
+        ("data", "def f():\n  from robustjax.metrics._certified import a", {"robustjax.metrics._certified.a"}),
+        ("metrics", "import robustjax", {"robustjax"}),
+        ("metrics", "import robustjax.training as t", {"robustjax.training"}),
+        ("training", "from robustjax import certification, losses", {"robustjax.certification"}),
+        ("plotting", "if TYPE_CHECKING:\n  from experiments import _run", {"experiments._run"}),
+        ("losses", "import flax.nnx", {"flax.nnx"}),
+        ("models", "from flax import nnx", set()),
+    ],
+)
+def test_a_forbidden_import_is_seen(room, source, wrong):
+    assert forbidden(room, source) == wrong
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_what_stands_to_their_left(room):
+    wrong = {path.relative_to(ROOT): forbidden(room, path.read_text()) for path in files_of(room)}
+    assert not {str(path): names for path, names in wrong.items() if names}
+
+
+@pytest.mark.parametrize("folder", ["robustjax", "experiments"])
+def test_no_file_is_long(folder):
+    lines = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in (ROOT / folder).rglob("*.py")}
+    assert lines
+    assert not {path: count for path, count in lines.items() if count > 400}
+
+
+def test_import_is_quick_lean_and_leaves_devices_alone():
+    script = """
+import sys, time
+import jax
+start = time.perf_counter()
+import robustjax
+print(time.perf_counter() - start)
+from jax._src import xla_bridge
+print(xla_bridge.backends_are_initialized())
+heavy = ("tensorflow", "tensorflow_datasets", "matplotlib.pyplot", "sklearn", "orbax", "tyro")
+print([name for name in heavy if name in sys.modules])
+"""
+    fastest = float("inf")
+    for _ in range(3):  # the least of three, because other processes may be busy
+        arguments = [sys.executable, "-c", script]
+        output = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        seconds, initialized, heavy = output.splitlines()
+        assert (initialized, heavy) == ("False", "[]")
+        fastest = min(fastest, float(seconds))
+        if fastest < 2:
+            break
+    assert fastest < 2
+
+
+def definitions(path: pathlib.Path) -> dict[str, ast.stmt]:
+    """What a file defines at its top, by name."""
+    found = {}
+    for node in ast.parse(path.read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for name in [getattr(node, "name", None), *(getattr(target, "id", None) for target in targets)]:
+            if name is not None:
+                found[name] = node
+    return found
+
+
+def docstring(path: pathlib.Path, name: str) -> str | None:
+    """The docstring in the source, of a function, a class, another name for one, or a constant (the string below)."""
+    body = ast.parse(path.read_text()).body
+    node = definitions(path)[name]
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return ast.get_docstring(node)
+    if isinstance(node.value, ast.Name) and node.value.id in definitions(path):
+        return docstring(path, node.value.id)
+    below = next((after for before, after in zip(body, body[1:]) if before.lineno == node.lineno), None)
+    text = below.value if isinstance(below, ast.Expr) else None
+    return text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else None
+
+
+def public_names() -> list[tuple[pathlib.Path, str]]:
+    """Where each public name of each room is defined."""
+    places = []
+    for room in ROOMS:
+        if room.startswith("_"):
+            continue
+        path = files_of(room)[0] if (PACKAGE / f"{room}.py").exists() else PACKAGE / room / "__init__.py"
+        places += [(path, name) for name in definitions(path) if not name.startswith("_")]
+        for node in ast.parse(path.read_text()).body:
+            if path.name == "__init__.py" and isinstance(node, ast.ImportFrom) and node.module.startswith("robustjax."):
+                source = ROOT / (node.module.replace(".", "/") + ".py")
+                places += [(source, alias.name) for alias in node.names]
+    return places
+
+
+def test_every_public_name_has_a_docstring():
+    names = public_names()
+    assert len(names) > 60
+    assert not [f"{path.relative_to(ROOT)}: {name}" for path, name in names if not docstring(path, name)]
+
+
+def test_every_public_function_tells_its_arguments_and_its_result():
+    missing = []
+    for path, name in public_names():
+        node, text = definitions(path)[name], docstring(path, name) or ""
+        if isinstance(node, ast.FunctionDef):
+            arguments = node.args
+            takes = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+            nothing = isinstance(node.returns, ast.Constant) and node.returns.value is None
+            wanted = {"Args:"} if any(takes) else set()
+            wanted |= {"Returns:"} if any(takes) and not nothing else set()
+            wanted -= {line.strip() for line in text.splitlines()}
+            missing += [f"{path.relative_to(ROOT)}: {name}: {section}" for section in sorted(wanted)]
+    assert not missing
