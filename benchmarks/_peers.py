@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
-from torch import nn
+import torch  # pyrefly: ignore[missing-import]
+from torch import nn  # pyrefly: ignore[missing-import]
 
 from robustjax.typing import ModelState
 
@@ -69,8 +69,8 @@ def sample_counts(model: Cnn, x: np.ndarray, *, sigma: float, num_samples: int, 
 def art_certify(
     model: Cnn, x: np.ndarray, *, sigma: float, alpha: float, num_selection: int, num_estimation: int, batch_size: int
 ) -> Callable[[], int]:
-    """Certifying one image ``(height, width, channels)`` by the Adversarial Robustness Toolbox, which gives the label."""
-    from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
+    """Certifying one image ``(height, width, channels)`` by IBM's toolbox; the call gives its label."""
+    from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing  # pyrefly: ignore
 
     classifier = PyTorchRandomizedSmoothing(
         model,

@@ -49,8 +49,8 @@ class Config:
     """Standard deviation of the smoothing noise, in [0, 1] pixels."""
     train_sigma: float | None = None
     """Standard deviation of the training noise, in [0, 1] pixels; None: sigma; 0: no noise."""
-    grid: float | None = None
-    """Lattice step of the floating-point-sound sampler, in [0, 1] pixels, such as 1/4080; None: plain float32."""
+    grid: int | None = None
+    """Round noisy copies to so many steps to a grey level (1/255), such as 16; None: plain float32 addition."""
     recipe: str | None = None
     """Training recipe: digits, mnist, cohen_cifar10 or cohen_imagenet; None: the one of the data set."""
     num_epochs: int | None = None
@@ -77,6 +77,10 @@ class Config:
     """Name of the run folder; None: made of data set, model and noise."""
     overwrite: bool = False
     """Delete the run that is in the folder and start anew."""
+
+    def measure(self) -> certification.Gaussian:
+        """The smoothing measure."""
+        return certification.gaussian(self.sigma, None if self.grid is None else 1 / (255 * self.grid))
 
     def folder(self) -> pathlib.Path:
         """The run folder."""
@@ -123,7 +127,7 @@ def certify_images(
     console: Console,
 ) -> None:
     """Certifies the images that have no certificate yet; each is on disk before the next is begun."""
-    measure = certification.gaussian(config.sigma, config.grid)
+    measure = config.measure()
     path = config.folder() / "certificates.csv"
     done, labels, certificate, _ = read_certificates(config.folder())
     if not np.array_equal(done, ids[: len(done)]):
@@ -191,7 +195,7 @@ def default_radii(config: Config) -> tuple[float, ...]:
     """Multiples of 0.25 (0.5, where they are many) up to the largest radius that these draws can certify."""
     n = config.num_estimation
     bound = certification.binomial_lower_bound(n, n, config.alpha)
-    largest = float(certification.gaussian(config.sigma).radius(bound))
+    largest = float(config.measure().radius(bound))
     step = 0.25 if largest <= 2.5 else 0.5
     return tuple(np.arange(0, largest, step).tolist())
 
@@ -255,11 +259,11 @@ def report(config: Config, summary: dict, console: Console) -> None:
 
 def check(config: Config) -> None:
     """Raises ValueError for a setting that is out of its range, before anything is written."""
-    certification.gaussian(config.sigma, config.grid)
-    for name in ("num_selection", "num_estimation", "skip", "num_images", "num_epochs", "batch_size"):
+    for name in ("num_selection", "num_estimation", "skip", "num_images", "num_epochs", "batch_size", "grid"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
+    config.measure()
     if not 0 < config.alpha < 1:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {config.alpha}.")
     if config.train_sigma is not None and not 0 <= config.train_sigma < float("inf"):

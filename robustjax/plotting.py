@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart by all common kinds of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 
 
 def certified_accuracy_curve(
@@ -57,7 +57,7 @@ def certified_accuracy_curve(
         reached = np.sort(radius[correct])
         height = np.arange(reached.size, -1, -1) / radius.size
         edges = np.concatenate([[0.0], reached])
-        colour, dash = COLOURS[i % len(COLOURS)], ("-", "--", ":", "-.")[i // len(COLOURS) % 4]
+        colour, dash = _COLOURS[i % len(_COLOURS)], ("-", "--", ":", "-.")[i // len(_COLOURS) % 4]
         # The value at an edge is the one before the fall: an image certified at exactly r counts at r.
         axes.step(edges, height, where="post", color=colour, linestyle=dash, linewidth=1.6, label=name)
         farthest = max(farthest, edges[-1])

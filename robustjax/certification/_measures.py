@@ -57,7 +57,7 @@ class Gaussian:
       With exact arithmetic, g is constant on the open l2 ball of radius R whenever ``P[f(x + noise) = A] >= p_A``.
       In floating point the default breaks a small promise: ``fl(x + noise)`` keeps traces of x in its last bits, so
       that two nearby inputs do not have exactly shifted noise, and a base classifier built to read those bits can
-      void the certificate (Voracek and Hein). No trained network is known to. With ``grid``, a copy is
+      void the certificate (Voracek and Hein). With ``grid``, a copy is
       ``grid * (round(x / grid) + round(noise / grid))`` in integers, so that for x on the lattice it is exactly the
       rounded ``x + noise`` and its noise no longer depends on x; the certificate is that of the base classifier
       behind the rounding, around the lattice point nearest to x. What remains is that the normal itself is a float32
@@ -65,7 +65,7 @@ class Gaussian:
 
     Reference:
       Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via randomized smoothing", arXiv:1902.02918;
-      Voracek and Hein, "Sound randomized smoothing in floating-point arithmetic", arXiv:2207.07209.
+      Voracek and Hein, "Sound randomized smoothing in floating-point arithmetics", arXiv:2207.07209.
     """
 
     sigma: float

@@ -32,6 +32,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
 }
+"""Constructors by name."""
 
 
 def create(name: str, key: Key[Array, ""], **settings: Any) -> Classifier:

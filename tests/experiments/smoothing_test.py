@@ -152,7 +152,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_certificates(finished, t
         ({"num_epochs": 0}, "num_epochs must be an integer of at least 1, got 0"),
         ({"skip": 0}, "skip must be an integer of at least 1, got 0"),
         ({"train_sigma": -1.0}, "train_sigma must be 0 or positive and finite, got -1.0"),
-        ({"grid": 1.0}, "grid must not be coarser than sigma"),
+        ({"grid": 0}, "grid must be an integer of at least 1, got 0"),
         ({"radii": (-0.5,)}, "radii must be at least 0"),
         ({"model": "alexnet"}, "must be one of mlp, lenet, cnn"),
         ({"recipe": "none"}, "recipe must be one of digits, mnist"),

@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(fit, tmp_path, rng, t
     assert same(again.state, whole.state)
     assert steps(tmp_path) == [10, 15]
     fit(15, folder=tmp_path, log=said.append)
-    assert said[2].startswith("Resuming from step 15")
+    assert said[2].startswith("Re-using the finished training of 15 steps")
 
 
 def test_damaged_checkpoints_do_not_push_out_whole_ones(fit, tmp_path, rng):

@@ -1,0 +1,75 @@
+"""What the documents name exists: functions of the method catalogue, and commands that parse wherever they stand."""
+
+import importlib
+import pathlib
+import re
+import shlex
+
+import pytest
+import tyro
+
+ROOT = pathlib.Path(__file__).parents[1]
+CATALOGUE = ROOT / "docs" / "methods.md"
+COLUMNS = ["Method", "Paper (arXiv)", "Function", "Command", "Claim", "Measured"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", CATALOGUE, *sorted((ROOT / "experiments").glob("[!_]*.py"))]
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def rows() -> list[dict[str, str]]:
+    head, rule, *lines = [line for line in CATALOGUE.read_text().splitlines() if line.startswith("|")]
+    assert cells_of(head) == COLUMNS
+    assert set("".join(cells_of(rule))) == {"-"}
+    return [dict(zip(COLUMNS, cells_of(line), strict=True)) for line in lines]
+
+
+def functions_of(row: dict[str, str]) -> list:
+    names = re.findall(r"`(\w+)\.(\w+)`", row["Function"])
+    return [getattr(importlib.import_module(f"robustjax.{room}"), name) for room, name in names]
+
+
+def commands_in(text: str) -> list[str]:
+    """Every ``python -m experiments.NAME ...``, up to the end of its line or of its quotation."""
+    return re.findall(r"python -m experiments\.[^`\n]*", text.replace("\\\n", " "))
+
+
+def parse(command: str):
+    module, *arguments = shlex.split(command, comments=True)[2:]
+    arguments = [argument for argument in arguments if argument != "--help"]
+    return tyro.cli(importlib.import_module(module).Config, args=arguments)
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row["Method"])
+def test_each_row_names_what_there_is(row):
+    assert all(row.values())
+    functions = functions_of(row)
+    assert functions
+    papers = re.findall(r"\[(\d{4}\.\d{5})\]\(https://arxiv.org/abs/(\d{4}\.\d{5})\)", row["Paper (arXiv)"])
+    assert papers or "not on arXiv" in row["Paper (arXiv)"]
+    for shown, linked in papers:
+        assert shown == linked
+        assert any(shown in (function.__doc__ or "") for function in functions)
+    assert commands_in(row["Command"]) or row["Command"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), [(page.name, command) for page in PAGES for command in commands_in(page.read_text())]
+)
+def test_each_command_parses(page, command):
+    del page
+    parse(command)
+
+
+def test_commands_are_found_and_wrong_ones_fail(capsys):
+    assert len(commands_in((ROOT / "README.md").read_text())) >= 4
+    assert len(commands_in(CATALOGUE.read_text())) >= 5
+    assert commands_in("run `python -m experiments.a --b 1`, then\n  python -m experiments.c \\\n --d 2\nnow") == [
+        "python -m experiments.a --b 1", "python -m experiments.c   --d 2",
+    ]  # fmt: skip
+    assert parse("python -m experiments.smoothing --sigma 0.75 --help  # slow").sigma == 0.75
+    for wrong in ("smoothing --sigm 0.5", "smoothing --sigma high", "smoothing_report RUN --radii high"):
+        with pytest.raises(SystemExit):
+            parse(f"python -m experiments.{wrong}")
+    assert capsys.readouterr().err
