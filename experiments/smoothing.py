@@ -52,7 +52,7 @@ class Config:
     grid: int | None = None
     """Round noisy copies to so many steps to a grey level (1/255), such as 16; None: plain float32 addition."""
     recipe: str | None = None
-    """Training recipe: digits, mnist, cohen_cifar10 or cohen_imagenet; None: the one of the data set."""
+    """Training recipe: digits, mnist, mnist_short, cohen_cifar10 or cohen_imagenet; None: the one of the data set."""
     num_epochs: int | None = None
     """Passes over the training images; None: as the recipe; its schedule is scaled to fit."""
     num_selection: int = 100
