@@ -38,9 +38,7 @@ def open_run(folder: pathlib.Path, config: Any, *, same: tuple[str, ...], overwr
       ValueError: the folder belongs to a run with another config, or holds something else.
     """
     path = folder / "config.json"
-    if overwrite and path.exists():
-        shutil.rmtree(folder)
-    ours = json.loads(json.dumps(dataclasses.asdict(config)))
+    ours = {"run": folder.parent.name, **json.loads(json.dumps(dataclasses.asdict(config)))}
     if not path.exists():
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"folder {folder} is a file; use another name.")
@@ -49,9 +47,14 @@ def open_run(folder: pathlib.Path, config: Any, *, same: tuple[str, ...], overwr
         write_whole(path, json.dumps(ours, indent=1) + "\n")
         return
     try:
-        theirs = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} cannot be read ({error}); pass --overwrite to start anew.") from error
+        theirs = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete the folder to start anew.") from error
+    if not isinstance(theirs, dict) or theirs.get("run") != ours["run"]:
+        raise ValueError(f"folder {folder} is no run of this experiment; use another name.")
+    if overwrite:  # only what is known to be a run of ours
+        shutil.rmtree(folder)
+        return open_run(folder, config, same=same, overwrite=False)
     names = [name for name in {**theirs, **ours} if name not in same and theirs.get(name) != ours.get(name)]
     if names:
         text = ", ".join(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in names)

@@ -85,9 +85,8 @@ class Config:
     def folder(self) -> pathlib.Path:
         """The run folder."""
         train = "" if self.train_sigma is None else f"-trained-{self.train_sigma:g}"
-        name = (
-            f"{self.dataset.replace('/', '-')}-{self.model}-{self.sigma:g}{train}" if self.name is None else self.name
-        )
+        dataset = self.dataset.replace("/", "-").replace(":", "-")
+        name = self.name if self.name is not None else f"{dataset}-{self.model}-{self.sigma:g}{train}"
         return pathlib.Path(self.results_dir) / "smoothing" / name
 
 
@@ -105,7 +104,7 @@ def read_certificates(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray, cer
       ValueError: a line before the last cannot be read.
     """
     path = folder / "certificates.csv"
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(errors="replace") if path.exists() else ""
     lines = text.split("\n")[1:-1]  # behind the last newline stands nothing, or half a line
     rows = list(csv.reader(lines))
     try:
@@ -264,6 +263,8 @@ def check(config: Config) -> None:
         if value is not None and value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
     config.measure()
+    if config.name is not None and (config.name in ("", ".", "..") or pathlib.Path(config.name).name != config.name):
+        raise ValueError(f"name must be the name of a folder, got {config.name!r}.")
     if not 0 < config.alpha < 1:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {config.alpha}.")
     if config.train_sigma is not None and not 0 <= config.train_sigma < float("inf"):

@@ -8,6 +8,14 @@ from robustjax import _validate
 from robustjax.typing import ArrayLike
 
 
+def _check_integers(least: int, **values: np.ndarray) -> None:
+    for name, value in values.items():
+        if not np.issubdtype(value.dtype, np.integer):
+            raise ValueError(f"{name} must be integers, got {value.dtype}.")
+        if (value < least).any():
+            raise ValueError(f"{name} must be at least {least}, got {value.min()}.")
+
+
 def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) -> np.ndarray:
     r"""Computes the one-sided Clopper-Pearson lower confidence bound of a probability.
 
@@ -34,11 +42,8 @@ def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) 
 
     _validate.probability(alpha=alpha)
     successes, trials = np.asarray(successes), np.asarray(trials)
-    for name, value, least in (("successes", successes, 0), ("trials", trials, 1)):
-        if not np.issubdtype(value.dtype, np.integer):
-            raise ValueError(f"{name} must be integers, got {value.dtype}.")
-        if (value < least).any():
-            raise ValueError(f"{name} must be at least {least}, got {value.min()}.")
+    _check_integers(0, successes=successes)
+    _check_integers(1, trials=trials)
     if (successes > trials).any():
         raise ValueError(f"successes must not exceed trials, got {successes.max()} of {trials.min()}.")
     k, n = np.broadcast_arrays(successes.astype(np.float64), trials.astype(np.float64))
@@ -56,8 +61,14 @@ def sign_test_p_value(first: ArrayLike, second: ArrayLike) -> np.ndarray:
 
     Returns:
       float64 array; 1 where the counts are equal (or both 0).
+
+    Raises:
+      ValueError: for counts that are not integers >= 0, or differ in shape.
     """
     from scipy import stats
 
     first, second = np.asarray(first), np.asarray(second)
+    if first.shape != second.shape:
+        raise ValueError(f"first and second must have one shape, got {first.shape} and {second.shape}.")
+    _check_integers(0, first=first, second=second)
     return np.asarray(np.minimum(1.0, 2.0 * stats.binom.sf(np.maximum(first, second) - 1, first + second, 0.5)))

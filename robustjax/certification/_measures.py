@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -51,7 +52,8 @@ class Gaussian:
         on the lattice when ``1 / (255 * grid)`` is a whole number; ``grid=1/4080`` is 16 steps to a grey level.
 
     Raises:
-      ValueError: for a sigma or grid that is not positive and finite, or a grid coarser than sigma.
+      ValueError: for a sigma or grid that is not positive and finite, and for a grid coarser than sigma or finer than
+        float32 resolves.
 
     Guarantee:
       With exact arithmetic, g is constant on the open l2 ball of radius R whenever ``P[f(x + noise) = A] >= p_A``.
@@ -73,11 +75,19 @@ class Gaussian:
     norm = "l2"
 
     def __post_init__(self):
+        if isinstance(self.sigma, jax.core.Tracer) or isinstance(self.grid, jax.core.Tracer):
+            raise ValueError("sigma and grid must be numbers, not traced: a measure is a static argument.")
         _validate.positive(sigma=self.sigma)
+        object.__setattr__(self, "sigma", float(self.sigma))  # arrays and NumPy's numbers too, so that equal is equal
         if self.grid is not None:
             _validate.positive(grid=self.grid)
-            if self.grid > self.sigma:
-                raise ValueError(f"grid must not be coarser than sigma={self.sigma!r}, got {self.grid!r}.")
+            object.__setattr__(self, "grid", float(self.grid))
+            finest = (1 + 6 * self.sigma) / 2**24
+            if not finest <= self.grid <= self.sigma:
+                raise ValueError(
+                    f"grid must be at most sigma={self.sigma:g} and at least {finest:.1e}, the step that float32 "
+                    f"resolves on noisy images, got {self.grid!r}."
+                )
 
     def sample(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Draws one noisy copy of one input.
@@ -93,7 +103,7 @@ class Gaussian:
         if self.grid is None:
             return x + noise
         steps = jnp.rint(x / self.grid).astype(jnp.int32) + jnp.rint(noise / self.grid).astype(jnp.int32)
-        return steps.astype(jnp.float32) * self.grid
+        return jnp.where(jnp.isfinite(x), steps.astype(jnp.float32) * self.grid, jnp.nan)
 
     def radius(self, probability: ArrayLike) -> np.ndarray:
         """Computes sigma * Phi^-1(probability) in float64; 0 for probabilities of 1/2 or less."""

@@ -95,7 +95,7 @@ def _votes(key, logits_fn, x, edges, *, measure, batch_size):
             member = (edges[:-1, None] <= draws[None]) & (draws[None] < edges[1:, None])
             return counts + (member[:, :, None] & votes[None]).sum(1, dtype=jnp.int32)
 
-        blocks = (edges[-1] - edges[0] + batch_size - 1) // batch_size
+        blocks = (edges[-1] - edges[0] - 1) // batch_size + 1  # in this order, which cannot overflow
         return jax.lax.fori_loop(0, blocks, block, jnp.zeros((edges.size - 1, num_classes), jnp.int32))
 
     return jax.lax.map(of_image, (image_keys(key, x), x))
@@ -107,10 +107,14 @@ def _count(key, logits_fn, x, measure, edges, batch_size) -> Int[Array, "batch g
     if x.ndim < 2:
         raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
     _validate.key(key, x.shape[0])
+    if not callable(logits_fn):
+        raise ValueError(f"logits_fn must be a function from inputs to logits, got {logits_fn!r}.")
+    if not isinstance(measure, Measure):
+        raise ValueError(f"measure must be a smoothing measure such as gaussian(0.5), got {measure!r}.")
     if batch_size is None:
         batch_size = 100 if jax.default_backend() == "cpu" else 1000
     _validate.at_least(1, batch_size=batch_size)
-    if not isinstance(logits_fn, jax.tree_util.Partial):
+    if jax.tree_util.all_leaves([logits_fn]):  # a plain function; a pytree (Partial, module) brings its arrays itself
         logits_fn = jax.tree_util.Partial(logits_fn)
     if not isinstance(edges[-1], jax.core.Tracer) and edges[-1] > np.iinfo(np.int32).max:
         raise ValueError(f"num_samples must keep draw indices within int32, got {edges[-1]} draws.")
@@ -134,12 +138,15 @@ def sample_counts(
 
     Draw i of an image uses ``fold_in(image_key, i)``, so that counts do not depend on the batch of images, on
     ``batch_size``, on the order of the blocks or on the number of devices, as long as the logits do not; and the
-    counts of draws [0, n) and [n, m) add up to those of [0, m).
+    counts of draws [0, n) and [n, m) add up to those of [0, m). This holds for Threefry keys, JAX's default; ``rbg``
+    keys draw sound noise that does depend on ``batch_size``, because JAX maps their generator over keys in another way.
 
     One compiled program: a loop over images, in it a loop over blocks of ``batch_size`` noisy copies, and counts that
     stay on the device. Memory holds one block, whatever ``num_samples``; another ``num_samples`` does not compile
-    again. Weights closed over by ``logits_fn`` become constants of the program; give them as
-    ``jax.tree_util.Partial(logits_of, weights)`` and new weights do not compile again either.
+    again. As under ``jax.jit``, a plain function is traced once, and the arrays that it closes over become constants of
+    the program: what is assigned to them later is not seen. Give ``jax.tree_util.Partial(logits_of, weights)``, or a
+    module that is a pytree of arrays (Equinox, Flax NNX), and weights are arguments: always the present ones, and new
+    ones do not compile again.
 
     Args:
       key: one typed key, or ``(batch,)`` of them; see ``image_keys``.
@@ -166,11 +173,16 @@ def sample_counts(
     return _count(key, logits_fn, x, measure, edges, batch_size)[:, 0]
 
 
-def _check_all_voted(counts: np.ndarray, num_samples: int, x: AnyArray) -> None:
+def _check_on_host(key: Array, x: AnyArray) -> None:
+    if isinstance(x, jax.core.Tracer) or isinstance(key, jax.core.Tracer):
+        raise ValueError("x and key must be concrete: bounds are computed on the host. Under jit, use sample_counts.")
+    if isinstance(x, (jax.Array, np.ndarray)) and not np.isfinite(np.asarray(x)).all():
+        raise ValueError("x must be finite, got NaN or infinity in it.")
+
+
+def _check_all_voted(counts: np.ndarray, num_samples: int) -> None:
     lost = num_samples - counts.sum(-1)
     if lost.any():
-        if not np.isfinite(np.asarray(x)).all():
-            raise ValueError("x must be finite, got NaN or infinity in it.")
         worst = int(lost.argmax())
         raise ValueError(
             f"logits_fn gave logits that are not finite for {lost[worst]} of {num_samples} noisy copies of x[{worst}]."
@@ -227,10 +239,11 @@ def certify(
             "does not exceed 1/2.",
             stacklevel=2,
         )
+    _check_on_host(key, x)
     edges = (0, num_selection, num_selection + num_estimation)
     counts = np.asarray(_count(key, logits_fn, x, measure, edges, batch_size))
-    _check_all_voted(counts[:, 0], num_selection, x)
-    _check_all_voted(counts[:, 1], num_estimation, x)
+    _check_all_voted(counts[:, 0], num_selection)
+    _check_all_voted(counts[:, 1], num_estimation)
     return certificate_from_counts(counts[:, 0], counts[:, 1], measure, alpha=alpha)
 
 
@@ -276,8 +289,9 @@ def predict(
             "exceeds it.",
             stacklevel=2,
         )
+    _check_on_host(key, x)
     counts = np.asarray(sample_counts(key, logits_fn, x, measure, num_samples=num_samples, batch_size=batch_size))
-    _check_all_voted(counts, num_samples, x)
+    _check_all_voted(counts, num_samples)
     return prediction_from_counts(counts, alpha=alpha)
 
 

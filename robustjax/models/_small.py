@@ -12,9 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from robustjax.models._classifier import Classifier, ImageShape
-
-_he_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+from robustjax.models._classifier import Classifier, ImageShape, torch_init
 
 
 @jax.custom_jvp
@@ -42,7 +40,7 @@ class _Mlp(nnx.Module):
         widths = (math.prod(image_shape), *hidden)
         self.dense = nnx.List(
             [
-                nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=_he_init, rngs=rngs)
+                nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=torch_init, rngs=rngs)
                 for inputs, outputs in zip(widths[:-1], widths[1:], strict=True)
             ]
         )
@@ -75,10 +73,10 @@ class _ConvNet(nnx.Module):
         if min(height, width) < 1:
             raise ValueError(f"image_shape must be at least {3 * lost + 4} pixels high and wide, got {image_shape}.")
         layer = partial(nnx.Conv, kernel_size=(kernel, kernel), padding=padding)
-        self.conv1 = layer(inputs, channels[0], dtype=dtype, kernel_init=_he_init, rngs=rngs)
-        self.conv2 = layer(channels[0], channels[1], dtype=dtype, kernel_init=_he_init, rngs=rngs)
+        self.conv1 = layer(inputs, channels[0], dtype=dtype, kernel_init=torch_init, rngs=rngs)
+        self.conv2 = layer(channels[0], channels[1], dtype=dtype, kernel_init=torch_init, rngs=rngs)
         flat = height * width * channels[1]
-        self.dense = nnx.Linear(flat, dense, dtype=dtype, kernel_init=_he_init, rngs=rngs)
+        self.dense = nnx.Linear(flat, dense, dtype=dtype, kernel_init=torch_init, rngs=rngs)
         self.num_features = dense
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b dim"]:

@@ -65,6 +65,15 @@ def test_alpha_outside_its_interval_is_named(alpha):
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [(-1, 5, "first must be at least 0, got -1"), ([1, 2], [1, 2, 3], "must have one shape"), (1, 0.5, "got float64")],
+)
+def test_bad_votes_are_named(first, second, message):
+    with pytest.raises(ValueError, match=message):
+        certification.sign_test_p_value(first, second)
+
+
+@pytest.mark.parametrize(
     ("successes", "trials", "message"),
     [
         (-1, 5, "successes must be at least 0, got -1"),

@@ -51,7 +51,14 @@ def test_sigma_must_be_positive_and_finite(sigma):
         certification.gaussian(sigma)
 
 
-@pytest.mark.parametrize("grid", [0.0, -1.0, 0.6])
-def test_grid_must_be_positive_and_fine(grid):
+@pytest.mark.parametrize("grid", [0.0, -1.0, 0.6, 1e-8])
+def test_grid_must_be_positive_and_resolved(grid):
     with pytest.raises(ValueError, match="grid must .*, got"):
         certification.gaussian(0.5, grid=grid)
+
+
+def test_the_lattice_does_not_hide_what_is_not_finite():
+    x = jnp.array([0.5, jnp.nan, jnp.inf], jnp.float32)
+    np.testing.assert_array_equal(
+        jnp.isfinite(certification.gaussian(0.5, grid=1 / 4080).sample(jax.random.key(0), x)), [True, False, False]
+    )

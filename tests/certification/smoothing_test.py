@@ -110,6 +110,35 @@ def test_one_compilation_serves_every_number_of_samples_and_all_weights():
     assert len(traces) <= 3  # the shape check, and the loop's body
 
 
+def test_a_pytree_of_weights_is_read_anew():
+    """Modules that are pytrees may be trained on between two calls."""
+
+    @jax.tree_util.register_pytree_node_class
+    class Module:
+        def __init__(self, weights):
+            self.weights = weights
+
+        def __call__(self, x):
+            return x.reshape(x.shape[0], -1) @ self.weights
+
+        def tree_flatten(self):
+            return (self.weights,), None
+
+        @classmethod
+        def tree_unflatten(cls, _, children):
+            return cls(*children)
+
+    module = Module(jnp.asarray(WEIGHTS))
+    np.testing.assert_array_equal(counts(logits_fn=module), counts())
+    module.weights = jnp.asarray(WEIGHTS[:, ::-1])
+    np.testing.assert_array_equal(counts(logits_fn=module), counts()[:, ::-1])
+
+
+def test_the_last_draw_indices_do_not_overflow():
+    tail = counts(X[:1], num_samples=50, first_sample=2**31 - 51, batch_size=64)
+    assert tail.sum() == 50
+
+
 def test_memory_does_not_grow_with_the_number_of_samples():
     """The compiled program is one and the same, and it holds one block of noisy copies at a time."""
     from robustjax.certification import _smoothing
@@ -134,6 +163,8 @@ def test_a_row_that_is_not_finite_votes_for_no_class():
         certification.certify(jax.random.key(0), broken, X, MEASURE, num_estimation=100)
     with pytest.raises(ValueError, match=r"logits_fn gave logits that are not finite for \d+ of 300 noisy copies of x"):
         certification.predict(jax.random.key(0), broken, X, MEASURE, num_samples=300)
+    with pytest.raises(ValueError, match="x and key must be concrete"):
+        jax.jit(lambda x: certification.predict(jax.random.key(0), linear, x, MEASURE))(X)
     with pytest.raises(ValueError, match="x must be finite"):
         certification.certify(jax.random.key(0), linear, X * np.float32(np.nan), MEASURE, num_estimation=100)
 
@@ -213,6 +244,8 @@ def test_too_few_draws_ever_to_certify_are_told():
         ({"num_selection": 2.5}, "num_selection must be an integer of at least 1, got 2.5"),
         ({"num_estimation": 2**31}, "draw indices within int32"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"logits_fn": None}, "logits_fn must be a function from inputs to logits, got None"),
+        ({"measure": 0.5}, "measure must be a smoothing measure such as gaussian(0.5), got 0.5"),
         ({"alpha": 0.0}, "alpha must lie strictly between 0 and 1, got 0.0"),
         (
             {"logits_fn": lambda x: x},
@@ -226,9 +259,9 @@ def test_too_few_draws_ever_to_certify_are_told():
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named(change, message):
     arguments = {"key": jax.random.key(0), "logits_fn": linear, "x": X, "batch_size": 8, "num_estimation": 20} | change
-    key, logits_fn, x = (arguments.pop(name) for name in ("key", "logits_fn", "x"))
+    key, logits_fn, x, measure = (arguments.pop(name, MEASURE) for name in ("key", "logits_fn", "x", "measure"))
     with pytest.raises(ValueError, match=re.escape(message)):
-        certification.certify(key, logits_fn, x, MEASURE, **arguments)
+        certification.certify(key, logits_fn, x, measure, **arguments)
 
 
 @pytest.mark.usefixtures("unchecked")

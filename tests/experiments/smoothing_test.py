@@ -99,6 +99,16 @@ def test_another_config_is_refused_and_overwrite_starts_anew(finished, tmp_path)
     assert json.loads((tmp_path / "smoothing" / "digits-cnn-0.3" / "config.json").read_text())["alpha"] == 0.01
 
 
+def test_a_config_of_something_else_is_left_alone_even_by_overwrite(tmp_path):
+    folder = tmp_path / "smoothing" / "mine"
+    folder.mkdir(parents=True)
+    for content in ('{"model_type": "bert"}', "null", "{", "\x00"):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(ValueError, match="is no run of this experiment; use another name|cannot be read"):
+            smoothing.run(smoothing.Config(name="mine", results_dir=str(tmp_path), overwrite=True, **TINY))
+        assert (folder / "config.json").read_text() == content
+
+
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     folder = tmp_path / "smoothing" / "mine"
     folder.mkdir(parents=True)
@@ -154,6 +164,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_certificates(finished, t
         ({"train_sigma": -1.0}, "train_sigma must be 0 or positive and finite, got -1.0"),
         ({"grid": 0}, "grid must be an integer of at least 1, got 0"),
         ({"radii": (-0.5,)}, "radii must be at least 0"),
+        ({"name": ""}, "name must be the name of a folder, got ''"),
+        ({"name": "../other"}, "name must be the name of a folder"),
         ({"model": "alexnet"}, "must be one of mlp, lenet, cnn"),
         ({"recipe": "none"}, "recipe must be one of digits, mnist"),
         ({"dataset": "no_such_set"}, "no_such_set"),

@@ -166,13 +166,14 @@ def test_residual_convolutions_start_with_the_variance_of_he():
     assert np.abs(kernel).max() > 3 * np.sqrt(variance)  # not truncated
 
 
-def test_small_models_start_with_the_variance_of_he():
+def test_small_models_start_where_pytorch_does():
     module = models.mlp(jax.random.key(0), image_shape=(10, 10, 2), hidden=(100,))
-    kernel = np.asarray(module.body.dense[0].kernel)
-    assert abs(kernel.var() * 200 / 2 - 1) < 5 * np.sqrt(2 / kernel.size)
-    head = np.asarray(module.head.kernel)
-    assert 0.095 < np.abs(head).max() <= 0.1  # 1 / sqrt(100)
-    assert not np.any(module.head.bias)
+    conv = models.lenet(jax.random.key(0)).body.conv2
+    for layer, fan_in in ((module.body.dense[0], 200), (module.head, 100), (conv, 500)):
+        kernel = np.asarray(layer.kernel)
+        assert 0.95 < np.abs(kernel).max() * np.sqrt(fan_in) <= 1  # uniform in +-1 / sqrt(fan_in)
+        assert abs(kernel.var() * 3 * fan_in - 1) < 5 / np.sqrt(kernel.size)
+        assert not np.any(layer.bias)
 
 
 def test_same_key_same_parameters_and_another_key_others():
