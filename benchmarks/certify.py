@@ -54,8 +54,8 @@ class Config:
     """Noisy copies of one 28x28x1 image that each row of the cnn makes in each round."""
     num_samples_resnet: int = 2_000
     """The same of one 32x32x3 image, for resnet20."""
-    batch_size: int = 100
-    """Noisy copies in one call of the model; 100 is the default of sample_counts on a CPU, 1000 on an accelerator."""
+    batch_size: int = 200
+    """Noisy copies in one call of the model; 200 is the default of sample_counts on a CPU, 1000 on an accelerator."""
     rounds: int = 5
     """How often each row is timed."""
     memory: bool = True

@@ -64,6 +64,10 @@ def recipe_of(dataset: str, recipe: str | None) -> training.Recipe:
 
 def build(model: str, dataset: data.Dataset, *, dtype: str, key: jax.Array) -> models.Functional:
     """The untrained model for a data set's images, classes and normalisation."""
+    if not dataset.num_classes:
+        raise ValueError(
+            f"dataset {dataset.name!r} has labels without a number of classes, so nothing can be trained on it."
+        )
     mean, std = data.channel_statistics(dataset)
     settings = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes, "mean": mean, "std": std}
     return models.functional(models.create(model, key, dtype=jnp.dtype(dtype), **settings))

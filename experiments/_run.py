@@ -85,7 +85,7 @@ def command_line(config: type[ConfigT], run: Callable[[ConfigT], Any], descripti
     parsed = tyro.cli(config, description=description, prog=f"python -m {spec.name}" if spec else None)
     try:
         run(parsed)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues from here.")

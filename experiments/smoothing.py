@@ -62,7 +62,7 @@ class Config:
     alpha: float = 0.001
     """Probability, for each image, that its certificate is wrong."""
     batch_size: int | None = None
-    """Noisy copies in one call of the model; None: 100 on a CPU, 1000 on an accelerator."""
+    """Noisy copies in one call of the model; None: 200 on a CPU, 1000 on an accelerator."""
     skip: int = 1
     """Certify every skip-th image; the field's habit is 20 on CIFAR-10 and 100 on ImageNet."""
     num_images: int | None = None
@@ -269,6 +269,8 @@ def check(config: Config) -> None:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {config.alpha}.")
     if config.train_sigma is not None and not 0 <= config.train_sigma < float("inf"):
         raise ValueError(f"train_sigma must be 0 or positive and finite, got {config.train_sigma}.")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed must lie in [0, 2**32), got {config.seed}.")
     if not all(radius >= 0 for radius in config.radii):
         raise ValueError(f"radii must be at least 0, got {config.radii}.")
 

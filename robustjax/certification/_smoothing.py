@@ -112,7 +112,7 @@ def _count(key, logits_fn, x, measure, edges, batch_size) -> Int[Array, "batch g
     if not isinstance(measure, Measure):
         raise ValueError(f"measure must be a smoothing measure such as gaussian(0.5), got {measure!r}.")
     if batch_size is None:
-        batch_size = 100 if jax.default_backend() == "cpu" else 1000
+        batch_size = 200 if jax.default_backend() == "cpu" else 1000
     _validate.at_least(1, batch_size=batch_size)
     if jax.tree_util.all_leaves([logits_fn]):  # a plain function; a pytree (Partial, module) brings its arrays itself
         logits_fn = jax.tree_util.Partial(logits_fn)
@@ -155,7 +155,7 @@ def sample_counts(
       measure: what noise to add, for example ``gaussian(0.5)``.
       num_samples: draws for each input, at least 1; may be traced.
       first_sample: index of the first draw.
-      batch_size: noisy copies in one call of ``logits_fn``; None is 100 on a CPU and 1000 on an accelerator.
+      batch_size: noisy copies in one call of ``logits_fn``; None is 200 on a CPU and 1000 on an accelerator.
 
     Returns:
       ``(batch, classes)`` int32. Ties go to the lowest class. Rows sum to ``num_samples``, less one for each draw with

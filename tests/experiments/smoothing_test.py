@@ -164,6 +164,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_certificates(finished, t
         ({"train_sigma": -1.0}, "train_sigma must be 0 or positive and finite, got -1.0"),
         ({"grid": 0}, "grid must be an integer of at least 1, got 0"),
         ({"radii": (-0.5,)}, "radii must be at least 0"),
+        ({"seed": -1}, "seed must lie in"),
         ({"name": ""}, "name must be the name of a folder, got ''"),
         ({"name": "../other"}, "name must be the name of a folder"),
         ({"model": "alexnet"}, "must be one of mlp, lenet, cnn"),
