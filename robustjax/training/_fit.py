@@ -109,6 +109,8 @@ def fit(
 
     step = make_step(objective, optimizer)
     start = int(state.step)
+    # Virtual CPU devices share one pool of threads, on which the collectives of several steps in flight can deadlock.
+    one_at_a_time = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     waiting: list[dict[str, jax.Array]] = []  # metrics of the last interval, which the device has had time to compute
     recent: list[dict[str, jax.Array]] = []  # and of the present one
     with _progress_bar(start, num_steps, shown=progress) as report:
@@ -118,6 +120,8 @@ def fit(
                 raise ValueError(f"batches ended after {count - 1} of num_steps={num_steps}.")
             batch = shard_batch(batch, mesh)
             state, metrics = step(apply, state, batch)
+            if one_at_a_time:
+                jax.block_until_ready(state)
             recent.append(metrics)
             closing = count == num_steps or (folder is not None and count % checkpoint_every == 0)
             if closing or count % log_every == 0:
