@@ -139,7 +139,7 @@ def certify_images(
     samples = config.num_selection + config.num_estimation
     settings = {"alpha": config.alpha, "batch_size": config.batch_size}
     correct_at_sigma = int(((certificate.label == labels) & (certificate.radius >= config.sigma)).sum())
-    compiled = False
+    compiled, last_line = False, time.perf_counter()
     with path.open("a", newline="") as file, _run.progress_bar(console) as bar:
         task = bar.add_task("", total=len(ids), completed=len(done), task_name="certifying")
         for count, index in enumerate(ids[len(done) :], len(done) + 1):
@@ -167,7 +167,11 @@ def certify_images(
             file.flush()
             correct_at_sigma += bool(correct and radius >= config.sigma)
             running = f"{correct_at_sigma / count:.3f} certified at {config.sigma:g}"
-            bar.update(task, completed=count, description=f"{running}, {samples / seconds:,.0f} samples/s")
+            description = f"{running}, {samples / seconds:,.0f} samples/s"
+            bar.update(task, completed=count, description=description)
+            if bar.disable and time.perf_counter() - last_line >= 60:
+                last_line = time.perf_counter()
+                console.print(f"Certified {count:,} of {len(ids):,}: {description}", soft_wrap=True)
 
 
 def summarize(config: Config, standard_accuracy: float, training: dict[str, float]) -> dict:

@@ -23,6 +23,8 @@ from robustjax.training._mesh import make_mesh, replicate, shard_batch
 from robustjax.training._step import TrainState, make_step
 from robustjax.typing import Apply
 
+_SECONDS_BETWEEN_LINES = 60
+
 
 class FitResult(NamedTuple):
     """What training leaves.
@@ -75,8 +77,8 @@ def fit(
       overwrite: whether checkpoints in the folder are deleted first.
       mesh: devices to train on; None for all.
       log_every: steps between rows of the history.
-      progress: whether to show a progress bar, where standard error is a terminal.
-      log: told of resumption and of damaged checkpoints; None for standard error.
+      progress: whether to show a progress bar or, where standard error is no terminal, to log a line a minute.
+      log: told of resumption, of damaged checkpoints and of progress without a terminal; None for standard error.
 
     Returns:
       The trained state and the history.
@@ -113,7 +115,7 @@ def fit(
     one_at_a_time = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
     waiting: list[dict[str, jax.Array]] = []  # metrics of the last interval, which the device has had time to compute
     recent: list[dict[str, jax.Array]] = []  # and of the present one
-    with _progress_bar(start, num_steps, shown=progress) as report:
+    with _progress(start, num_steps, shown=progress, log=log) as report:
         for count in range(start + 1, num_steps + 1):
             batch = next(batches, None)
             if batch is None:
@@ -177,16 +179,13 @@ def _check_same_run(
 
 
 @contextlib.contextmanager
-def _progress_bar(
-    start: int, num_steps: int, *, shown: bool
+def _progress(
+    start: int, num_steps: int, *, shown: bool, log: Callable[[str], None]
 ) -> Iterator[Callable[[int, int, Mapping[str, list]], None]]:
-    """Gives ``report(step, batch_size, columns)``; it does nothing unless the bar is shown on a terminal."""
+    """Gives ``report(step, batch_size, columns)``: a bar on a terminal, elsewhere a line a minute."""
     from rich import console, progress
 
     terminal = console.Console(stderr=True)
-    if not (shown and terminal.is_terminal):
-        yield lambda step, batch_size, columns: None
-        return
     bar = progress.Progress(
         progress.TextColumn("training"),
         progress.BarColumn(),
@@ -194,16 +193,22 @@ def _progress_bar(
         progress.TextColumn("{task.description}"),
         progress.TimeRemainingColumn(),
         console=terminal,
+        disable=not (shown and terminal.is_terminal),
     )
     task = bar.add_task("compiling", total=num_steps, completed=start)
-    last_step, last_time = start, time.perf_counter()
+    last_step, last_time, last_line = start, time.perf_counter(), time.perf_counter()
 
     def report(step: int, batch_size: int, columns: Mapping[str, list]) -> None:
-        nonlocal last_step, last_time
-        rate = (step - last_step) * batch_size / (time.perf_counter() - last_time)
-        last_step, last_time = step, time.perf_counter()
+        nonlocal last_step, last_time, last_line
+        now = time.perf_counter()
+        rate = (step - last_step) * batch_size / (now - last_time)
+        last_step, last_time = step, now
         numbers = [f"{name} {column[-1]:.4f}" for name, column in columns.items() if name != "step"]
-        bar.update(task, completed=step, description="  ".join([*numbers, f"{rate:,.0f} images/s"]))
+        description = "  ".join([*numbers, f"{rate:,.0f} images/s"])
+        bar.update(task, completed=step, description=description)
+        if shown and bar.disable and now - last_line >= _SECONDS_BETWEEN_LINES:
+            last_line = now
+            log(f"Step {step:,} of {num_steps:,}: {description}")
 
     with bar:
         yield report

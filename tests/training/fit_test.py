@@ -1,6 +1,7 @@
 import io
 import json
 import random
+import re
 import subprocess
 
 import jax
@@ -21,8 +22,8 @@ def fit(problem):
         state = training.init(jax.random.key(0), problem.model, OPTIMIZER) if state is None else state
         settings = {"objective": OBJECTIVE, "optimizer": OPTIMIZER, "checkpoint_every": 5, "log_every": 4, **settings}
         return training.fit(
-            problem.apply, state, stream or problem.Stream(), num_steps=num_steps, progress=False,
-            mesh=mesh or training.make_mesh(1), **settings,
+            problem.apply, state, stream or problem.Stream(), num_steps=num_steps,
+            mesh=mesh or training.make_mesh(1), **{"progress": False, **settings},
         )  # fmt: skip
 
     return run
@@ -49,6 +50,18 @@ def test_fit_is_the_step_repeated(problem, fit):
     want = [np.mean(losses_seen[a:b]) for a, b in ((0, 4), (4, 8), (8, 10))]
     np.testing.assert_allclose(result.history["loss"], want, rtol=1e-6)
     assert result.history.keys() == {"step", "loss", "accuracy"}
+
+
+def test_without_a_terminal_progress_is_told_in_lines(fit, monkeypatch):
+    lines = []
+    fit(20, progress=True, log=lines.append)
+    assert lines == []  # done within a minute
+    monkeypatch.setattr("robustjax.training._fit._SECONDS_BETWEEN_LINES", 0)
+    fit(20, progress=True, log=lines.append)
+    assert len(lines) == 5
+    assert re.fullmatch(r"Step 8 of 20: accuracy \d\.\d{4}  loss \d\.\d{4}  [\d,]+ images/s", lines[1])
+    fit(20, log=lines.append)
+    assert len(lines) == 5
 
 
 def test_fit_learns(fit):
