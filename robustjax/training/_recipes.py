@@ -92,8 +92,9 @@ class Recipe:
 
 
 RECIPES = {
-    # The small-scale reference of this library, on scikit-learn's 8x8 digits.
-    "digits": Recipe(algorithm="adam", learning_rate=2e-3, schedule="cosine", batch_size=128, num_epochs=40),
+    # The small-scale reference of this library, on scikit-learn's 8x8 digits. Its epochs were chosen on the last tenth
+    # of the training images: at sigma 0.5 the ACR is 0.387 after 40 and 0.417 after 80, means of three seeds.
+    "digits": Recipe(algorithm="adam", learning_rate=2e-3, schedule="cosine", batch_size=128, num_epochs=80),
     # Jeong and Shin 2020, arXiv 2006.04062: the MNIST tables, all methods.
     "mnist": Recipe(learning_rate=0.01, weight_decay=1e-4, batch_size=256, num_epochs=90),
     # About the same sum of learning rates in less than a quarter of the epochs, for a CPU.

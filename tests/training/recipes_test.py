@@ -51,9 +51,9 @@ def test_published_recipes(name, rate, batch_size, augment):
 
 def test_digits_recipe():
     recipe = training.RECIPES["digits"]
-    assert (recipe.algorithm, recipe.batch_size, recipe.num_epochs, recipe.weight_decay) == ("adam", 128, 40, 0)
+    assert (recipe.algorithm, recipe.batch_size, recipe.num_epochs, recipe.weight_decay) == ("adam", 128, 80, 0)
     schedule = recipe.learning_rate_schedule(steps_per_epoch=10)
-    got = [schedule(step) for step in (0, 100, 200, 400)]
+    got = [schedule(step) for step in (0, 200, 400, 800)]
     want = [1e-3 * (1 + np.cos(np.pi * t)) for t in (0, 0.25, 0.5, 1)]
     np.testing.assert_allclose(got, want, atol=1e-9)
 
