@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -51,15 +52,16 @@ def _logits_of(outputs: Callable) -> Callable:
     return lambda state, x: outputs(state, x).logits
 
 
-def recipe_of(dataset: str, recipe: str | None) -> training.Recipe:
-    """The recipe of that name or, for None, the one that the literature uses for the data set."""
+def recipe_of(dataset: str, recipe: str | None, learning_rate: float | None = None) -> training.Recipe:
+    """The recipe of that name or, for None, the literature's for the data set, perhaps at another learning rate."""
     known = ", ".join(training.RECIPES)
     name = RECIPE_OF.get(dataset.split(":")[0]) if recipe is None else recipe
     if name is None:
         raise ValueError(f"recipe must be named for the data set {dataset!r}, one of {known}.")
     if name not in training.RECIPES:
         raise ValueError(f"recipe must be one of {known}, got {recipe!r}.")
-    return training.RECIPES[name]
+    found = training.RECIPES[name]
+    return found if learning_rate is None else dataclasses.replace(found, learning_rate=learning_rate)
 
 
 def build(model: str, dataset: data.Dataset, *, dtype: str, key: jax.Array) -> models.Functional:

@@ -55,6 +55,8 @@ class Config:
     """Training recipe: digits, mnist, mnist_short, cohen_cifar10 or cohen_imagenet; None: the one of the data set."""
     num_epochs: int | None = None
     """Passes over the training images; None: as the recipe; its schedule is scaled to fit."""
+    learning_rate: float | None = None
+    """At the start of training; None: as the recipe."""
     num_selection: int = 100
     """Noisy copies of each image that select its class."""
     num_estimation: int = 10_000
@@ -287,7 +289,7 @@ def run(config: Config) -> dict:
     """
     console = Console()
     check(config)
-    recipe = _classifier.recipe_of(config.dataset, config.recipe)
+    recipe = _classifier.recipe_of(config.dataset, config.recipe, config.learning_rate)
     train = data.load(config.dataset, config.train_split, config.data_dir)
     test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
     ids = np.arange(0, len(test), config.skip)[: config.num_images]

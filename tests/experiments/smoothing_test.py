@@ -160,6 +160,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_certificates(finished, t
         ({"num_selection": -1}, "num_selection must be an integer of at least 1, got -1"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"num_epochs": 0}, "num_epochs must be an integer of at least 1, got 0"),
+        ({"learning_rate": -0.1}, "learning_rate must be positive and finite, got -0.1"),
         ({"skip": 0}, "skip must be an integer of at least 1, got 0"),
         ({"train_sigma": -1.0}, "train_sigma must be 0 or positive and finite, got -1.0"),
         ({"grid": 0}, "grid must be an integer of at least 1, got 0"),
