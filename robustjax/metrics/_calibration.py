@@ -1,0 +1,209 @@
+"""How far probabilities can be believed: calibration errors, proper scores and the risk of selective prediction."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustjax import _validate
+from robustjax.typing import ArrayLike
+
+
+def expected_calibration_error(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    num_bins: int = 15,
+    binning: Literal["width", "mass"] = "width",
+) -> float:
+    r"""Computes the expected calibration error (ECE) of the predicted class.
+
+    .. math:: \sum_b \frac{n_b}{n}\, |\mathrm{accuracy}_b - \mathrm{confidence}_b|
+
+    over bins of the confidence, the largest probability of a row. It is biased upwards: a calibrated model has a
+    positive error from few rows, so report the number of rows with it.
+
+    Args:
+      probabilities: ``(batch, classes >= 2)``, rows that sum to 1.
+      labels: ``(batch,)`` integer true classes.
+      num_bins: number of bins.
+      binning: ``"width"`` cuts [0, 1] into bins of equal width, closed on the right, with edges in the dtype of the
+        probabilities; ``"mass"`` cuts the rows, sorted by confidence, into parts of equal size (adaptive ECE).
+
+    Returns:
+      The error in [0, 1].
+
+    Raises:
+      ValueError: for probabilities that are not ``(batch, classes)`` rows of numbers >= 0 with sum 1 (within 1e-3),
+        labels that do not fit them, ``num_bins`` below 1 or an unknown ``binning``.
+
+    Reference:
+      Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., arXiv:1706.04599. Adaptive: Nguyen and O'Connor,
+      arXiv:1508.05154.
+    """
+    weight, gap = _bins(probabilities, labels, num_bins, binning)
+    return float((weight * gap).sum())
+
+
+def maximum_calibration_error(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    num_bins: int = 15,
+    binning: Literal["width", "mass"] = "width",
+) -> float:
+    r"""Computes the maximum calibration error (MCE), the largest gap of any bin that has a row.
+
+    .. math:: \max_{b:\, n_b > 0} |\mathrm{accuracy}_b - \mathrm{confidence}_b|
+
+    Args:
+      probabilities: ``(batch, classes >= 2)``, rows that sum to 1.
+      labels: ``(batch,)`` integer true classes.
+      num_bins: number of bins.
+      binning: as in ``expected_calibration_error``.
+
+    Returns:
+      The error in [0, 1].
+
+    Raises:
+      ValueError: as ``expected_calibration_error``.
+
+    Reference:
+      Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., arXiv:1706.04599.
+    """
+    return float(_bins(probabilities, labels, num_bins, binning)[1].max())
+
+
+def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    r"""Computes the Brier score over all classes.
+
+    .. math:: \frac 1 n \sum_i \sum_c (p_{ic} - 1[y_i = c])^2
+
+    Args:
+      probabilities: ``(batch, classes >= 2)``, rows that sum to 1.
+      labels: ``(batch,)`` integer true classes.
+
+    Returns:
+      The score in [0, 2]; for two classes it is twice the ``(p - y)^2`` of the binary convention.
+
+    Raises:
+      ValueError: for probabilities or labels as in ``expected_calibration_error``.
+
+    Reference:
+      Brier, Monthly Weather Review 78, 1950.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    target = labels[:, None] == np.arange(probabilities.shape[1])
+    return float(((probabilities.astype(np.float64) - target) ** 2).sum(axis=1).mean())
+
+
+def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    r"""Computes the mean negative log-likelihood of the labels.
+
+    .. math:: -\frac 1 n \sum_i \ln p_{i, y_i}
+
+    Args:
+      probabilities: ``(batch, classes >= 2)``, rows that sum to 1.
+      labels: ``(batch,)`` integer true classes.
+
+    Returns:
+      The mean in nats; infinite where the probability of a label is 0, for nothing is clipped. A float32 softmax gives
+      0 for logits about 100 below the largest: from logits, take the mean of ``losses.cross_entropy``.
+
+    Raises:
+      ValueError: for probabilities or labels as in ``expected_calibration_error``.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    of_label = probabilities[np.arange(labels.size), labels].astype(np.float64)
+    with np.errstate(divide="ignore"):
+        return float(-np.log(of_label).mean())
+
+
+def aurc(scores: ArrayLike, errors: ArrayLike) -> float:
+    r"""Computes the area under the risk-coverage curve (AURC) of selective prediction.
+
+    .. math:: \frac 1 n \sum_{k=1}^n \frac 1 k \sum_{i \le k} e_{(i)}
+
+    the mean error among the k inputs of lowest score, averaged over k. Where scores tie it is the expectation over the
+    orders of the tied inputs.
+
+    Args:
+      scores: ``(batch,)`` uncertainty, higher = less certain: minus the largest probability, or any score of
+        ``robustjax.scoring``.
+      errors: ``(batch,)`` 1 where the prediction is wrong and 0 where it is right, or any loss.
+
+    Returns:
+      The area, lower is better; 1 minus it is the AURRA of Hendrycks et al.
+
+    Raises:
+      ValueError: for scores and errors that are not two vectors of one length, none at all, or NaN.
+
+    Reference:
+      Geifman, Uziel and El-Yaniv, arXiv:1805.08206.
+    """
+    scores, errors = np.asarray(scores), np.asarray(errors, np.float64)
+    if scores.ndim != 1 or scores.shape != errors.shape:
+        raise ValueError(f"scores and errors must be vectors of one length, got {scores.shape} and {errors.shape}.")
+    if not scores.size:
+        raise ValueError("scores must not be empty: a risk over no inputs has no value.")
+    for name, values in (("scores", scores), ("errors", errors)):
+        bad = int(np.isnan(values).sum())
+        if bad:
+            raise ValueError(f"{name} must have no NaN, got {bad} among {values.size} values.")
+    _, tie, size = np.unique(scores, return_inverse=True, return_counts=True)
+    expected = np.repeat(np.bincount(tie, errors) / size, size)
+    return float((np.cumsum(expected) / np.arange(1, scores.size + 1)).mean())
+
+
+def _bins(probabilities: ArrayLike, labels: ArrayLike, num_bins: int, binning: str) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the rows in each bin that has any, and the distance of its accuracy from its confidence."""
+    _validate.at_least(1, num_bins=num_bins)
+    probabilities, labels = _checked(probabilities, labels)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    if binning == "width":
+        edges = np.linspace(0, 1, num_bins + 1, dtype=confidence.dtype)
+        index = np.searchsorted(edges[1:-1], confidence, side="left")
+    elif binning == "mass":
+        parts = np.array_split(np.argsort(confidence, kind="stable"), num_bins)
+        index = np.empty(labels.size, np.int64)
+        for number, rows in enumerate(parts):
+            index[rows] = number
+    else:
+        raise ValueError(f"binning must be 'width' or 'mass', got {binning!r}.")
+    count = np.bincount(index, minlength=num_bins)
+    surplus = np.bincount(index, correct - confidence.astype(np.float64), minlength=num_bins)
+    some = count > 0
+    return count[some] / labels.size, np.abs(surplus[some]) / count[some]
+
+
+def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(probabilities, jax.core.Tracer) or isinstance(labels, jax.core.Tracer):
+        raise ValueError("probabilities and labels must be arrays, not traced: this metric is computed on the host.")
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    if probabilities.ndim != 2 or probabilities.shape[1] < 2 or not probabilities.shape[0]:
+        raise ValueError(f"probabilities must be (batch >= 1, classes >= 2), got {probabilities.shape}.")
+    dtype, (batch, classes) = probabilities.dtype, probabilities.shape
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"probabilities must be floating, got {dtype}.")
+    probabilities = probabilities.astype(np.promote_types(np.float32, dtype)) if dtype.itemsize < 4 else probabilities
+    bad = int(np.isnan(probabilities).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"probabilities must have no NaN, got {bad} such rows among {batch}.")
+    with np.errstate(invalid="ignore"):  # infinite logits of both signs have no sum
+        total = probabilities.sum(axis=1, dtype=np.float64)
+    # Each entry of a row may be rounded by half a unit, which is more than 1e-3 in bfloat16.
+    wrong = ~(np.abs(total - 1) <= max(1e-3, float(jnp.finfo(dtype).eps))) | (probabilities < 0).any(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"probabilities must be >= 0 with rows that sum to 1, got row {row} with sum {total[row]:.6g} and least "
+            f"value {probabilities[row].min():.6g}: expected probabilities, got logits?"
+        )
+    if labels.shape != (batch,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be ({batch},) integers, got {labels.dtype} {labels.shape}.")
+    if not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"labels must lie in 0, ..., {classes - 1}, got {labels.min()} to {labels.max()}.")
+    return probabilities, labels
