@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Shaped
 
@@ -21,11 +22,18 @@ class Functional(NamedTuple):
         statistics and the returned state holds the moved running ones; without, the state comes back as it was.
       outputs: ``outputs(state, x) -> outputs``, which is ``apply`` without training.
       state: the initial arrays, copied from the module and therefore free to be donated.
+      activations: ``activations(state, x, offsets=None) -> {name: array}``, what every submodule gives at inference, by
+        its path: ``"body/conv1"``, ``"body/blocks/0"``, ``"head"``. Under ``jit`` those that are not used are not
+        computed. To the output of a submodule named in ``offsets`` that array is added before it goes on, broadcast
+        over axes of size 1: the gradient with respect to an offset at zero is the gradient with respect to the
+        activation, and with offsets ``(batch, 1, 1, channels)`` its sum over space. A submodule that is called several
+        times shows its last call.
     """
 
     apply: Apply
     outputs: Callable[[ModelState, Array], Outputs]
     state: ModelState
+    activations: Callable[..., dict[str, Array]]
 
 
 def _plain(tree: Any) -> Any:
@@ -33,8 +41,26 @@ def _plain(tree: Any) -> Any:
     return {str(name): _plain(value) for name, value in tree.items()} if isinstance(tree, dict) else tree
 
 
+class _Tap:
+    """Stands where a submodule stood: adds the offset of that name, if there is one, and notes what goes on."""
+
+    def __init__(self, module: nnx.Module, name: str, offsets: Mapping[str, Array], noted: dict[str, Array]):
+        self._module, self._name, self._offsets, self._noted = module, name, offsets, noted
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._module(*args, **kwargs)
+        if self._name in self._offsets:
+            output = output + self._offsets[self._name].astype(output.dtype)
+        if isinstance(output, jax.Array) and jnp.issubdtype(output.dtype, jnp.floating):
+            self._noted[self._name] = output
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
 @functools.cache  # equal architectures get the same functions, so that jit does not trace them again
-def _pure_functions(training: nnx.GraphDef, inference: nnx.GraphDef) -> tuple[Callable, Callable]:
+def _pure_functions(training: nnx.GraphDef, inference: nnx.GraphDef) -> tuple[Callable, Callable, Callable]:
     def apply(state: ModelState, x: Shaped[Array, "..."], *, train: bool = False) -> tuple[Outputs, ModelState]:
         module = nnx.merge(training if train else inference, *map(nnx.restore_int_paths, state))
         outputs = module(x)
@@ -45,7 +71,23 @@ def _pure_functions(training: nnx.GraphDef, inference: nnx.GraphDef) -> tuple[Ca
     def outputs(state: ModelState, x: Shaped[Array, "..."]) -> Outputs:
         return apply(state, x)[0]
 
-    return apply, outputs
+    def activations(
+        state: ModelState, x: Shaped[Array, "..."], offsets: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
+        module = nnx.merge(inference, *map(nnx.restore_int_paths, state))
+        offsets = {} if offsets is None else offsets
+        noted: dict[str, Array] = {}
+        modules = dict(nnx.iter_modules(module))
+        for path, child in modules.items():
+            if path and callable(child):
+                tap = _Tap(child, "/".join(map(str, path)), offsets, noted)
+                setattr(modules[path[:-1]], str(path[-1]), tap)  # in an nnx.List too, whose items are attributes
+        module(x)
+        if unknown := sorted(set(offsets) - set(noted)):
+            raise ValueError(f"offsets must name submodules among {', '.join(noted)}, got {unknown[0]!r}.")
+        return noted
+
+    return apply, outputs, activations
 
 
 def functional(module: nnx.Module) -> Functional:
@@ -58,7 +100,7 @@ def functional(module: nnx.Module) -> Functional:
       module: a module whose variables are all ``nnx.Param`` or ``nnx.BatchStat``; it is left as it is.
 
     Returns:
-      The pair of functions and the module's state: nested dictionaries with string keys.
+      The pure functions and the module's state: nested dictionaries with string keys.
 
     Raises:
       ValueError: if the module has variables of other kinds, such as the random state of a dropout layer.
@@ -71,9 +113,10 @@ def functional(module: nnx.Module) -> Functional:
         names = sorted("/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest))
         raise ValueError(f"module must hold only nnx.Param and nnx.BatchStat variables, got {', '.join(names)}.")
     state = ModelState(*(_plain(nnx.to_pure_dict(part)) for part in (params, batch_stats)))
-    apply, outputs = _pure_functions(graph, nnx.graphdef(inference))
+    apply, outputs, activations = _pure_functions(graph, nnx.graphdef(inference))
     # An abstract module (nnx.eval_shape) has shapes in place of arrays, and those need no copy.
-    return Functional(apply, outputs, jax.tree.map(lambda a: a.copy() if isinstance(a, jax.Array) else a, state))
+    state = jax.tree.map(lambda a: a.copy() if isinstance(a, jax.Array) else a, state)
+    return Functional(apply, outputs, state, activations)
 
 
 def num_parameters(params: Any) -> int:

@@ -218,3 +218,90 @@ def test_random_state_is_refused():
 def test_num_parameters_counts_scalars():
     assert models.num_parameters({"a": jnp.zeros((2, 3)), "b": {"c": jax.ShapeDtypeStruct((), jnp.float32)}}) == 7
     assert models.num_parameters({}) == 0
+
+
+# Paths that must be there, with the shapes that 16 x 16 images give (height, width, channels; or width).
+ACTIVATIONS = {
+    "lenet": {"body/conv1": (12, 12, 20), "body/conv2": (2, 2, 50), "body/dense": (500,), "body": (500,), "head": (4,)},
+    "resnet20": {
+        "body/stem": (16, 16, 16),
+        "body/norm": (16, 16, 16),
+        "body/blocks/0": (16, 16, 16),
+        "body/blocks/3/shortcut/conv": (8, 8, 32),
+        "body/blocks/8/norms/1": (4, 4, 64),
+        "body": (64,),
+        "head": (4,),
+    },
+    "wide_resnet": {"body/blocks/2/conv2": (4, 4, 64), "body/norm": (4, 4, 64), "body": (64,), "head": (4,)},
+}
+
+
+@pytest.fixture(scope="module", params=ACTIVATIONS)
+def seen(request, build):
+    """Name, model, images, outputs and activations of each architecture; two programs are compiled for each."""
+    settings = SETTINGS.get(request.param, {})
+    model = build(request.param, image_shape=(16, 16, 1), num_classes=4, **settings)
+    x = jax.random.uniform(jax.random.key(4), (3, 16, 16, 1))
+    activations = jax.jit(model.activations)(model.state, x)
+    return request.param, model, x, jitted(model.outputs)(model.state, x), activations
+
+
+def test_activations_are_what_the_submodules_give(seen):
+    name, model, x, outputs, activations = seen
+    got = {path: array.shape[1:] for path, array in activations.items()}
+    assert ACTIVATIONS[name].items() <= got.items()
+    blocks = {"lenet": 0, "resnet20": 9 * 5 + 2 * 3, "wide_resnet": 3 * 5 + 2}  # with two projections, of 3 or 1 parts
+    assert len(activations) == blocks[name] + (5 if name == "lenet" else 4)
+    np.testing.assert_allclose(activations["head"], outputs.logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(activations["body"], outputs.features, rtol=1e-5, atol=1e-5)
+    first, padding = ("conv1", "VALID") if name == "lenet" else ("stem", "SAME")
+    layer = model.state.params["body"][first]
+    conv = jax.lax.conv_general_dilated(x, layer["kernel"], (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    want = np.asarray(conv) + np.asarray(layer.get("bias", 0.0))
+    np.testing.assert_allclose(activations[f"body/{first}"], want, rtol=1e-5, atol=1e-5)
+
+
+def test_unused_activations_are_not_computed(make, x):
+    model = make("cnn")
+    first = jax.jit(lambda state, x: model.activations(state, x)["body/conv1"])
+    flops = [jax.jit(f).lower(model.state, x).compile().cost_analysis()["flops"] for f in (first, model.outputs)]
+    assert 0 < flops[0] < 0.5 * flops[1]
+
+
+def test_gradient_of_an_offset_is_the_gradient_of_the_activation(make, x):
+    model = make("cnn")
+
+    @jax.jit
+    def program(state, x, offset, *of_conv):
+        def head(offset, of_conv):
+            return model.activations(state, x, {"body": offset, "body/conv1": of_conv})["head"]
+
+        logits = head(offset, of_conv[0])
+        return logits, [jax.grad(lambda *at: head(*at).sum(), argnums=(0, 1))(offset, at) for at in of_conv]
+
+    offset = jax.random.normal(jax.random.key(5), (5, 128))
+    channel, full = jnp.zeros((5, 1, 1, 32)), jnp.zeros((5, *SHAPE[:2], 32))
+    logits, ((gradient, of_channel), (_, of_units)) = program(model.state, x, offset, channel, full)
+    # All that follows "body" is the head, and that is linear.
+    kernel = model.state.params["head"]["kernel"]
+    want = jitted(model.outputs)(model.state, x).logits + offset @ kernel
+    np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradient, jnp.broadcast_to(kernel.sum(1), gradient.shape), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of_channel, of_units.sum((1, 2), keepdims=True), rtol=1e-4, atol=1e-5)
+    assert np.any(of_units)
+
+
+def test_activations_are_a_stable_function(build, make, x):
+    model = make("wide_resnet", dtype=jnp.bfloat16)
+    assert build("wide_resnet", image_shape=SHAPE, dtype=jnp.bfloat16, **SETTINGS["wide_resnet"]).activations is (
+        model.activations
+    )
+    shapes = jax.eval_shape(model.activations, model.state, x)
+    assert {str(shapes[path].dtype) for path in ("body/stem", "body/norm")} == {"bfloat16"}
+    assert {str(shapes[path].dtype) for path in ("body", "head")} == {"float32"}
+
+
+def test_an_offset_without_a_submodule_is_named(build):
+    model = build("mlp", image_shape=SHAPE, hidden=(4,))
+    with pytest.raises(ValueError, match=r"offsets must name submodules among body/dense/0, body, head, got 'bdy'\."):
+        jax.eval_shape(model.activations, model.state, jnp.zeros((1, *SHAPE)), {"bdy": jnp.zeros((1, 4))})
