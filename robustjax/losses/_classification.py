@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
+
+from robustjax import _validate
 
 
 def cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
@@ -14,7 +17,7 @@ def cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " 
 
     Args:
       logits: ``(batch, classes)``, floating.
-      labels: ``(batch,)``, integer, in ``0, ..., classes - 1``.
+      labels: ``(batch,)``, integer, in ``0, ..., classes - 1``; a label outside gives NaN.
 
     Returns:
       ``(batch,)`` losses.
@@ -22,10 +25,74 @@ def cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " 
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
+    check_logits_and_labels(logits, labels)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.where(labels < 0, jnp.nan, losses)  # Optax takes -1 for the last class, and gives NaN beyond that
+
+
+def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[Array, "..."]) -> Float[Array, " batch"]:
+    r"""Computes the cross-entropy of each example to a distribution over classes, in nats.
+
+    .. math:: -\sum_k q_k \ln \mathrm{softmax}_k f(x)
+
+    Args:
+      logits: ``(batch, classes)``, floating.
+      label_probabilities: ``(batch, classes)``, rows :math:`q` that sum to 1, of the dtype of the logits.
+
+    Returns:
+      ``(batch,)`` losses, at least the entropy of :math:`q`.
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    if logits.ndim != 2:
+        raise ValueError(f"logits must be (batch, classes), got shape {logits.shape}.")
+    if label_probabilities.shape != logits.shape:
+        raise ValueError(
+            f"label_probabilities must be {logits.shape} to match the logits, got shape {label_probabilities.shape}."
+        )
+    return optax.losses.softmax_cross_entropy(logits, label_probabilities)
+
+
+def logit_norm(
+    logits: Float[Array, "..."], labels: Array, *, tau: float | Float[Array, ""] = 0.04
+) -> Float[Array, " batch"]:
+    r"""Computes the cross-entropy of each example with its logits brought to norm ``1 / tau``.
+
+    .. math:: \ell\Bigl(\frac{f(x)}{\tau \lVert f(x) \rVert_2},\, y\Bigr)
+
+    Only the direction of the logits is trained, so that confidence cannot grow with their norm. The loss stays above
+    :math:`\ln\bigl(1 + (K - 1) e^{-\sqrt{K / (K - 1)} / \tau}\bigr)`. The authors add 1e-7 to the norm; here the
+    quotient is exact at every scale, and logits that are all zero count as having norm 1, for a finite gradient.
+
+    Args:
+      logits: ``(batch, classes)``, floating.
+      labels: ``(batch,)``, integer, in ``0, ..., classes - 1``; a label outside gives NaN.
+      tau: temperature, positive, 0.04 in the paper for CIFAR-10; may be traced.
+
+    Returns:
+      ``(batch,)`` losses.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or ``tau`` is not positive.
+
+    Reference:
+      Wei et al. 2022, Mitigating Neural Network Overconfidence with Logit Normalization, arXiv 2205.09310.
+    """
+    _validate.positive(tau=tau)
+    check_logits_and_labels(logits, labels)
+    # Brought to a largest entry of 1 first, so that squares neither overflow nor vanish; no direction depends on it.
+    scale = jax.lax.stop_gradient(jnp.abs(logits).max(-1, keepdims=True))
+    scaled = logits / jnp.where(scale == 0, 1, scale)
+    norm = jnp.sqrt(jnp.where(scale == 0, 1, jnp.square(scaled).sum(-1, keepdims=True)))
+    return cross_entropy(scaled / (tau * norm), labels)
+
+
+def check_logits_and_labels(logits: Array, labels: Array) -> None:
+    """Raises ValueError unless logits are ``(batch, classes)`` and labels ``(batch,)`` integers."""
     if logits.ndim != 2:
         raise ValueError(f"logits must be (batch, classes), got shape {logits.shape}.")
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels must be ({logits.shape[0]},) to match the logits, got shape {labels.shape}.")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}.")
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)

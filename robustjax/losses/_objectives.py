@@ -6,6 +6,7 @@ An objective is a frozen dataclass, so that two with equal settings are equal, h
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
-from robustjax.losses._classification import cross_entropy
-from robustjax.perturbations import gaussian_noise
+from robustjax.losses._classification import cross_entropy, logit_norm, soft_cross_entropy
+from robustjax.perturbations import Mixed, cutmix, gaussian_noise, mixup
 from robustjax.typing import Apply, Batch, ModelState
 
 
@@ -53,7 +54,7 @@ class Standard:
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of ``batch``, and the renewed state with metrics."""
         images = batch.image if self.augment is None else self.augment(key, batch.image)
-        return _mean_cross_entropy(apply, state, images, batch.label)
+        return _mean_loss(apply, state, images, batch.label, cross_entropy)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,15 +87,120 @@ class GaussianAugmentation:
         augment_key, noise_key = jax.random.split(key)
         images = batch.image if self.augment is None else self.augment(augment_key, batch.image)
         noisy = gaussian_noise(noise_key, images, sigma=self.sigma)
-        return _mean_cross_entropy(apply, state, noisy, batch.label)
+        return _mean_loss(apply, state, noisy, batch.label, cross_entropy)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitNorm:
+    r"""Mean cross-entropy of the logits brought to norm ``1 / tau``.
+
+    .. math:: \mathbb{E}\, \ell\Bigl(\frac{f(x)}{\tau \lVert f(x) \rVert_2},\, y\Bigr)
+
+    Attributes:
+      tau: temperature, 0.04 in the paper for CIFAR-10.
+      augment: ``(key, images) -> images``, applied first; None for none.
+
+    Reference:
+      Wei et al. 2022, Mitigating Neural Network Overconfidence with Logit Normalization, arXiv 2205.09310.
+    """
+
+    tau: float = 0.04
+    augment: Augment | None = None
+
+    def __post_init__(self):
+        _validate.positive(tau=self.tau)
+
+    def __call__(
+        self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Returns the mean loss of ``batch``, and the renewed state with metrics."""
+        images = batch.image if self.augment is None else self.augment(key, batch.image)
+        return _mean_loss(apply, state, images, batch.label, functools.partial(logit_norm, tau=self.tau))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixup:
+    """Mean cross-entropy on mixtures of two images, to the mixture of their labels.
+
+    The metric ``accuracy`` counts a mixture as right by the share of the class that is answered.
+
+    Attributes:
+      num_classes: number of classes.
+      alpha: of the Beta distribution of the share, see :func:`robustjax.perturbations.mixup`.
+      augment: ``(key, images) -> images``, applied before the mixing; None for none.
+
+    Reference:
+      Zhang, Cisse, Dauphin and Lopez-Paz 2018, mixup: Beyond Empirical Risk Minimization, arXiv 1710.09412.
+    """
+
+    num_classes: int
+    alpha: float = 1.0
+    augment: Augment | None = None
+
+    def __post_init__(self):
+        _validate.at_least(2, num_classes=self.num_classes)
+        _validate.positive(alpha=self.alpha)
+
+    def __call__(
+        self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Returns the mean loss of the mixed ``batch``, and the renewed state with metrics."""
+        augment_key, mix_key = jax.random.split(key)
+        images = batch.image if self.augment is None else self.augment(augment_key, batch.image)
+        mixed = mixup(mix_key, images, batch.label, num_classes=self.num_classes, alpha=self.alpha)
+        return _mean_soft_cross_entropy(apply, state, mixed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CutMix:
+    """Mean cross-entropy on images with a box of another pasted in, to the mixture of their labels.
+
+    The metric ``accuracy`` counts a mixture as right by the share of the class that is answered.
+
+    Attributes:
+      num_classes: number of classes.
+      alpha: of the Beta distribution of the share, see :func:`robustjax.perturbations.cutmix`.
+      augment: ``(key, images) -> images``, applied before the mixing; None for none.
+
+    Reference:
+      Yun et al. 2019, CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features,
+      arXiv 1905.04899.
+    """
+
+    num_classes: int
+    alpha: float = 1.0
+    augment: Augment | None = None
+
+    def __post_init__(self):
+        _validate.at_least(2, num_classes=self.num_classes)
+        _validate.positive(alpha=self.alpha)
+
+    def __call__(
+        self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Returns the mean loss of the mixed ``batch``, and the renewed state with metrics."""
+        augment_key, mix_key = jax.random.split(key)
+        images = batch.image if self.augment is None else self.augment(augment_key, batch.image)
+        mixed = cutmix(mix_key, images, batch.label, num_classes=self.num_classes, alpha=self.alpha)
+        return _mean_soft_cross_entropy(apply, state, mixed)
 
 
 standard = Standard
 gaussian_augmentation = GaussianAugmentation
 
 
-def _mean_cross_entropy(apply: Apply, state: ModelState, images: Array, labels: Array) -> tuple[Array, Aux]:
+def _mean_loss(
+    apply: Apply, state: ModelState, images: Array, labels: Array, loss_of: Callable[[Array, Array], Array]
+) -> tuple[Array, Aux]:
     outputs, state = apply(state, images, train=True)
-    loss = cross_entropy(outputs.logits, labels).mean()
+    loss = loss_of(outputs.logits, labels).mean()
     accuracy = (outputs.logits.argmax(-1) == labels).mean(dtype=jnp.float32)
+    return loss, Aux(state, {"loss": loss, "accuracy": accuracy})
+
+
+def _mean_soft_cross_entropy(apply: Apply, state: ModelState, mixed: Mixed) -> tuple[Array, Aux]:
+    outputs, state = apply(state, mixed.image, train=True)
+    loss = soft_cross_entropy(outputs.logits, mixed.label_probabilities).mean()
+    answer = outputs.logits.argmax(-1, keepdims=True)
+    accuracy = jnp.take_along_axis(mixed.label_probabilities, answer, axis=-1).mean()
     return loss, Aux(state, {"loss": loss, "accuracy": accuracy})

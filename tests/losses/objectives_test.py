@@ -94,6 +94,58 @@ def test_equal_settings_trace_once(state, batch):
     assert len(traces) == 2
 
 
+def test_logit_norm_is_the_mean_of_its_loss(state, batch):
+    loss, aux = losses.LogitNorm(tau=0.1)(jax.random.key(0), apply, state, batch)
+    logits = batch.image.reshape(8, -1) @ state.params["w"]
+    np.testing.assert_allclose(loss, losses.logit_norm(logits, batch.label, tau=0.1).mean(), rtol=1e-6)
+    assert aux.metrics["loss"] == loss
+    assert aux.metrics["accuracy"] == np.mean(np.argmax(logits, -1) == batch.label)
+    assert aux.state.batch_stats["batches"] == 1
+    assert losses.LogitNorm() == losses.LogitNorm(tau=0.04)
+
+
+MIXING = {"mixup": losses.Mixup, "cutmix": losses.CutMix}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_mixing_is_the_cross_entropy_of_the_mixture_after_augmentation(state, batch, name, monkeypatch):
+    mixed = []
+
+    def mix(key, images, labels, *, num_classes, alpha):
+        mixed.append((images, labels, alpha))
+        q = (jax.nn.one_hot(labels, num_classes) + jax.nn.one_hot(labels[::-1], num_classes)) / 2
+        return perturbations.Mixed(images + 1, q)
+
+    monkeypatch.setattr(f"robustjax.losses._objectives.{name}", mix)
+    loss, aux = MIXING[name](num_classes=3, alpha=0.2, augment=negative)(jax.random.key(0), apply, state, batch)
+    ((images, labels, alpha),) = mixed
+    assert (images == -batch.image).all()
+    assert (labels == batch.label).all()
+    assert alpha == 0.2
+    logits = np.asarray((1 - batch.image).reshape(8, -1) @ state.params["w"])
+    pairs = [losses.cross_entropy(jnp.asarray(logits), y).mean() for y in (batch.label, batch.label[::-1])]
+    np.testing.assert_allclose(loss, sum(pairs) / 2, rtol=1e-6)
+    right = [logits.argmax(-1) == y for y in (batch.label, batch.label[::-1])]
+    np.testing.assert_allclose(aux.metrics["accuracy"], np.mean(right), rtol=1e-6)
+    assert aux.metrics["loss"] == loss
+    assert aux.state.batch_stats["batches"] == 1
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_mixing_traces_once_and_draws_anew(state, batch, name):
+    traces = []
+
+    def counting(state, x, *, train=False):
+        traces.append(x.shape)
+        return apply(state, x, train=train)
+
+    tall = batch._replace(image=batch.image.reshape(8, 4, 3, 1))  # in 2 x 2 pixels, CutMix has no box to paste
+    run = jax.jit(lambda objective, key: objective(key, counting, state, tall)[0], static_argnums=0)
+    values = {float(run(MIXING[name](num_classes=3), jax.random.key(seed))) for seed in range(5)}
+    assert len(traces) == 1
+    assert len(values) > 1
+
+
 def test_settings_are_keywords():
     with pytest.raises(TypeError):
         losses.gaussian_augmentation(0.5)
@@ -102,3 +154,24 @@ def test_settings_are_keywords():
 def test_bad_sigma():
     with pytest.raises(ValueError, match="sigma must be positive and finite, got -0.25"):
         losses.gaussian_augmentation(sigma=-0.25)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: losses.LogitNorm(tau=0.0), "tau must be positive and finite, got 0.0"),
+        (lambda: losses.Mixup(num_classes=3, alpha=-1.0), "alpha must be positive and finite, got -1.0"),
+        (lambda: losses.CutMix(num_classes=3, alpha=0.0), "alpha must be positive and finite, got 0.0"),
+        (lambda: losses.Mixup(num_classes=1), "num_classes must be an integer of at least 2, got 1"),
+        (lambda: losses.CutMix(num_classes=0), "num_classes must be an integer of at least 2, got 0"),
+    ],
+)
+def test_bad_settings(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_number_of_classes_that_is_not_the_models(state, batch):
+    message = r"label_probabilities must be \(8, 3\) to match the logits, got shape \(8, 4\)"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda key: losses.Mixup(num_classes=4)(key, apply, state, batch), jax.random.key(0))

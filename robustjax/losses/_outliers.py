@@ -1,0 +1,174 @@
+"""Training with outliers: rows of a batch whose label is -1, inputs that are of no class.
+
+:func:`robustjax.data.with_outliers` makes such batches. The model sees both groups in one call, so batch normalisation
+computes its statistics over both together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from robustjax import _validate
+from robustjax.losses._classification import check_logits_and_labels, cross_entropy
+from robustjax.losses._objectives import Augment, Aux
+from robustjax.typing import Apply, Batch, ModelState
+
+
+def outlier_exposure(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
+    r"""Computes the cross-entropy of each example to its label or, for an outlier, to the uniform distribution.
+
+    .. math:: \ln \sum_k e^{f_k(x)} - f_y(x) \quad\text{or}\quad \ln \sum_k e^{f_k(x)} - \frac{1}{K} \sum_k f_k(x)
+
+    Args:
+      logits: ``(batch, classes)``, floating.
+      labels: ``(batch,)``, integer, in ``0, ..., classes - 1``, or negative for an outlier.
+
+    Returns:
+      ``(batch,)`` losses; those of outliers are at least :math:`\ln K`, which equal logits attain.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+
+    Reference:
+      Hendrycks, Mazeika and Dietterich 2019, Deep Anomaly Detection with Outlier Exposure, arXiv 1812.04606.
+    """
+    check_logits_and_labels(logits, labels)
+    # Means of differences, not a difference of means: exact where all logits are large and equal.
+    to_uniform = -jax.nn.log_softmax(logits).mean(-1)
+    return jnp.where(labels < 0, to_uniform, cross_entropy(logits, jnp.maximum(labels, 0)))
+
+
+def energy_bounded(
+    logits: Float[Array, "..."],
+    labels: Array,
+    *,
+    m_in: float | Float[Array, ""] = -23.0,
+    m_out: float | Float[Array, ""] = -5.0,
+) -> Float[Array, " batch"]:
+    r"""Computes the squared distance of each example's energy from where it should be.
+
+    .. math:: \max(0, E - m_\mathrm{in})^2 \quad\text{or, for an outlier,}\quad \max(0, m_\mathrm{out} - E)^2,
+       \qquad E = -\ln \sum_k e^{f_k(x)}
+
+    Args:
+      logits: ``(batch, classes)``, floating.
+      labels: ``(batch,)``, integer; negative for an outlier, whatever else for an example of a class.
+      m_in: energy below which an example of a class costs nothing, less than ``m_out``; may be traced.
+      m_out: energy above which an outlier costs nothing; may be traced.
+
+    Returns:
+      ``(batch,)`` losses, zero where the energy is beyond its margin.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or ``m_in`` is not less than ``m_out``.
+
+    Reference:
+      Liu, Wang, Owens and Li 2020, Energy-based Out-of-distribution Detection, arXiv 2010.03759.
+    """
+    _check_margins(m_in, m_out)
+    check_logits_and_labels(logits, labels)
+    energy = -jax.nn.logsumexp(logits, axis=-1)
+    return jnp.square(jax.nn.relu(jnp.where(labels < 0, m_out - energy, energy - m_in)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutlierExposure:
+    r"""Cross-entropy, and for outliers the cross-entropy to the uniform distribution.
+
+    .. math:: \mathbb{E}_\mathrm{in}\, \ell\bigl(f(x), y\bigr)
+       + \lambda\, \mathbb{E}_\mathrm{out}\, \ell\bigl(f(x), \tfrac{1}{K}\bigr)
+
+    Each expectation is the mean over its own rows of the batch, those with a label and those with label -1; a group
+    without rows adds 0. Batch normalisation sees both together. The metric ``accuracy`` is that of the rows with a
+    label, ``outlier_loss`` the second expectation, at least :math:`\ln K`.
+
+    Attributes:
+      weight: of the outliers, :math:`\lambda`.
+      augment: ``(key, images) -> images``, applied first, to outliers too; None for none.
+
+    Reference:
+      Hendrycks, Mazeika and Dietterich 2019, Deep Anomaly Detection with Outlier Exposure, arXiv 1812.04606.
+    """
+
+    weight: float = 0.5
+    augment: Augment | None = None
+
+    def __post_init__(self):
+        _validate.positive(weight=self.weight)
+
+    def __call__(
+        self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        images = batch.image if self.augment is None else self.augment(key, batch.image)
+        outputs, state = apply(state, images, train=True)
+        losses, known = outlier_exposure(outputs.logits, batch.label), batch.label >= 0
+        outlier_loss = _mean(losses, ~known)
+        loss = _mean(losses, known) + self.weight * outlier_loss
+        accuracy = _mean(outputs.logits.argmax(-1) == batch.label, known)
+        return loss, Aux(state, {"loss": loss, "accuracy": accuracy, "outlier_loss": outlier_loss})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnergyBounded:
+    r"""Cross-entropy, with the energy held below one margin for examples of a class and above another for outliers.
+
+    .. math:: \mathbb{E}_\mathrm{in}\, \ell\bigl(f(x), y\bigr) + \lambda \bigl(
+       \mathbb{E}_\mathrm{in} \max(0, E(x) - m_\mathrm{in})^2 + \mathbb{E}_\mathrm{out} \max(0, m_\mathrm{out} - E(x))^2
+       \bigr), \qquad E(x) = -\ln \sum_k e^{f_k(x)}
+
+    Each expectation is the mean over its own rows of the batch, those with a label and those with label -1; a group
+    without rows adds 0. Batch normalisation sees both together. The metric ``accuracy`` is that of the rows with a
+    label, ``energy_loss`` what :math:`\lambda` multiplies.
+
+    For the fine-tuning of a trained model, in the paper over 10 epochs at learning rate 0.001. The margins are
+    energies of that model, and the paper's, for a Wide ResNet on CIFAR-10, are far from those of an untrained one:
+    choose them from the energies of training images and outliers.
+
+    Attributes:
+      m_in: energy below which examples of a class cost nothing.
+      m_out: energy above which outliers cost nothing.
+      weight: of the energies, :math:`\lambda`.
+      augment: ``(key, images) -> images``, applied first, to outliers too; None for none.
+
+    Reference:
+      Liu, Wang, Owens and Li 2020, Energy-based Out-of-distribution Detection, arXiv 2010.03759.
+    """
+
+    m_in: float = -23.0
+    m_out: float = -5.0
+    weight: float = 0.1
+    augment: Augment | None = None
+
+    def __post_init__(self):
+        _check_margins(self.m_in, self.m_out)
+        _validate.positive(weight=self.weight)
+
+    def __call__(
+        self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        images = batch.image if self.augment is None else self.augment(key, batch.image)
+        outputs, state = apply(state, images, train=True)
+        known = batch.label >= 0
+        bounds = energy_bounded(outputs.logits, batch.label, m_in=self.m_in, m_out=self.m_out)
+        energy_loss = _mean(bounds, known) + _mean(bounds, ~known)
+        loss = _mean(cross_entropy(outputs.logits, jnp.maximum(batch.label, 0)), known) + self.weight * energy_loss
+        accuracy = _mean(outputs.logits.argmax(-1) == batch.label, known)
+        return loss, Aux(state, {"loss": loss, "accuracy": accuracy, "energy_loss": energy_loss})
+
+
+def _mean(values: Array, rows: Array) -> Array:
+    """The mean over some rows, 0 where there are none."""
+    return values.sum(where=rows, dtype=jnp.float32) / jnp.maximum(rows.sum(dtype=jnp.float32), 1)
+
+
+def _check_margins(m_in: float | Array, m_out: float | Array) -> None:
+    if isinstance(m_in, jax.core.Tracer) or isinstance(m_out, jax.core.Tracer):
+        return
+    if not m_in < m_out:
+        raise ValueError(f"m_in must be less than m_out, got m_in={m_in!r} and m_out={m_out!r}.")
