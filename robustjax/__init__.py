@@ -7,6 +7,7 @@ from robustjax import metrics as metrics
 from robustjax import models as models
 from robustjax import perturbations as perturbations
 from robustjax import plotting as plotting
+from robustjax import scoring as scoring
 from robustjax import training as training
 from robustjax import typing as typing
 

@@ -1,0 +1,113 @@
+"""One score of several: of detectors that look at one model, or of models that one detector looks at."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from robustjax.scoring._detector import Detector, cached_by_settings, check_detectors, make_detector, require
+from robustjax.typing import Outputs
+
+
+class Member(NamedTuple):
+    """What an ensemble keeps of each of its members.
+
+    Attributes:
+      state: of the detector.
+      mean: of its scores of the training rows.
+      deviation: standard deviation of the same.
+    """
+
+    state: Any
+    mean: Float[Array, ""]
+    deviation: Float[Array, ""]
+
+
+def _fit_member(index: int, detector: Detector, outputs, labels, head) -> Member:
+    state = detector.fit(outputs, labels, head)
+    scores = detector.score(state, outputs)
+    member = Member(state, scores.mean(), scores.std())
+    if not 0 < member.deviation < jnp.inf:
+        raise ValueError(
+            f"the training scores of member {index} must vary and be finite to be standardised, got standard deviation "
+            f"{float(member.deviation):g}."
+        )
+    return member
+
+
+def _mean_standardised(members, scores) -> jax.Array:
+    return jnp.stack([(score - member.mean) / member.deviation for member, score in zip(members, scores)]).mean(0)
+
+
+@cached_by_settings
+def ensemble(*detectors: Detector) -> Detector:
+    r"""Averages the scores of several detectors of one model, each standardised on the training rows.
+
+    .. math:: s = \frac{1}{M} \sum_m \frac{s_m - \mu_m}{\sigma_m}
+
+    with mean and standard deviation of the scores that detector m, fitted on the training rows, gives to those rows.
+
+    Args:
+      *detectors: the members, one or more.
+
+    Returns:
+      The detector; ``fit`` needs what its members need, and raises ValueError where the training scores of one are
+      constant or not finite.
+
+    Raises:
+      ValueError: for no members.
+    """
+    if not detectors:
+        raise ValueError("ensemble takes one or more detectors, got none.")
+    check_detectors("ensemble", *detectors)
+
+    def fit(outputs, labels, head):
+        require("ensemble", outputs=outputs)
+        return tuple(_fit_member(i, detector, outputs, labels, head) for i, detector in enumerate(detectors))
+
+    def score(state, outputs):
+        scores = [detector.score(member.state, outputs) for detector, member in zip(detectors, state)]
+        return _mean_standardised(state, scores)
+
+    return make_detector(fit, score)
+
+
+@cached_by_settings
+def model_ensemble(detector: Detector) -> Detector:
+    r"""Averages the scores that one detector gives to several models, each standardised on the training rows.
+
+    The rule is that of ``ensemble``, with a member for each model. The models may differ in their features.
+
+    Args:
+      detector: what is fitted to each model.
+
+    Returns:
+      The detector, whose functions take a sequence with an entry for each model: ``fit(outputs, labels, heads)``, with
+      labels that all share and heads that may be left out, and ``score(state, outputs)``. Both raise ValueError for
+      sequences of different lengths, and ``fit`` as that of ``ensemble`` does.
+    """
+    check_detectors("model_ensemble", detector)
+
+    def fit(outputs, labels=None, heads=None):
+        if isinstance(outputs, Outputs):
+            raise ValueError("outputs must be a sequence of Outputs, one for each model, got one Outputs.")
+        heads = [None] * len(outputs) if heads is None else heads
+        if not outputs:
+            raise ValueError("outputs must hold one Outputs or more, got none.")
+        if len(outputs) != len(heads):
+            raise ValueError(f"heads must be one for each of the {len(outputs)} models, got {len(heads)}.")
+        return tuple(_fit_member(i, detector, one, labels, head) for i, (one, head) in enumerate(zip(outputs, heads)))
+
+    def score(state, outputs):
+        rows = {one.logits.shape[0] for one in outputs}
+        if len(outputs) != len(state) or len(rows) != 1:
+            raise ValueError(
+                f"outputs must be the same rows seen by each of {len(state)} models, got {len(outputs)} with rows "
+                f"{sorted(rows)}."
+            )
+        return _mean_standardised(state, [detector.score(member.state, one) for member, one in zip(state, outputs)])
+
+    return Detector(fit, score)

@@ -1,0 +1,107 @@
+"""Detectors that look at inputs through a model, and what they share: checks of inputs, and blocks of few of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from robustjax import _validate
+from robustjax.scoring._detector import Detector, in_blocks
+from robustjax.scoring._logits import msp
+from robustjax.typing import LogitsFn, Outputs
+
+IMAGES = 128
+"""Inputs that go through a model at once."""
+
+
+def check_step(epsilon: float) -> None:
+    """Raises ValueError unless ``epsilon`` is a finite number of at least 0."""
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon!r}.")
+
+
+def as_state(function: Callable) -> jax.tree_util.Partial:
+    """A callable as a tree, so that the arrays of a ``Partial`` are arguments of a compiled program, not constants."""
+    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
+
+
+def of_inputs(function: Callable[[Any, Any], Any], state: Any, x: Any) -> Any:
+    """``function(state, x)`` by blocks of ``IMAGES`` rows; ValueError unless all of ``x`` is floating and finite."""
+    leaves = jax.tree.leaves(x)
+    if not leaves or any(not jnp.issubdtype(getattr(leaf, "dtype", jnp.int32), jnp.floating) for leaf in leaves):
+        got = ", ".join(str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves) or "no array"
+        raise ValueError(f"x must be floating, got {got}.")
+    if any(leaf.ndim == 0 for leaf in leaves) or len({leaf.shape[0] for leaf in leaves}) != 1:
+        raise ValueError(f"x must have the batch as first axis, got {', '.join(str(leaf.shape) for leaf in leaves)}.")
+    for leaf in leaves:
+        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
+            row = int((~jnp.isfinite(leaf)).reshape(leaf.shape[0], -1).any(-1).argmax())
+            raise ValueError(f"x must be finite, row {row} is not.")
+    return in_blocks(function, state, x, IMAGES)
+
+
+def descend(loss: Callable[[Any], Float[Array, " batch"]], x: Any, epsilon: Any) -> Any:
+    """``x`` after one step of size ``epsilon`` in every coordinate that lowers ``loss``; where its gradient is 0, none.
+
+    The losses are summed, not averaged: each row moves by its own, whatever else is in the batch.
+    """
+    gradient = jax.grad(lambda x: loss(x).sum())(x)
+    return jax.tree.map(lambda a, g: a - epsilon * jnp.sign(g), x, gradient)
+
+
+def odin(logits_fn: LogitsFn, *, temperature: float = 1000.0, epsilon: float = 0.0014) -> Detector:
+    r"""Scores images by the maximum softmax probability at a high temperature, after a step that raises it.
+
+    .. math:: s(x) = \ln(1 - \max_k p_k(x')), \qquad
+              x' = x - \epsilon\, \mathrm{sign}\bigl(-\nabla_x \ln \max_k p_k(x)\bigr), \qquad
+              p = \mathrm{softmax}(l / T)
+
+    which ranks as :math:`-\max_k p_k(x')` does and, for :math:`\epsilon = 0, T = 1`, is the score of ``msp``. The step
+    is computed in float32, is 0 where the gradient is, and x' is not clipped to the range of images.
+
+    Args:
+      logits_fn: ``images (batch, ...) -> logits (batch, classes)``, each row by itself. One compiled program serves all
+        uses of one function, and the arrays that it closes over become constants of it; to score several models of one
+        architecture with one program, give ``jax.tree_util.Partial(f, state)``, where ``f(state, images)``.
+      temperature: T, positive.
+      epsilon: size of the step, in units of the images. A model that normalises inside needs no division by the
+        standard deviation of the channels, which is how the published value is to be read.
+
+    Returns:
+      The detector, whose functions take images where others take outputs: ``score(state, images)``. There is nothing
+      to fit: the state is ``()``, and ``fit`` takes what it is given.
+
+    Raises:
+      ValueError: for settings out of their range; from ``score``, for images that are not floating or not finite, and
+        for logits that are not ``(batch, classes >= 2)``.
+
+    Reference:
+      Liang, Li and Srikant, "Enhancing the reliability of out-of-distribution image detection in neural networks",
+      arXiv:1706.02690. The authors' code moves a pixel without gradient by the whole step.
+    """
+    _validate.positive(temperature=temperature)
+    check_step(epsilon)
+    model = as_state(logits_fn)
+    return Detector(lambda *_, **__: (), lambda state, images: of_inputs(_odin, (model, temperature, epsilon), images))
+
+
+@jax.jit
+def _odin(state, images):
+    logits_fn, temperature, epsilon = state
+
+    def logits(images):
+        values = logits_fn(images)
+        shape = getattr(values, "shape", None)
+        if shape is None or len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
+            got = type(values).__name__ if shape is None else shape
+            raise ValueError(f"logits_fn must give ({images.shape[0]}, classes >= 2), got {got}.")
+        return values.astype(jnp.float32) / temperature
+
+    images = descend(lambda x: -jax.nn.log_softmax(logits(x)).max(-1), images.astype(jnp.float32), epsilon)
+    at = logits(images)
+    return msp().score((), Outputs(at, at))

@@ -1,0 +1,344 @@
+"""Detectors that look at several layers of a model.
+
+They take ``layers_fn(x) -> {name: array}`` first, and ``fit`` and ``score`` take ``x``: any tree of arrays whose first
+axis is the batch. So ``x`` may be images that go through a model, or layers that were computed before, and then
+``layers_fn`` is ``lambda layers: layers``. Each array is ``(batch, ..., channels)`` and is averaged over what lies
+between.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from robustjax import _validate
+from robustjax.scoring._detector import Detector, checked_labels, make_detector, require
+from robustjax.scoring._inputs import as_state, check_step, descend, of_inputs
+from robustjax.scoring._mahalanobis import mahalanobis
+from robustjax.typing import Outputs
+
+Layers = Mapping[str, Array]
+"""Arrays ``(batch, ..., channels)`` by the name of the layer."""
+
+LayersFn = Callable[[Any], Layers]
+"""From a tree of arrays with the batch as first axis to layers; each row by itself."""
+
+
+class CoveredBins(NamedTuple):
+    """What ``nac`` keeps.
+
+    Attributes:
+      covered: for each layer ``(bins, channels)``, in [0, 1], how far a bin of the states of a neuron is covered.
+      kernel: ``(dim, classes)`` of the last layer, where the detector reads ``Outputs``; None where it reads layers.
+    """
+
+    covered: dict[str, Float[Array, "bins channels"]]
+    kernel: Float[Array, "dim classes"] | None
+
+
+class WeightedLayers(NamedTuple):
+    """What ``mahalanobis_ensemble`` keeps.
+
+    Attributes:
+      gaussians: for each layer the state of ``mahalanobis``.
+      weights: for each layer the factor of its distance.
+      bias: what is added.
+    """
+
+    gaussians: dict[str, Any]
+    weights: dict[str, Float[Array, ""]]
+    bias: Float[Array, ""]
+
+
+@jax.jit
+def _pooled(layers_fn, x):
+    layers = layers_fn(x)
+    rows = jax.tree.leaves(x)[0].shape[0]
+    if not isinstance(layers, Mapping) or not layers:
+        got = "no layer" if isinstance(layers, Mapping) else type(layers).__name__
+        raise ValueError(f"layers_fn must give arrays by the names of layers, got {got}.")
+    for name, layer in layers.items():
+        if layer.ndim < 2 or layer.shape[0] != rows:
+            raise ValueError(f"layers_fn must give ({rows}, ..., channels), got {layer.shape} for layer {name!r}.")
+    return {name: a.astype(jnp.float32).mean(tuple(range(1, a.ndim - 1))) for name, a in layers.items()}
+
+
+def neuron_states(
+    activations_fn: Callable[[Array, Mapping[str, Array]], Layers],
+    x: Float[Array, "batch ..."],
+    *,
+    layers: Sequence[str],
+    logits: str = "head",
+) -> dict[str, Float[Array, "batch channels"]]:
+    r"""Computes the states of the neurons of several layers, which is what each adds to the decision.
+
+    .. math:: v = z \odot \frac{\partial\, \mathrm{KL}(u \,\|\, p)}{\partial z}
+
+    with u uniform and p the softmax of the logits. A neuron of a convolution is a channel: both z and the gradient are
+    summed over space, as in the authors' code.
+
+    Args:
+      activations_fn: ``(x, offsets) -> {name: (batch, ..., channels)}``, which adds ``offsets[name]`` to the output of
+        that layer, as ``functools.partial(model.activations, model.state)`` does.
+      x: the images.
+      layers: names of the layers.
+      logits: name of the layer that gives the logits.
+
+    Returns:
+      For each layer ``(batch, channels)``, what ``nac`` takes.
+
+    Raises:
+      ValueError: for a layer that is not there.
+
+    Reference:
+      Liu et al., "Neuron activation coverage: rethinking out-of-distribution detection and generalization",
+      arXiv:2306.02879.
+    """
+    shapes = jax.eval_shape(activations_fn, x, {})
+    for name in (*layers, logits):
+        if name not in shapes:
+            raise ValueError(f"layers must be among {', '.join(shapes)}, got {name!r}.")
+    offsets = {
+        name: jnp.zeros((shapes[name].shape[0], *(1,) * (len(shapes[name].shape) - 2), shapes[name].shape[-1]))
+        for name in layers
+    }
+
+    def divergence(offsets):  # up to the entropy of u
+        activations = activations_fn(x, offsets)
+        return -jax.nn.log_softmax(activations[logits]).mean(-1).sum(), activations
+
+    gradients, activations = jax.grad(divergence, has_aux=True)(offsets)
+    summed = {name: activations[name].astype(jnp.float32) for name in layers}
+    summed = {name: z.sum(tuple(range(1, z.ndim - 1))) for name, z in summed.items()}
+    return {name: z * gradients[name].reshape(z.shape) for name, z in summed.items()}
+
+
+def nac(
+    layers_fn: LayersFn | None = None,
+    *,
+    steepness: float | Mapping[str, float] = 100.0,
+    num_bins: int | Mapping[str, int] = 48,
+    share: float | Mapping[str, float] = 0.05,
+) -> Detector:
+    r"""Scores by how little the training rows cover the states that the neurons are in (NAC-UE).
+
+    .. math:: s = -\frac{1}{L} \sum_l \frac{1}{C_l} \sum_i \Phi_{li}(\sigma(\alpha v_{li})), \qquad
+              \Phi_{li}(q) = \min\Bigl(1, \frac{n_{li}(q)}{r N}\Bigr)
+
+    where v is the state of neuron i of layer l (see ``neuron_states``), :math:`\sigma` the logistic function and
+    :math:`n_{li}(q)` how many of the N training rows fall into the bin of q. The score lies in [-1, 0]. The bins divide
+    [0, 1] symmetrically and are finest around 1/2, where neurons without influence are: with h bins on each side, the
+    edges below are :math:`\ln(1 + j (\sqrt{1000} - 1) / h) / \ln 1000`. Like the default values, that is what the
+    authors' code does for CIFAR-10, where M = 50 edges with a bin beyond 1 are 48 bins, and O = 50 of 1000 rows.
+
+    Args:
+      layers_fn: ``x -> {name: (batch, channels)}``, the states of the neurons of each layer. None for the features,
+        whose gradient has a closed form, :math:`v = z \odot W (p - u)`.
+      steepness: :math:`\alpha`, positive; for several layers, where it should differ, one for each name.
+      num_bins: even number of bins of each neuron, likewise.
+      share: r, in (0, 1), the share of the training rows with which a bin is covered; likewise.
+
+    Returns:
+      The detector. Without ``layers_fn`` it is as all others, and ``fit(outputs, head=head)`` needs the head; with it,
+      ``fit(x)`` and ``score(state, x)`` take what ``layers_fn`` does.
+
+    Raises:
+      ValueError: for settings out of their range; from ``fit`` and ``score``, for ``x`` that is not floating or not
+        finite, or that gives other layers.
+
+    Reference:
+      Liu et al., "Neuron activation coverage: rethinking out-of-distribution detection and generalization",
+      arXiv:2306.02879. Full coverage is a share of the rows here, and a count there.
+    """
+    for value in _values(num_bins):
+        _validate.at_least(2, num_bins=value)
+        if value % 2:
+            raise ValueError(f"num_bins must be even, got {value}.")
+    for value in _values(steepness):
+        _validate.positive(steepness=value)
+    for value in _values(share):
+        _validate.probability(share=value)
+    if layers_fn is None:
+        return _nac_of_features(_single("steepness", steepness), _single("num_bins", num_bins), _single("share", share))
+    model = as_state(layers_fn)
+
+    def setting(name, value, layer):
+        if not isinstance(value, Mapping):
+            return value
+        if layer not in value:
+            raise ValueError(f"{name} must have an entry for layer {layer!r}, got {', '.join(value)}.")
+        return value[layer]
+
+    def fit(x, labels=None, head=None):
+        covered: dict[str, Array] = {}
+        for layer, states in of_inputs(_pooled, model, x).items():
+            alpha, r, bins = (
+                setting(name, value, layer)
+                for name, value in (("steepness", steepness), ("share", share), ("num_bins", num_bins))
+            )
+            covered[layer] = _cover(states, alpha, r, num_bins=bins)
+        return CoveredBins(covered, None)
+
+    def score(state, x):
+        slopes = {layer: setting("steepness", steepness, layer) for layer in state.covered}
+        return of_inputs(_nac, (model, slopes, state.covered), x)
+
+    return Detector(fit, score)
+
+
+def _values(setting):
+    return setting.values() if isinstance(setting, Mapping) else (setting,)
+
+
+def _single(name, value):
+    if isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a number without layers_fn, got one for each of {', '.join(value)}.")
+    return value
+
+
+@functools.cache
+def _nac_of_features(steepness, num_bins, share):
+    def states(kernel, outputs):
+        from_uniform = jax.nn.softmax(outputs.logits) - 1 / outputs.logits.shape[1]
+        return outputs.features * jnp.matmul(from_uniform, kernel.T, precision=jax.lax.Precision.HIGHEST)
+
+    def fit(outputs, labels, head):
+        require("nac", outputs=outputs, head=head)
+        return CoveredBins(
+            {"features": _cover(states(head.kernel, outputs), steepness, share, num_bins=num_bins)}, head.kernel
+        )
+
+    def score(state, outputs):
+        return -_coverage(state.covered["features"], states(state.kernel, outputs), steepness)
+
+    return make_detector(fit, score)
+
+
+def _bins(states, steepness, num_bins):
+    half = np.log(np.linspace(1, math.sqrt(1000), num_bins // 2 + 1)) / np.log(1000)
+    edges = np.concatenate([half[1:-1], [0.5], 1 - half[1:-1][::-1]])  # the inner ones: all states fall into a bin
+    return jnp.searchsorted(jnp.asarray(edges, jnp.float32), jax.nn.sigmoid(steepness * states), side="right")
+
+
+@functools.partial(jax.jit, static_argnames="num_bins")
+def _cover(states, steepness, share, *, num_bins):
+    rows, channels = states.shape
+    counts = jnp.zeros((num_bins, channels)).at[_bins(states, steepness, num_bins), jnp.arange(channels)[None]].add(1)
+    return jnp.minimum(counts / (share * rows), 1)
+
+
+def _coverage(covered, states, steepness):
+    found = jnp.take_along_axis(covered, _bins(states, steepness, covered.shape[0]), axis=0)
+    return jnp.where(jnp.isnan(states), jnp.nan, found).mean(-1)  # NaN would fall into the last bin
+
+
+@jax.jit
+def _nac(state, x):
+    layers_fn, steepness, covered = state
+    layers = _pooled(layers_fn, x)
+    _check_layers(layers, covered)
+    return -jnp.stack([_coverage(covered[name], states, steepness[name]) for name, states in layers.items()]).mean(0)
+
+
+def _check_layers(layers, fitted):
+    if sorted(layers) != sorted(fitted):
+        raise ValueError(f"layers_fn must give the fitted layers {', '.join(fitted)}, got {', '.join(layers)}.")
+
+
+def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detector:
+    r"""Scores by a weighted sum over layers of the Mahalanobis distance to the nearest class.
+
+    .. math:: s(x) = b + \sum_l w_l\, M_l(x_l'), \qquad
+              x_l' = x - \epsilon\, \mathrm{sign}(\nabla_x M_l(x)), \qquad
+              M_l(x) = \min_c (z_l - \mu_{lc})^\top \Sigma_l^{-1} (z_l - \mu_{lc})
+
+    with Gaussians of tied covariance fitted to the training rows of each class and layer, each layer after its own step
+    that lowers its distance. The weights are those of a logistic regression that tells rows known to be inside from
+    rows known to be outside, so s is the log-odds of being outside. Outside may be anything that is to be noticed: for
+    adversarial inputs, clean and noisy images are inside and attacked ones outside; where no foreign data is at hand,
+    the authors train on attacked images too.
+
+    Args:
+      layers_fn: ``x -> {name: (batch, ..., channels)}``, averaged over the axes between. One compiled program serves
+        all uses of one function, and arrays that it closes over become constants of it; see ``odin`` for how to give
+        them as arguments.
+      epsilon: size of the step, in units of ``x``. The authors choose among 0, 0.0005, 0.001, 0.0014, 0.002, 0.005 and
+        0.01, on held-out rows inside and outside.
+
+    Returns:
+      The detector, whose functions take ``x`` where others take outputs: ``fit(x, labels, inliers=..., outliers=...)``
+      and ``score(state, x)``. The distances of inliers and outliers are standardised for the regression, whose L2
+      penalty is the one of ten, from 1e-4 to 1e4, of highest likelihood in five-fold cross-validation, and the scales
+      are multiplied back into the weights.
+
+    Raises:
+      ValueError: for a negative ``epsilon``; from ``fit`` and ``score``, for ``x`` that is not floating or not finite,
+        labels that do not fit it, a class without rows, fewer than five inliers or outliers, or other layers.
+
+    Reference:
+      Lee et al., "A simple unified framework for detecting out-of-distribution samples and adversarial attacks",
+      arXiv:1807.03888. Their distances have a factor of 1/2 and are not standardised, and their penalty is chosen by
+      accuracy, which often says of all ten that they are equally good.
+    """
+    check_step(epsilon)
+    model = as_state(layers_fn)
+    distances = functools.partial(_distances, descends=epsilon > 0)
+
+    def fit(x, labels=None, head=None, *, inliers=None, outliers=None):
+        require("mahalanobis_ensemble", labels=labels, inliers=inliers, outliers=outliers)
+        layers = of_inputs(_pooled, model, x)
+        rows = next(iter(layers.values())).shape[0]
+        labels = checked_labels(labels, rows, np.iinfo(np.int32).max)
+        logits = jnp.zeros((rows, max(2, int(labels.max()) + 1)))  # tells how many classes there are, and no more
+        gaussians = {name: mahalanobis().fit(Outputs(logits, z), labels) for name, z in layers.items()}
+        known = [of_inputs(distances, (model, gaussians, epsilon), some) for some in (inliers, outliers)]
+        weights, bias = _logistic_regression(*(np.stack([some[name] for name in layers], -1) for some in known))
+        return WeightedLayers(gaussians, dict(zip(layers, weights)), bias)
+
+    def score(state, x):
+        by_layer = of_inputs(distances, (model, state.gaussians, epsilon), x)
+        return state.bias + sum(state.weights[name] * distance for name, distance in by_layer.items())
+
+    return Detector(fit, score)
+
+
+@functools.partial(jax.jit, static_argnames="descends")
+def _distances(state, x, *, descends):
+    layers_fn, gaussians, epsilon = state
+
+    def distance(name, x):
+        layers = _pooled(layers_fn, x)
+        _check_layers(layers, gaussians)
+        return mahalanobis().score(gaussians[name], Outputs(jnp.zeros((layers[name].shape[0], 2)), layers[name]))
+
+    nearer = {name: descend(functools.partial(distance, name), x, epsilon) if descends else x for name in gaussians}
+    return {name: distance(name, moved) for name, moved in nearer.items()}
+
+
+def _logistic_regression(inliers, outliers):
+    """Weights ``(layers,)`` and bias of the log-odds that a row of distances ``(rows, layers)`` is an outlier."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    folds = 5
+    for name, rows in (("inliers", inliers), ("outliers", outliers)):
+        if rows.shape[0] < folds:
+            raise ValueError(f"{name} must be at least {folds} rows, got {rows.shape[0]}.")
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-6))
+    strengths = {"logisticregression__C": np.logspace(-4, 4, 10)}
+    search = GridSearchCV(pipeline, strengths, cv=folds, scoring="neg_log_loss")
+    rows = np.concatenate([inliers, outliers]).astype(np.float64)
+    search.fit(rows, np.repeat([0, 1], [inliers.shape[0], outliers.shape[0]]))
+    scaler, regression = search.best_estimator_
+    weights = regression.coef_[0] / scaler.scale_
+    bias = regression.intercept_[0] - weights @ scaler.mean_
+    return jnp.asarray(weights, jnp.float32), jnp.asarray(bias, jnp.float32)

@@ -1,0 +1,197 @@
+"""Distances under Gaussians that share one covariance, and how far they exceed that of one Gaussian for all classes."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from robustjax.scoring._detector import Detector, cached_by_settings, make_detector, require
+from robustjax.scoring._factor import stacked_factor, triangular_factor
+from robustjax.typing import AnyArray
+
+_CUT = 1e-9
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+class MahalanobisState(NamedTuple):
+    r"""Gaussians of the classes, with one covariance :math:`S`.
+
+    Attributes:
+      origin: ``(dim,)``, subtracted from all features first, so that float32 keeps their digits.
+      means: ``(classes, dim)``, of the classes, from the origin.
+      factor: ``(dim, dim)``, upper triangular :math:`R` with :math:`S = R^\top R`.
+      whitener: ``(dim, dim)``, :math:`W` with :math:`S^+ = W W^\top`; columns of ignored directions are zero.
+      white_means: ``(classes, dim)``, ``means @ whitener``.
+    """
+
+    origin: Float[Array, " dim"]
+    means: Float[Array, "classes dim"]
+    factor: Float[Array, "dim dim"]
+    whitener: Float[Array, "dim dim"]
+    white_means: Float[Array, "classes dim"]
+
+
+class RelativeMahalanobisState(NamedTuple):
+    """Gaussians of the classes, and one of all rows.
+
+    Attributes:
+      classes: state of ``mahalanobis``.
+      background: the same of all rows as one class.
+    """
+
+    classes: MahalanobisState
+    background: MahalanobisState
+
+
+@cached_by_settings
+def mahalanobis() -> Detector:
+    r"""Squared Mahalanobis distance to the nearest class mean, with one covariance for all classes.
+
+    .. math:: \min_c\, (z - \mu_c)^\top S^+ (z - \mu_c), \qquad
+        S = \frac1N \sum_i (z_i - \mu_{y_i})(z_i - \mu_{y_i})^\top
+
+    :math:`S^+` is a pseudo-inverse in units of the standard deviations of the features: directions in which the
+    variance is below :math:`10^{-9}` of the largest are ignored, and so are features that within the classes vary no
+    more than float32 rounds them (units that are dead after a ReLU). With fewer rows than dimensions, what lies outside
+    the span of the training rows therefore adds nothing to the distance.
+
+    ``fit`` needs labels, and at least one row of every class. New classes can be added later: ``add_class``.
+
+    Returns:
+      The detector; its state is a ``MahalanobisState``.
+
+    Reference:
+      Lee, Lee, Lee and Shin, "A simple unified framework for detecting out-of-distribution samples and adversarial
+      attacks", arXiv:1807.03888. Their confidence is this score times -1/2.
+    """
+
+    def fit(outputs, labels, head):
+        require("mahalanobis", outputs=outputs, labels=labels)
+        return _fit_classes(outputs, labels)[0]
+
+    return make_detector(fit, lambda state, outputs: _nearest(state, outputs.features)[1])
+
+
+@cached_by_settings
+def relative_mahalanobis() -> Detector:
+    r"""Mahalanobis distance to the nearest class, less the one under a single Gaussian of all training rows.
+
+    .. math:: \min_c\, (z - \mu_c)^\top S^+ (z - \mu_c) - (z - \mu_0)^\top S_0^+ (z - \mu_0)
+
+    What is unusual in directions that tell no class from another adds to both, and cancels; scores may be negative.
+    Labels and pseudo-inverses as in ``mahalanobis``.
+
+    Returns:
+      The detector; its state is a ``RelativeMahalanobisState``.
+
+    Reference:
+      Ren et al., "A simple fix to Mahalanobis distance for improving near-OOD detection", arXiv:2106.09022.
+    """
+
+    def fit(outputs, labels, head):
+        require("relative_mahalanobis", outputs=outputs, labels=labels)
+        return _fit_background(*_fit_classes(outputs, labels))
+
+    def score(state, outputs):
+        return _nearest(state.classes, outputs.features)[1] - _nearest(state.background, outputs.features)[1]
+
+    return make_detector(fit, score)
+
+
+def add_class(state: MahalanobisState, features: Float[AnyArray, "rows dim"]) -> MahalanobisState:
+    r"""Adds a class to a fitted ``mahalanobis``, without the rows of the others.
+
+    .. math:: S \leftarrow \frac{C}{C + 1} S + \frac{1}{C + 1} S_\text{new}
+
+    with :math:`C` the number of classes before: each class counts once, however many rows it has.
+
+    Args:
+      state: as fitted, or as given by this function.
+      features: ``(rows, dim)`` of the new class, at least one row.
+
+    Returns:
+      The state with one more class, the last one.
+
+    Raises:
+      ValueError: features without rows, of another dimension or not finite.
+
+    Reference:
+      Lee et al., arXiv:1807.03888, Algorithm 2.
+    """
+    dim = state.origin.shape[0]
+    if features.ndim != 2 or features.shape[0] < 1 or features.shape[1] != dim:
+        raise ValueError(f"features must be (rows >= 1, {dim}), got {features.shape}.")
+    if not isinstance(features, jax.core.Tracer) and not bool(jnp.isfinite(features).all()):
+        row = int((~jnp.isfinite(features)).any(-1).argmax())
+        raise ValueError(f"features must be finite, row {row} is not.")
+    return _with_class(state, features)
+
+
+def nearest_class(state: MahalanobisState, features: Float[AnyArray, "batch dim"]) -> Int[Array, " batch"]:
+    """The class whose mean is nearest in Mahalanobis distance: the classifier that can learn new classes.
+
+    Args:
+      state: of ``mahalanobis``, with classes added or not.
+      features: ``(batch, dim)``.
+
+    Returns:
+      ``(batch,)``, int32; added classes follow those of the model, in the order in which they were added.
+    """
+    return _nearest(state, features)[0]
+
+
+def _fit_classes(outputs, labels):
+    counts = jnp.bincount(labels, length=outputs.logits.shape[1])
+    if not counts.all():
+        raise ValueError(f"labels must hold every class, class {int(counts.argmin())} has no rows.")
+    weights = counts.astype(outputs.features.dtype)
+    # The mean on its own: within one program XLA may subtract it before it is rounded here, and after it there.
+    return _fit(outputs.features, outputs.features.mean(0), labels, weights), weights / weights.sum()
+
+
+@jax.jit
+def _fit(features, origin, labels, counts):
+    centred = features - origin[None]
+    members = jax.nn.one_hot(labels, counts.shape[0], dtype=features.dtype, axis=0)
+    means = _matmul(members, centred) / counts[:, None]
+    return _gaussians(origin, means, triangular_factor(centred - means[labels]))
+
+
+@jax.jit
+def _fit_background(classes, weights):
+    mean = _matmul(weights[None], classes.means)
+    between = jnp.sqrt(weights)[:, None] * (classes.means - mean)
+    background = _gaussians(classes.origin, mean, stacked_factor(classes.factor, between))
+    return RelativeMahalanobisState(classes, background)
+
+
+@jax.jit
+def _with_class(state, features):
+    before = state.means.shape[0]
+    centred = features - state.origin[None]
+    mean = centred.mean(0, keepdims=True)
+    old, new = (before / (before + 1)) ** 0.5, (before + 1) ** -0.5
+    factor = stacked_factor(old * state.factor, new * triangular_factor(centred - mean))
+    return _gaussians(state.origin, jnp.concatenate([state.means, mean]), factor)
+
+
+def _gaussians(origin, means, factor):
+    deviation = jnp.linalg.norm(factor, axis=0)
+    alive = deviation > 2 * jnp.finfo(factor.dtype).eps * jnp.abs(origin[None] + means).max(0)
+    per_deviation = jnp.where(alive, 1 / jnp.where(alive, deviation, 1.0), 0.0)
+    _, values, directions = jnp.linalg.svd(factor * per_deviation[None])
+    kept = values > _CUT**0.5 * values[0]
+    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1.0), 0.0)
+    whitener = per_deviation[:, None] * directions.T * inverse[None]
+    return MahalanobisState(origin, means, factor, whitener, _matmul(means, whitener))
+
+
+def _nearest(state, features):
+    """The nearest class, found in one matrix product, and the squared distance to it, by its definition."""
+    white, means = _matmul(features - state.origin[None], state.whitener), state.white_means
+    nearest = (jnp.square(means).sum(-1)[None] - 2 * _matmul(white, means.T)).argmin(-1).astype(jnp.int32)
+    return nearest, jnp.square(white - means[nearest]).sum(-1)

@@ -1,0 +1,195 @@
+"""What every detector promises; a new one joins with one line in DETECTORS."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import scoring
+from robustjax.typing import Outputs
+
+DETECTORS = {
+    "ash_b": lambda: scoring.ash(scoring.energy(), method="B", percentile=50.0),
+    "ash_p": lambda: scoring.ash(scoring.energy(), method="P", percentile=50.0),
+    "ash_s": lambda: scoring.ash(scoring.energy(), percentile=50.0),
+    "dice": lambda: scoring.dice(scoring.energy(), percentile=70.0),
+    "energy": scoring.energy,
+    "ensemble": lambda: scoring.ensemble(scoring.energy(), scoring.she(), scoring.fdbd()),
+    "entropy": scoring.entropy,
+    "fdbd": scoring.fdbd,
+    "feature_normalized": lambda: scoring.feature_normalized(scoring.energy()),
+    "generalized_entropy": scoring.generalized_entropy,
+    "gradnorm": scoring.gradnorm,
+    "kl_matching": scoring.kl_matching,
+    "knn": lambda: scoring.knn(k=10),
+    "mahalanobis": scoring.mahalanobis,
+    "max_logit": scoring.max_logit,
+    "msp": scoring.msp,
+    "nac": scoring.nac,
+    "nci": scoring.nci,
+    "nnguide": scoring.nnguide,
+    "react": lambda: scoring.react(scoring.energy()),
+    "relative_mahalanobis": scoring.relative_mahalanobis,
+    "residual": scoring.residual,
+    "scale": lambda: scoring.scale(scoring.energy(), percentile=50.0),
+    "she": scoring.she,
+    "temperature_scaling": scoring.temperature_scaling,
+    "vim": scoring.vim,
+    "vra": lambda: scoring.vra(scoring.energy(), low=10.0),
+}
+OTHER_ARGUMENTS = {"mahalanobis_ensemble", "model_ensemble", "odin"}
+"""Detectors whose functions take something else than the outputs of one model; their own tests hold them to this."""
+
+CLASSES, DIM, ROWS = 3, 12, 120
+
+
+def head():
+    rng = np.random.default_rng(1)
+    kernel = np.eye(DIM, CLASSES) + 0.05 * rng.normal(size=(DIM, CLASSES))
+    return scoring.Head(kernel.astype(np.float32), 0.1 * rng.normal(size=CLASSES).astype(np.float32))
+
+
+def outputs(seed, *, far=False, rows=ROWS):
+    """Features behind a ReLU: a class lights one of the first units; what is far, only units that no class uses."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) % CLASSES
+    own, spread = (0, [0.3, 2.0]) if far else (5, [0.5, 0.3])
+    features = own * np.eye(CLASSES, DIM)[labels] + np.repeat(spread, [CLASSES, DIM - CLASSES]) * rng.normal(
+        size=(rows, DIM)
+    )
+    features = np.abs(features).astype(np.float32)
+    return Outputs(jnp.asarray(features @ head().kernel + head().bias), jnp.asarray(features))
+
+
+def labels():
+    """Those of ``outputs``, but for six rows: no model is always right."""
+    return ((np.arange(ROWS) + (np.arange(ROWS) % 20 == 0)) % CLASSES).astype(np.int32)
+
+
+@functools.cache
+def fitted(name):
+    return DETECTORS[name]().fit(outputs(0), labels(), head())
+
+
+every_detector = pytest.mark.parametrize("name", DETECTORS)
+
+
+def test_every_public_detector_is_here():
+    factories = {
+        name
+        for name, function in vars(scoring).items()
+        if inspect.isfunction(function)
+        and inspect.signature(function).return_annotation in ("Detector", scoring.Detector)
+    }
+    assert len(factories) > 15
+    assert not {name for name in factories - OTHER_ARGUMENTS if not any(key.startswith(name) for key in DETECTORS)}
+
+
+@every_detector
+def test_scores_are_finite_and_the_same_under_jit(name):
+    detector, near = DETECTORS[name](), outputs(2, rows=40)
+    scores = detector.score(fitted(name), near)
+    assert scores.shape == (40,)
+    assert scores.dtype == jnp.float32
+    assert jnp.isfinite(scores).all()
+    np.testing.assert_allclose(jax.jit(detector.score)(fitted(name), near), scores, rtol=1e-4, atol=1e-5)
+
+
+@every_detector
+def test_what_is_far_scores_higher(name):
+    detector = DETECTORS[name]()
+    near, far = (np.asarray(detector.score(fitted(name), outputs(3, far=far))) for far in (False, True))
+    assert (near[:, None] < far[None]).mean() > 0.9
+
+
+@every_detector
+def test_scores_do_not_depend_on_the_company(name):
+    detector, rows = DETECTORS[name](), outputs(2, rows=40)
+    scores = detector.score(fitted(name), rows)
+    parts = [detector.score(fitted(name), Outputs(*(a[i:j] for a in rows))) for i, j in ((0, 1), (1, 23), (23, 40))]
+    np.testing.assert_allclose(jnp.concatenate(parts), scores, rtol=1e-5, atol=1e-6)
+    many = Outputs(*(jnp.tile(a, (29, 1)) for a in rows))  # more than a block
+    np.testing.assert_allclose(detector.score(fitted(name), many), jnp.tile(scores, 29), rtol=1e-5, atol=1e-6)
+    assert detector.score(fitted(name), Outputs(*(a[:0] for a in rows))).shape == (0,)
+
+
+@every_detector
+def test_scores_do_not_depend_on_the_order_of_the_training_rows(name):
+    detector, order = DETECTORS[name](), np.random.default_rng(4).permutation(ROWS)
+    state = detector.fit(Outputs(*(a[order] for a in outputs(0))), labels()[order], head())
+    near = outputs(2, rows=40)
+    np.testing.assert_allclose(detector.score(state, near), detector.score(fitted(name), near), rtol=1e-3, atol=1e-4)
+
+
+@every_detector
+def test_rows_may_be_spread_over_devices(name):
+    rows = jax.NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)), jax.P("data"))
+    detector, near = DETECTORS[name](), outputs(2, rows=40)
+    state = detector.fit(*jax.device_put((outputs(0), labels()), rows), head())
+    np.testing.assert_allclose(
+        detector.score(state, jax.device_put(near, rows)), detector.score(fitted(name), near), rtol=1e-3, atol=1e-4
+    )
+
+
+@every_detector
+def test_a_state_is_a_tree_of_arrays(name):
+    detector, near = DETECTORS[name](), outputs(2, rows=40)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(fitted(name)))
+    on_host = jax.tree.map(np.asarray, fitted(name))
+    assert (detector.score(on_host, near) == detector.score(fitted(name), near)).all()
+
+
+@every_detector
+def test_equal_settings_are_the_same_object(name):
+    assert DETECTORS[name]() is DETECTORS[name]()
+    factory = getattr(scoring, name, None)
+    if factory is DETECTORS[name]:
+        written = {key: value.default for key, value in inspect.signature(factory).parameters.items()}
+        assert factory(**written) is factory()
+
+
+@every_detector
+def test_a_row_with_nan_is_refused_and_under_jit_spoils_itself_alone(name):
+    detector, near = DETECTORS[name](), outputs(2, rows=40)
+    spoilt = Outputs(*(a.at[3].set(jnp.nan) for a in near))
+    with pytest.raises(ValueError, match="outputs.logits must hold no NaN, got one in row 3"):
+        detector.score(fitted(name), spoilt)
+    with pytest.raises(ValueError, match="outputs.features must hold no NaN, got one in row 3"):
+        detector.score(fitted(name), near._replace(features=spoilt.features))
+    scores, whole = (
+        np.array(jax.jit(detector.score)(fitted(name), spoilt)),
+        np.array(detector.score(fitted(name), near)),
+    )
+    assert np.isnan(scores[3])
+    np.testing.assert_allclose(np.delete(scores, 3), np.delete(whole, 3), rtol=1e-4, atol=1e-5)
+
+
+@every_detector
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"outputs": outputs(0)._replace(features=jnp.full((ROWS, DIM), jnp.inf))}, "outputs.features must be finite"),
+        (
+            {"outputs": outputs(0)._replace(features=jnp.zeros((ROWS, 2, DIM)))},
+            r"outputs.features must be \(120, dim\)",
+        ),
+        ({"labels": labels()[1:]}, r"labels must be \(120,\) integers, got int32 \(119,\)"),
+        ({"labels": labels() + 1}, r"labels must lie in 0, ..., 2, got 1 to 3"),
+        ({"head": scoring.Head(head().kernel.T)}, r"head.kernel must be \(dim, classes\) = \(12, 3\), got \(3, 12\)"),
+        ({"head": head()._replace(bias=np.zeros(2, np.float32))}, r"head.bias must be \(3,\), got \(2,\)"),
+    ],
+)
+def test_bad_arguments_of_fit_are_refused(name, bad, message):
+    with pytest.raises(ValueError, match=message):
+        DETECTORS[name]().fit(**{"outputs": outputs(0), "labels": labels(), "head": head()} | bad)
+
+
+@every_detector
+def test_what_is_missing_is_named(name):
+    try:
+        DETECTORS[name]().fit(outputs(0))
+    except ValueError as error:
+        assert "must be given to fit" in str(error)  # noqa: PT017
