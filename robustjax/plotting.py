@@ -116,3 +116,166 @@ def image_grid(
             if titles is not None:
                 axes.set_title(titles[i], fontsize=7, pad=2)
     return figure
+
+
+def score_histograms(
+    scores: Mapping[str, Mapping[str, ArrayLike]],
+    *,
+    num_bins: int = 50,
+    columns: int = 3,
+    panel_size: tuple[float, float] = (3.2, 2.1),
+) -> Figure:
+    """Draws how the scores of each detector are distributed, one panel for each.
+
+    All sets of a panel share bins, which span the central 99 % of the scores; the rest is in the outermost bins. Each
+    histogram has area 1, so that sets of different sizes can be compared.
+
+    Args:
+      scores: for each detector, ``(n,)`` scores of each set; the first set is the in-distribution one.
+      num_bins: of each histogram.
+      columns: panels in a row.
+      panel_size: inches.
+
+    Returns:
+      A matplotlib ``Figure``.
+
+    Raises:
+      ValueError: for no detector, a set without scores, or scores with NaN.
+    """
+    from matplotlib.figure import Figure
+
+    if not scores:
+        raise ValueError("scores must hold at least one detector.")
+    columns = min(columns, len(scores))
+    rows = math.ceil(len(scores) / columns)
+    figure = Figure(figsize=(columns * panel_size[0], rows * panel_size[1] + 0.3), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, (detector, sets) in zip(panels, scores.items(), strict=False):
+        sets = {name: _scores(f"scores[{detector!r}][{name!r}]", values) for name, values in sets.items()}
+        finite = np.concatenate([values[np.isfinite(values)] for values in sets.values()])
+        low, high = np.quantile(finite, (0.005, 0.995)) if finite.size else (0.0, 1.0)
+        edges = np.linspace(low, high if high > low else low + 1, num_bins + 1)
+        for i, (name, values) in enumerate(sets.items()):
+            colour = _COLOURS[i % len(_COLOURS)]
+            settings = {"color": colour, "alpha": 0.35} if i == 0 else {"color": colour, "histtype": "step"}
+            axes.hist(np.clip(values, edges[0], edges[-1]), edges, density=True, label=name, **settings)
+        axes.set_title(detector, fontsize="medium")
+        axes.set_yticks([])
+        axes.tick_params(labelsize="small")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    for axes in panels[len(scores) :]:
+        axes.set_axis_off()
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False, fontsize="small")
+    return figure
+
+
+def roc_curves(
+    scores: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    title: str | None = None,
+    figure_size: tuple[float, float] = (4.6, 4.2),
+) -> Figure:
+    """Draws the receiver operating characteristic of each detector, out-of-distribution positive.
+
+    Args:
+      scores: for each legend entry ``(in-distribution, out-of-distribution)`` scores, higher = more
+        out-of-distribution.
+      title: above the axes, or None.
+      figure_size: inches.
+
+    Returns:
+      A matplotlib ``Figure``.
+
+    Raises:
+      ValueError: for no detector, a set without scores, or scores with NaN.
+    """
+    from matplotlib.figure import Figure
+
+    if not scores:
+        raise ValueError("scores must hold at least one detector.")
+    many = len(scores) > 8  # then the legend stands beside the axes
+    size = (figure_size[0] + 2.2, max(figure_size[1], 0.19 * len(scores))) if many else figure_size
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, pair) in enumerate(scores.items()):
+        inside, outside = (np.sort(_scores(f"scores[{name!r}][{j}]", values)) for j, values in enumerate(pair))
+        thresholds = np.unique(np.concatenate([inside, outside]))
+        # Ties rise together: the segment between two distinct thresholds is straight.
+        rates = [1 - np.append(np.searchsorted(v, thresholds, "left") / v.size, 1.0) for v in (inside, outside)]
+        dash = ("-", "--", ":", "-.")[i // len(_COLOURS) % 4]
+        axes.plot(*rates, color=_COLOURS[i % len(_COLOURS)], linestyle=dash, linewidth=1.4, label=name)
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, zorder=0)
+    axes.set(
+        xlabel="false positive rate (in-distribution)",
+        ylabel="true positive rate (out-of-distribution)",
+        xlim=(-0.01, 1.01),
+        ylim=(-0.01, 1.01),
+        aspect="equal",
+    )
+    if title:
+        axes.set_title(title, fontsize="medium")
+    axes.spines[["top", "right"]].set_visible(False)
+    if many:
+        figure.legend(frameon=False, fontsize="x-small", loc="outside right center")
+    else:
+        axes.legend(frameon=False, fontsize="x-small", loc="lower right")
+    return figure
+
+
+def bar_chart(
+    values: Mapping[str, Mapping[str, ArrayLike]],
+    *,
+    label: str,
+    start: float = 0.0,
+    panel_width: float = 5.0,
+    row_inches: float = 0.3,
+) -> Figure:
+    """Draws one group of horizontal bars for each entry: the mean over runs, and every run as a point.
+
+    Args:
+      values: for each entry and each series, the numbers of the runs, such as the AUROC of each seed.
+      label: of the value axis.
+      start: where bars begin, such as 0.5, chance, for AUROC.
+      panel_width: inches.
+      row_inches: height of a bar.
+
+    Returns:
+      A matplotlib ``Figure``, the first entry on top.
+
+    Raises:
+      ValueError: for no entry, or entries with different series.
+    """
+    from matplotlib.figure import Figure
+
+    if not values:
+        raise ValueError("values must hold at least one entry.")
+    series = list(next(iter(values.values())))
+    if any(list(entry) != series for entry in values.values()):
+        raise ValueError(f"values must have the series {series} in each entry.")
+    thickness = 0.8 / len(series)
+    height = row_inches * len(values) * max(1.0, 0.6 * len(series)) + 0.8
+    figure = Figure(figsize=(panel_width, height), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(values), dtype=np.float64)
+    for i, name in enumerate(series):
+        runs = [np.atleast_1d(np.asarray(entry[name], np.float64)) for entry in values.values()]
+        here = places + (i - (len(series) - 1) / 2) * thickness
+        length = [run.mean() - start for run in runs]
+        axes.barh(here, length, thickness, left=start, color=_COLOURS[i % len(_COLOURS)], alpha=0.75, label=name)
+        for place, run in zip(here, runs, strict=True):
+            axes.plot(run, np.full(run.size, place), "o", color="black", markersize=2)
+    axes.axvline(start, color="black", linewidth=0.8)
+    axes.set(xlabel=label, yticks=places, ylim=(len(values) - 0.5, -0.5))
+    axes.set_yticklabels(list(values), fontsize="small")
+    axes.grid(axis="x", alpha=0.3, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=min(len(series), 4), frameon=False, fontsize="small")
+    return figure
+
+
+def _scores(name: str, values: ArrayLike) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not values.size or np.isnan(values).any():
+        raise ValueError(f"{name} must be a vector of at least one score without NaN, got shape {values.shape}.")
+    return values

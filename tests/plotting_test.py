@@ -51,3 +51,42 @@ def test_bad_curves_are_named(curves, message):
 def test_bad_images_are_named(images, kwargs, message):
     with pytest.raises(ValueError, match=message):
         plotting.image_grid(images, **kwargs)
+
+
+def test_histograms_share_bins_and_have_area_one():
+    random = np.random.default_rng(0)
+    sets = {"in": random.normal(size=400), "out": np.append(random.normal(3, 1, 99), np.inf)}
+    figure = plotting.score_histograms({"msp": sets, "energy": sets, "knn": sets, "vim": sets}, columns=3, num_bins=20)
+    drawn = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in drawn] == ["msp", "energy", "knn", "vim"]
+    bars = drawn[0].containers[0]
+    np.testing.assert_allclose(sum(bar.get_height() * bar.get_width() for bar in bars), 1)
+    assert len(bars) == 20
+
+
+def test_roc_runs_through_the_rates_of_every_threshold():
+    figure = plotting.roc_curves({"a": ([0.0, 1.0, 1.0], [1.0, 2.0])})
+    points = figure.axes[0].lines[0].get_xydata()
+    np.testing.assert_allclose(points, [[1, 1], [2 / 3, 1], [0, 0.5], [0, 0]])
+
+
+def test_bars_are_means_from_the_start():
+    values = {"a": {"near": [0.6, 0.8], "far": [0.9, 0.9]}, "b": {"near": [0.5, 0.5], "far": [1.0, 0.9]}}
+    axes = plotting.bar_chart(values, label="AUROC", start=0.5).axes[0]
+    np.testing.assert_allclose([[bar.get_width() for bar in bars] for bars in axes.containers], [[0.2, 0], [0.4, 0.45]])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plotting.score_histograms({}), "at least one detector"),
+        (lambda: plotting.score_histograms({"a": {"in": [np.nan]}}), r"scores\['a'\]\['in'\] must be a vector"),
+        (lambda: plotting.roc_curves({"a": ([], [1.0])}), r"scores\['a'\]\[0\] must be a vector"),
+        (lambda: plotting.bar_chart({}, label="x"), "at least one entry"),
+        (lambda: plotting.bar_chart({"a": {"x": 1.0}, "b": {"y": 1.0}}, label="x"), "series"),
+    ],
+)
+def test_bad_scores_are_named(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()

@@ -8,3 +8,8 @@ from robustjax.data._conventions import channel_statistics as channel_statistics
 from robustjax.data._conventions import splits as splits
 from robustjax.data._dataset import Dataset as Dataset
 from robustjax.data._load import load as load
+from robustjax.data._outliers import with_outliers as with_outliers
+from robustjax.data._views import match_images as match_images
+from robustjax.data._views import permute_pixels as permute_pixels
+from robustjax.data._views import select_classes as select_classes
+from robustjax.data._views import synthetic as synthetic
