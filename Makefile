@@ -3,9 +3,10 @@ BIN := .venv/bin
 
 .PHONY: run test lint clean
 
-# Trains a smoothed classifier on the embedded digits and certifies it.
+# On the embedded digits: trains a smoothed classifier and certifies it, then compares out-of-distribution detectors.
 run: .venv/.installed
 	$(BIN)/python -m experiments.smoothing
+	$(BIN)/python -m experiments.ood
 
 # The whole suite, without the tests marked slow.
 test: .venv/.installed-test

@@ -8,14 +8,14 @@ import math
 import pathlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from robustjax import data, losses, models, perturbations, training
-from robustjax.typing import ModelState
+from robustjax.typing import AnyArray, ModelState, Outputs
 
 RECIPE_OF = {"digits": "digits", "mnist": "mnist", "cifar10": "cohen_cifar10", "imagenet2012": "cohen_imagenet"}
 CACHED_BYTES = 2 * 2**30
@@ -75,9 +75,26 @@ def build(model: str, dataset: data.Dataset, *, dtype: str, key: jax.Array) -> m
     return models.functional(models.create(model, key, dtype=jnp.dtype(dtype), **settings))
 
 
+def outputs_of(classifier: Classifier, images: AnyArray, batch_size: int = 500) -> Outputs:
+    """Logits and features of all images, on the host; one compilation, the last batch filled up."""
+    outputs = jax.jit(classifier.functional.outputs)
+    parts = []
+    for start in range(0, len(images), batch_size):
+        block = images[start : start + batch_size]
+        filled = np.pad(block, ((0, batch_size - len(block)), *((0, 0),) * 3))
+        parts.append([np.asarray(a)[: len(block)] for a in outputs(classifier.state, filled)])
+    columns: Any = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return Outputs(*columns)
+
+
+def augmentation() -> losses.Augment:
+    """Random crops and flips."""
+    return perturbations.compose(perturbations.random_crop, perturbations.random_horizontal_flip)
+
+
 def gaussian_objective(sigma: float, *, augment: bool) -> losses.Objective:
     """Cross-entropy under Gaussian noise (none for sigma 0), behind random crops and flips where ``augment``."""
-    images = perturbations.compose(perturbations.random_crop, perturbations.random_horizontal_flip) if augment else None
+    images = augmentation() if augment else None
     return losses.gaussian_augmentation(sigma=sigma, augment=images) if sigma else losses.standard(augment=images)
 
 
@@ -92,8 +109,11 @@ def train(
     num_epochs: int | None,
     seed: int,
     log: Callable[[str], None],
+    outliers: data.Dataset | None = None,
 ) -> tuple[Classifier, dict[str, float]]:
     """Trains by a recipe, or takes up the training whose checkpoints are in the folder.
+
+    With ``outliers``, each batch is joined with as many of them, if there are so many.
 
     Returns:
       The classifier; and the loss and accuracy of the last steps, with the seconds that this call took.
@@ -105,10 +125,14 @@ def train(
     optimizer = recipe.optimizer(steps_per_epoch, num_epochs)
     if len(dataset) * math.prod(dataset.image_shape) <= CACHED_BYTES:
         dataset = dataset.cached()
+    batches = data.batches(dataset, batch_size, seed=seed)
+    if outliers is not None:
+        outlier_batches = data.batches(outliers.cached(), min(batch_size, len(outliers)), seed=seed)
+        batches = data.with_outliers(batches, outlier_batches)
     result = training.fit(
         functional.apply,
         training.init(key, functional.state, optimizer),
-        data.batches(dataset, batch_size, seed=seed),
+        batches,
         objective=objective,
         optimizer=optimizer,
         num_steps=steps_per_epoch * num_epochs,

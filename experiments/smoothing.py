@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -224,13 +223,6 @@ def curve_of(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     return certificate.radius, (certificate.label == labels) & ~certificate.abstained
 
 
-def png_of(figure) -> bytes:
-    """A figure as the content of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
 def report(config: Config, summary: dict, console: Console) -> None:
     """Prints the table; writes metrics.json, report.md and the figure."""
     folder = config.folder()
@@ -257,7 +249,7 @@ def report(config: Config, summary: dict, console: Console) -> None:
         *("| setting | value |", "|---|---|", *settings),
     ]
     figure = plotting.certified_accuracy_curve({f"sigma {config.sigma:g}": curve_of(folder)}, title=title)
-    _run.write_whole(folder / "figures" / "certified_accuracy.png", png_of(figure))
+    _run.write_whole(folder / "figures" / "certified_accuracy.png", _run.png_of(figure))
     _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
     _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
 

@@ -50,7 +50,7 @@ def run(config: Config) -> None:
         label = f"{name} (sigma {settings['sigma']:g}, ACR {radius:.3f})"
         curves[label if label not in curves else str(folder)] = smoothing.curve_of(folder)
     console.print(table)
-    _run.write_whole(config.output, smoothing.png_of(plotting.certified_accuracy_curve(curves)))
+    _run.write_whole(config.output, _run.png_of(plotting.certified_accuracy_curve(curves)))
     console.print(f"Figure: {config.output}", soft_wrap=True)
 
 

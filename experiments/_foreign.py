@@ -1,0 +1,103 @@
+"""The images of an out-of-distribution evaluation: what is known, what is foreign, and how foreign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from robustjax import data
+
+SYNTHETIC = ("textures", "uniform_noise", "gaussian_noise")
+HELD_OUT, PERMUTED = "held_out", "permuted_pixels"
+# Where the images of a set without a test split are, and which are black on white, beside MNIST's white on black.
+SPLITS = {"omniglot": "small1+small2"}
+INVERTED = ("omniglot",)
+
+# The five splits of the open-set literature (Neal et al. 2018, ECCV; used by Vaze et al. 2022, arXiv 2110.06207): the
+# classes that are known. In CIFAR-10's order of classes.
+OPEN_SET_CLASSES = {
+    "mnist": ((2, 4, 5, 9, 8, 3), (3, 2, 6, 9, 4, 0), (5, 8, 3, 2, 4, 6), (3, 7, 8, 4, 0, 5), (6, 3, 4, 9, 8, 2)),
+    "cifar10": ((0, 6, 4, 9, 1, 7), (7, 6, 4, 9, 0, 1), (1, 5, 7, 3, 9, 4), (8, 6, 1, 9, 0, 7), (2, 4, 1, 7, 9, 6)),
+}
+
+
+class Foreign(NamedTuple):
+    """A set of out-of-distribution images.
+
+    Attributes:
+      group: ``"near"`` or ``"far"``.
+      dataset: images in the shape of the known ones.
+    """
+
+    group: str
+    dataset: data.Dataset
+
+
+class Sets(NamedTuple):
+    """All that a run looks at.
+
+    Attributes:
+      train: known classes, to fit on.
+      validation: known classes, held out of the training split.
+      test: known classes.
+      foreign: out-of-distribution sets by name.
+      outliers: out-of-distribution images to train on, or None.
+    """
+
+    train: data.Dataset
+    validation: data.Dataset
+    test: data.Dataset
+    foreign: dict[str, Foreign]
+    outliers: data.Dataset | None
+
+
+def open_sets(
+    dataset: str,
+    data_dir: str | None,
+    *,
+    classes: Sequence[int],
+    near: Sequence[str],
+    far: Sequence[str],
+    outliers: str | None,
+    max_images: int,
+    seed: int,
+) -> Sets:
+    """Opens all sets; near ones default to the classes held out, far ones to synthetic images.
+
+    Raises:
+      ValueError: a set is named twice, nothing is near although it was asked for, or a data set cannot be opened.
+    """
+    splits = data.splits(dataset)
+    known, validation, test = (data.load(dataset, split, data_dir) for split in splits)
+    everything = test
+    if classes:
+        known, validation, test = (data.select_classes(part, classes) for part in (known, validation, test))
+    rest = sorted(set(range(everything.num_classes)) - set(classes)) if classes else []
+    near = tuple(near) or ((HELD_OUT,) if rest else ())
+    far = tuple(far) or ("textures", "uniform_noise", PERMUTED)
+    names = (*near, *far)
+    if len(set(names)) < len(names):
+        raise ValueError(f"near and far must name each set once, got {', '.join(names)}.")
+
+    def opened(name: str) -> data.Dataset:
+        if name == HELD_OUT:
+            if not rest:
+                raise ValueError(f"{HELD_OUT} needs classes to leave some of {dataset} out, got {tuple(classes)}.")
+            return data.select_classes(everything, rest)
+        if name == PERMUTED:
+            return data.permute_pixels(test, seed=seed)
+        if name in SYNTHETIC:
+            return data.synthetic(name, test.image_shape, min(max_images, len(test)), seed=seed)
+        base = name.split(":")[0]
+        foreign = data.load(name, SPLITS.get(base, data.splits(name).test), data_dir)
+        return data.match_images(foreign, test.image_shape, invert=base in INVERTED)
+
+    foreign = {name: Foreign("near" if name in near else "far", opened(name)) for name in names}
+    return Sets(known, validation, test, foreign, None if outliers is None else opened(outliers))
+
+
+def evenly(size: int, most: int) -> np.ndarray:
+    """At most so many positions, evenly spaced, since many sets are sorted by class."""
+    return np.linspace(0, size - 1, min(size, most)).astype(int)

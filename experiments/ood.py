@@ -1,0 +1,349 @@
+"""Trains a classifier, fits out-of-distribution detectors on its training data and compares what they notice.
+
+Leaves results/ood/NAME with config.json, the scores of every detector, metrics.csv, report.md and figures. The same
+command continues a run that was interrupted; more detectors or seeds are added to what is there.
+
+    python -m experiments.ood
+    python -m experiments.ood --dataset mnist --near fashion_mnist --far omniglot cifar10 --data-dir DIR
+    python -m experiments.ood --dataset cifar10 --model resnet20 --classes 0 1 8 9 --detectors energy,knn,react+energy
+    python -m experiments.ood --list
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import platform
+import time
+import zipfile
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments import _classifier, _detectors, _foreign, _run
+from robustjax import metrics, plotting
+
+GROUPS = ("near", "far")
+# How many rows detectors are fitted on, and how many of each set are scored, at most.
+MAX_TRAIN, MAX_IMAGES = 50_000, 10_000
+UNSAFE = str.maketrans("/:", "--")  # in the names of files
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a run."""
+
+    dataset: str = "digits"
+    """In-distribution data: digits (embedded), or any prepared TFDS data set with image and label."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets; None: $TFDS_DATA_DIR, else TFDS's own."""
+    classes: tuple[int, ...] = ()
+    """Labels that are in-distribution, the others are held_out; none given: 0 to 5 for digits, else all."""
+    open_set: int | None = None
+    """Use published open-set split 0 to 4 of mnist or cifar10, six known classes, in place of --classes."""
+    near: tuple[str, ...] = ()
+    """Near out-of-distribution sets: held_out or TFDS names; none given: held_out where classes are left out."""
+    far: tuple[str, ...] = ()
+    """Far sets: textures, uniform_noise, gaussian_noise, permuted_pixels or TFDS names; none: 1, 2 and 4."""
+    detectors: str = ""
+    """Comma-separated, combinators with +, such as energy,knn,react+energy; empty: all. See --list."""
+    model: str = "cnn"
+    """mlp, lenet, cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
+    recipe: str | None = None
+    """Training recipe, see experiments.smoothing; None: the one of the data set."""
+    num_epochs: int | None = None
+    """Passes over the training images; None: as the recipe."""
+    training: Literal[*_detectors.TRAINING] = "standard"  # pyrefly: ignore
+    """What is minimised; outlier_exposure and energy_bounded need --outliers."""
+    outliers: str | None = None
+    """Auxiliary outliers to train on: a synthetic set or a TFDS name; never one that is tested."""
+    checkpoint: str | None = None
+    """Run folder of another experiment on the same data set, whose model is scored in place of a new one."""
+    seeds: int = 3
+    """Number of models, from seeds 0, 1, ...; means and standard deviations are over these."""
+    positive: Literal["ood", "id"] = "ood"
+    """Which side is positive in the FPR@95TPR that is printed; both are in metrics.csv."""
+    results_dir: str = "results"
+    """Where run folders go."""
+    name: str | None = None
+    """Name of the run folder; None: made of data set, model and training."""
+    overwrite: bool = False
+    """Delete the run that is in the folder and start anew."""
+    list: bool = False
+    """Print every detector with its reference, and do nothing else."""
+
+
+SAME = ("results_dir", "name", "overwrite", "data_dir", "detectors", "seeds", "positive", "list")
+METRICS = metrics.DetectionMetrics._fields
+COLUMNS = ("seed", "detector", "set", "group", "num_in", "num_out", *METRICS, "fit_seconds", "score_seconds")
+
+
+def resolved(config: Config) -> Config:
+    """The config with the classes that it stands for, after a check of all that can be checked without data."""
+    for name in ("num_epochs", "seeds"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
+    if config.open_set is not None:
+        splits = _foreign.OPEN_SET_CLASSES.get(config.dataset.split(":")[0], ())
+        if config.classes or not 0 <= config.open_set < len(splits):
+            raise ValueError(
+                f"open_set must be 0 to 4, of mnist or cifar10 and without classes, got {config.open_set} for "
+                f"{config.dataset} with classes {config.classes}."
+            )
+        return dataclasses.replace(config, classes=splits[config.open_set])
+    if (config.training in _detectors.NEED_OUTLIERS) != (config.outliers is not None):
+        raise ValueError(f"outliers must be given for {', '.join(_detectors.NEED_OUTLIERS)}, got {config.outliers!r}.")
+    if config.outliers is not None and config.outliers in (*config.near, *config.far):
+        raise ValueError(f"outliers must not be tested, got {config.outliers!r} among near and far.")
+    if not config.classes and config.dataset == "digits" and not config.near:
+        return dataclasses.replace(config, classes=tuple(range(6)))
+    return config
+
+
+def folder_of(config: Config) -> pathlib.Path:
+    """The run folder."""
+    dataset = config.dataset.translate(UNSAFE)
+    known = f"-{''.join(map(str, config.classes))}" if config.classes else ""
+    trained = "" if config.training == "standard" else f"-{config.training}"
+    name = config.name if config.name is not None else f"{dataset}{known}-{config.model}{trained}"
+    if name in ("", ".", "..") or pathlib.Path(name).name != name:
+        raise ValueError(f"name must be the name of a folder, got {name!r}.")
+    return pathlib.Path(config.results_dir) / "ood" / name
+
+
+def score_sets(
+    config: Config,
+    seed: int,
+    classifier: _classifier.Classifier,
+    sets: _foreign.Sets,
+    names: list[str],
+    console: Console,
+) -> dict[str, float]:
+    """Fits and scores the detectors that are not on disk yet; each is there before the next is begun.
+
+    Returns:
+      Accuracy and calibration error on the known test images.
+    """
+    train = sets.train[_foreign.evenly(len(sets.train), MAX_TRAIN)]
+    tested = {"in": sets.test} | {name: foreign.dataset for name, foreign in sets.foreign.items()}
+    images = {name: part[_foreign.evenly(len(part), MAX_IMAGES)] for name, part in tested.items()}
+    fitted_on = [
+        _detectors.Labelled(rows.image, rows.label, _classifier.outputs_of(classifier, rows.image))
+        for rows in (train, sets.validation[:])
+    ]
+    context = _detectors.Context(classifier, *fitted_on)
+    outputs = {name: _classifier.outputs_of(classifier, part.image) for name, part in images.items()}
+    for name in names:
+        path = scores_path(config, seed, name)
+        if path.exists():
+            continue
+        started = time.perf_counter()
+        try:
+            score = _detectors.fit(name, context)
+            fitted = time.perf_counter()
+            scores: dict[str, Any] = {part: np.asarray(score(images[part].image, outputs[part])) for part in images}
+        except ValueError as error:
+            raise ValueError(f"{name}: {error} Detectors before it are kept.") from error
+        seconds = {"fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted}
+        buffer = io.BytesIO()
+        np.savez(buffer, **scores, **seconds)
+        _run.write_whole(path, buffer.getvalue())
+        console.print(f"seed {seed}: {name}, {sum(seconds.values()):.1f} s", soft_wrap=True, highlight=False)
+    probabilities = np.asarray(jax.nn.softmax(outputs["in"].logits))
+    return {
+        "accuracy": float((probabilities.argmax(-1) == images["in"].label).mean()),
+        "expected_calibration_error": float(metrics.expected_calibration_error(probabilities, images["in"].label)),
+    }
+
+
+def scores_path(config: Config, seed: int, detector: str) -> pathlib.Path:
+    """Where the scores of a detector lie."""
+    return folder_of(config) / f"seed-{seed}" / "scores" / f"{detector}.npz"
+
+
+def read_scores(config: Config, seed: int, detector: str) -> dict[str, np.ndarray]:
+    """Scores by set, and seconds, of a detector that has finished."""
+    path = scores_path(config, seed, detector)
+    try:
+        with np.load(path) as scores:
+            return dict(scores)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to score again.") from error
+
+
+def tabulate(config: Config, sets: _foreign.Sets, names: list[str]) -> list[dict]:
+    """Computes one row of metrics for each seed, detector and set, and writes all of them to metrics.csv."""
+    scores = {(seed, name): read_scores(config, seed, name) for seed in range(config.seeds) for name in names}
+    rows = []
+    for (seed, name), of in scores.items():
+        seconds = {key: float(of[key]) for key in ("fit_seconds", "score_seconds")}
+        for part, foreign in sets.foreign.items():
+            values = metrics.detection_metrics(of["in"], of[part])
+            sizes = {"num_in": of["in"].size, "num_out": of[part].size}
+            row = {"seed": seed, "detector": name, "set": part, "group": foreign.group, **sizes}
+            rows.append({**row, **values._asdict(), **seconds})
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _run.write_whole(folder_of(config) / "metrics.csv", buffer.getvalue())
+    for part in ("in", *sets.foreign):
+        together: dict[str, Any] = {
+            name: np.stack([scores[seed, name][part] for seed in range(config.seeds)]) for name in names
+        }
+        content = io.BytesIO()
+        np.savez(content, **together)
+        _run.write_whole(folder_of(config) / "scores" / f"{part.translate(UNSAFE)}.npz", content.getvalue())
+    return rows
+
+
+def over_seeds(rows: list[dict], detector: str, metric: str, *, group: str | None = None, part: str | None = None):
+    """The metric of each seed; over a group it is the unweighted mean of its sets, as in OpenOOD."""
+    chosen = [r for r in rows if r["detector"] == detector and (r["set"] == part if part else r["group"] == group)]
+    return np.asarray(
+        [np.mean([r[metric] for r in chosen if r["seed"] == s]) for s in sorted({r["seed"] for r in chosen})]
+    )
+
+
+def tables_of(config: Config, rows: list[dict], names: list[str]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Titles, headers and cells: AUROC of groups and sets, then the other metrics of each group; best in bold."""
+    groups = [group for group in GROUPS if any(row["group"] == group for row in rows)]
+    members = {row["set"]: row["group"] for row in rows}
+    fpr = f"fpr_{config.positive}_positive"
+    sides = {"ood": "out-of-distribution positive", "id": "in-distribution positive"}
+    over = f"mean over {config.seeds} seed{'s' if config.seeds > 1 else ''}{', sd' if config.seeds > 1 else ''}"
+    wanted = [(f"AUROC, {over}", [(group, "auroc", {"group": group}) for group in groups])]
+    parts = [part for part, group in members.items() if list(members.values()).count(group) > 1]
+    if parts:
+        wanted.append((f"AUROC of each set, {over}", [(part, "auroc", {"part": part}) for part in parts]))
+    for group in groups:
+        of_group = {"group": group}
+        cells = [("AUPR-in", "aupr_in", of_group), ("AUPR-out", "aupr_out", of_group), ("FPR@95TPR", fpr, of_group)]
+        wanted.append((f"{group}; FPR@95TPR with {sides[config.positive]}", cells))
+    tables = []
+    for title, cells in wanted:
+        values = {name: [over_seeds(rows, name, metric, **where) for _, metric, where in cells] for name in names}
+        least = [metric.startswith("fpr") for _, metric, _ in cells]
+        means = np.asarray([[v.mean() for v in values[name]] for name in names])
+        best = [means[:, i].min() if low else means[:, i].max() for i, low in enumerate(least)]
+        body = []
+        for name, row in zip(names, means, strict=True):
+            texts = [spread(v) for v in values[name]]
+            body.append([name, *(f"**{t}**" if m == b else t for t, m, b in zip(texts, row, best, strict=True))])
+        tables.append((title, ["detector", *(header for header, _, _ in cells)], body))
+    seconds = [
+        [
+            name,
+            *(f"{over_seeds(rows, name, key, group=groups[0]).mean():.2f}" for key in ("fit_seconds", "score_seconds")),
+        ]
+        for name in names
+    ]
+    return [*tables, ("seconds, compilation included", ["detector", "fit", "score"], seconds)]
+
+
+def spread(values: np.ndarray) -> str:
+    """Mean and standard deviation, as .912 ±.004."""
+    mean = f"{values.mean():.3f}"
+    return f"{mean} ±{values.std(ddof=1):.3f}".replace("±0.", "±.") if len(values) > 1 else mean
+
+
+def figures(config: Config, sets: _foreign.Sets, rows: list[dict], names: list[str]) -> None:
+    """Draws histograms and ROC curves of seed 0, AUROC of all seeds, and the images at both ends of a detector."""
+    folder = folder_of(config) / "figures"
+    scores = {name: read_scores(config, 0, name) for name in names}
+    known = config.dataset if not config.classes else f"{config.dataset} {','.join(map(str, config.classes))}"
+    shown = {name: {known: s["in"], **{part: s[part] for part in sets.foreign}} for name, s in scores.items()}
+    drawn = {"score_histograms": plotting.score_histograms(shown)}
+    groups = [group for group in GROUPS if any(foreign.group == group for foreign in sets.foreign.values())]
+    for group in groups:
+        members = [part for part, foreign in sets.foreign.items() if foreign.group == group]
+        pairs = {name: (s["in"], np.concatenate([s[part] for part in members])) for name, s in scores.items()}
+        drawn[f"roc_{group}"] = plotting.roc_curves(pairs, title=f"{group}: {', '.join(members)}")
+    values = {name: {group: over_seeds(rows, name, "auroc", group=group) for group in groups} for name in names}
+    drawn["auroc"] = plotting.bar_chart(values, label="AUROC", start=0.5)
+    parts = {known: sets.test} | {part: foreign.dataset for part, foreign in sets.foreign.items()}
+    images = [part[_foreign.evenly(len(part), MAX_IMAGES)].image for part in parts.values()]
+    labels = np.concatenate([[part] * len(block) for part, block in zip(parts, images, strict=True)])
+    images, ranked = np.concatenate(images), np.concatenate([shown[names[0]][part] for part in parts])
+    order = np.argsort(ranked, kind="stable")
+    ends = np.concatenate([order[:16], order[-16:]])
+    drawn[f"images_{names[0]}"] = plotting.image_grid(images[ends], titles=[labels[i][:12] for i in ends], columns=8)
+    for name, figure in drawn.items():
+        _run.write_whole(folder / f"{name}.png", _run.png_of(figure))
+
+
+def report(config: Config, sets: _foreign.Sets, known: list[dict], names: list[str], console: Console) -> list[dict]:
+    """Prints the tables; writes metrics.csv, metrics.json, report.md and figures.
+
+    Returns:
+      The rows of metrics.csv.
+    """
+    rows = tabulate(config, sets, names)
+    folder = folder_of(config)
+    summary = {name: [entry[name] for entry in known] for name in known[0]}
+    accuracy, error = (spread(np.asarray(summary[name])) for name in ("accuracy", "expected_calibration_error"))
+    about = (
+        f"{config.dataset}{f' classes {config.classes}' if config.classes else ''}, {config.model}, {config.training}"
+    )
+    line = f"In-distribution accuracy {accuracy}, ECE (15 bins) {error}."
+    text = [f"# Out-of-distribution detection: {about}", "", line]
+    for title, headers, body in tables_of(config, rows, names):
+        table = Table(*headers, title=title, title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for cells in body:
+            table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in cells))
+        console.print(table)
+        text += ["", f"## {title}", "", f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}"]
+        text += [f"| {' | '.join(cells)} |" for cells in body]
+    console.print(line, highlight=False)
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+    figures(config, sets, rows, names)
+    pictures = sorted(path.name for path in (folder / "figures").glob("*.png"))
+    sizes = [f"{part} ({foreign.group}): {len(foreign.dataset):,} images" for part, foreign in sets.foreign.items()]
+    machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} x {platform.machine()}"
+    settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
+    text += ["", f"In-distribution: {len(sets.test):,} test images; at most {MAX_IMAGES:,} of a set are scored.", ""]
+    text += [*(f"- {size}" for size in sizes), "", *(f"![{name}](figures/{name})" for name in pictures), ""]
+    text += [f"Machine: {machine}, jax {jax.__version__}.", "", "| setting | value |", "|---|---|", *settings]
+    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    _run.write_whole(folder / "metrics.json", json.dumps({**summary, "rows": rows}, indent=1) + "\n")
+    return rows
+
+
+def run(config: Config) -> list[dict]:
+    """Trains, fits, scores and reports, or does what is left of it.
+
+    Returns:
+      One row of metrics for each seed, detector and set.
+    """
+    console = Console()
+    if config.list:
+        _detectors.print_list(console)
+        return []
+    config = resolved(config if config.checkpoint is None else dataclasses.replace(config, seeds=1))
+    names = _detectors.names_of(config.detectors)
+    recipe = _classifier.recipe_of(config.dataset, config.recipe)
+    sets = _foreign.open_sets(
+        config.dataset, config.data_dir, classes=config.classes, near=config.near, far=config.far,
+        outliers=config.outliers, max_images=MAX_IMAGES, seed=0,
+    )  # fmt: skip
+    folder = folder_of(config)
+    _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    known = []
+    for seed in range(config.seeds):
+        classifier = _detectors.classifier_of(config, seed, sets, recipe, folder / f"seed-{seed}", console)
+        known.append(score_sets(config, seed, classifier, sets, names, console))
+    return report(config, sets, known, names, console)
+
+
+if __name__ == "__main__":
+    _run.command_line(Config, run, __doc__)

@@ -1,0 +1,170 @@
+"""The experiment end to end on digits: what it leaves, what it re-uses, what it refuses."""
+
+import csv
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments import _detectors, ood
+from robustjax import metrics
+
+TINY = {"num_epochs": 1, "seeds": 2, "detectors": "msp,energy,knn,react+energy"}
+
+
+def read(path):
+    with np.load(path) as scores:
+        return dict(scores)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = ood.Config(**TINY, results_dir=str(tmp_path_factory.mktemp("results")))
+    rows = ood.run(config)
+    return config, rows, ood.folder_of(ood.resolved(config))
+
+
+def test_a_run_leaves_its_folder(finished):
+    _, rows, folder = finished
+    for name in ("config.json", "metrics.csv", "metrics.json", "report.md", "scores/in.npz", "scores/held_out.npz"):
+        assert (folder / name).is_file(), name
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert pictures == {"score_histograms.png", "roc_near.png", "roc_far.png", "auroc.png", "images_msp.png"}
+    written = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert len(written) == len(rows) == 2 * 4 * 4  # seeds, detectors, sets
+    assert {row["group"] for row in written if row["set"] == "held_out"} == {"near"}
+    assert "FPR@95TPR with out-of-distribution positive" in (folder / "report.md").read_text()
+
+
+def test_rows_are_the_metrics_of_the_scores(finished):
+    _, rows, folder = finished
+    inside, outside = (read(folder / "scores" / f"{part}.npz") for part in ("in", "textures"))
+    row = next(r for r in rows if (r["seed"], r["detector"], r["set"]) == (1, "react+energy", "textures"))
+    name = row["detector"]
+    assert inside[name].shape[0] == outside[name].shape[0] == 2
+    assert row["auroc"] == pytest.approx(metrics.auroc(inside[name][1], outside[name][1]))
+    assert row["num_in"] == inside[name].shape[1]
+
+
+def test_classes_are_those_of_the_split(finished):
+    config, rows, _ = finished
+    assert ood.resolved(config).classes == (0, 1, 2, 3, 4, 5)
+    sizes = {r["set"]: r["num_out"] for r in rows}
+    assert rows[0]["num_in"] + sizes["held_out"] == 500
+
+
+def test_groups_are_unweighted_means():
+    rows = [
+        {"seed": s, "detector": "d", "set": part, "group": "far", "auroc": value + s}
+        for s in (0, 1)
+        for part, value in (("a", 0.2), ("b", 0.6))
+    ]
+    np.testing.assert_allclose(ood.over_seeds(rows, "d", "auroc", group="far"), [0.4, 1.4])
+    np.testing.assert_allclose(ood.over_seeds(rows, "d", "auroc", part="b"), [0.6, 1.6])
+
+
+def test_more_detectors_join_what_is_there(finished):
+    config, _, folder = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("seed-*/scores/*.npz")}
+    ood.run(dataclasses.replace(config, detectors="msp,entropy", seeds=1))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (folder / "seed-0/scores/entropy.npz").is_file()
+    assert not (folder / "seed-1/scores/entropy.npz").exists()
+
+
+def test_another_config_is_refused(finished):
+    config, _, folder = finished
+    with pytest.raises(ValueError, match="num_epochs: 1 there, 2 now"):
+        ood.run(dataclasses.replace(config, num_epochs=2, name=folder.name))
+
+
+def test_a_model_of_another_experiment_is_scored(finished, tmp_path):
+    config, rows, folder = finished
+    scored = ood.run(ood.Config(checkpoint=str(folder), detectors="energy", results_dir=str(tmp_path)))
+    want = [r["auroc"] for r in rows if r["seed"] == 0 and r["detector"] == "energy"]
+    np.testing.assert_allclose([r["auroc"] for r in scored], want)
+
+
+def test_killed_at_random_it_ends_with_the_same_scores(finished, tmp_path):
+    config, _, folder = finished
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.ood",
+        "--num-epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--detectors",
+        "msp,energy",
+    ]
+    command += ["--results-dir", str(tmp_path), "--name", folder.name]
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    for _ in range(2):
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(3, 12))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+    for part in ("in", "held_out"):
+        ours = read(tmp_path / "ood" / folder.name / "scores" / f"{part}.npz")
+        for name in ("msp", "energy"):
+            theirs = read(folder / "seed-0" / "scores" / f"{name}.npz")[part]
+            np.testing.assert_allclose(ours[name][0], theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", _detectors.TRAINING)
+def test_every_training_runs(training, tmp_path):
+    outliers = "gaussian_noise" if training in _detectors.NEED_OUTLIERS else None
+    config = ood.Config(
+        training=training, outliers=outliers, num_epochs=1, seeds=1, detectors="msp", results_dir=str(tmp_path)
+    )
+    rows = ood.run(config)
+    assert all(0 <= row["auroc"] <= 1 for row in rows)
+    summary = json.loads((ood.folder_of(ood.resolved(config)) / "metrics.json").read_text())
+    assert summary["accuracy"][0] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"detectors": "mahalanobs"}, r"got 'mahalanobs'. Did you mean .*mahalanobis"),
+        ({"detectors": "react"}, r"must end in what scores, such as react\+energy"),
+        ({"detectors": "msp+energy"}, r"must have only react, .* before \+"),
+        ({"detectors": "react+odin"}, "outputs behind"),
+        ({"detectors": "msp,msp"}, "each one once"),
+        ({"seeds": 0}, "seeds must be an integer of at least 1, got 0"),
+        ({"open_set": 0}, "open_set must be 0 to 4, of mnist or cifar10"),
+        ({"training": "outlier_exposure"}, "outliers must be given"),
+        ({"outliers": "textures"}, "outliers must be given for outlier_exposure"),
+        (
+            {"training": "outlier_exposure", "outliers": "textures", "far": ("textures",)},
+            "outliers must not be tested",
+        ),
+        ({"near": ("held_out",)}, "held_out needs classes"),
+        ({"far": ("textures", "textures")}, "name each set once"),
+        ({"classes": (0, 12)}, r"classes must lie in 0, \.\.\., 9"),
+        ({"name": "a/b"}, "name must be the name of a folder"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_is_written(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        ood.run(ood.Config(**settings, results_dir=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.data
+def test_tfds_sets_are_opened(data_dir, tmp_path):
+    config = ood.Config(
+        dataset="mnist", data_dir=data_dir, near=("fashion_mnist",), far=("omniglot", "cifar10"), model="mlp",
+        num_epochs=1, seeds=1, detectors="energy", results_dir=str(tmp_path),
+    )  # fmt: skip
+    rows = ood.run(config)
+    assert {row["set"]: row["num_out"] for row in rows} == {"fashion_mnist": 8000, "omniglot": 5840, "cifar10": 10000}
