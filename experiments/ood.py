@@ -331,11 +331,11 @@ def run(config: Config) -> list[dict]:
         return []
     config = resolved(config if config.checkpoint is None else dataclasses.replace(config, seeds=1))
     names = _detectors.names_of(config.detectors)
-    recipe = _classifier.recipe_of(config.dataset, config.recipe)
     sets = _foreign.open_sets(
         config.dataset, config.data_dir, classes=config.classes, near=config.near, far=config.far,
         outliers=config.outliers, max_images=MAX_IMAGES, seed=0,
     )  # fmt: skip
+    recipe = _classifier.recipe_of(config.dataset, config.recipe)
     folder = folder_of(config)
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     known = []

@@ -110,6 +110,8 @@ def read_certificates(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray, cer
     rows = list(csv.reader(lines))
     try:
         parsed = [(int(i), int(y), int(c), float(r), bool(int(k)), float(p), float(s)) for i, y, c, r, k, p, s in rows]
+        if not all(0 <= radius < float("inf") and 0 <= bound <= 1 for _, _, _, radius, _, bound, _ in parsed):
+            raise ValueError("a radius or probability out of range")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to certify again, or pass --overwrite.") from error
     columns = [np.asarray(column) for column in zip(*parsed)] or [np.zeros(0)] * len(COLUMNS)
@@ -281,9 +283,9 @@ def run(config: Config) -> dict:
     """
     console = Console()
     check(config)
-    recipe = _classifier.recipe_of(config.dataset, config.recipe, config.learning_rate)
     train = data.load(config.dataset, config.train_split, config.data_dir)
     test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
+    recipe = _classifier.recipe_of(config.dataset, config.recipe, config.learning_rate)
     ids = np.arange(0, len(test), config.skip)[: config.num_images]
     model_key, train_key, certify_key = jax.random.split(jax.random.key(config.seed), 3)
     functional = _classifier.build(config.model, train, dtype=config.dtype, key=model_key)

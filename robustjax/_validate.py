@@ -17,6 +17,13 @@ def _number(value: Any) -> float:
         return math.nan
 
 
+def _is_integer(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and operator.index(value) is not None
+    except TypeError:  # also from arrays of one integer
+        return False
+
+
 def positive(**values: Any) -> None:
     """Raises ValueError for a value that is not a positive finite number."""
     for name, value in values.items():
@@ -40,7 +47,7 @@ def at_least(minimum: int, **values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, jax.core.Tracer):
             continue
-        if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < minimum:
+        if not _is_integer(value) or operator.index(value) < minimum:
             raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -76,11 +77,13 @@ def test_a_line_cut_short_is_done_again(finished):
     assert without_seconds(config.folder()) == whole
 
 
-def test_a_damaged_line_is_told(finished):
+@pytest.mark.parametrize(("pattern", "instead"), [("^", "x"), (r"\d\.\d+", "nan")])
+def test_a_damaged_line_is_told(finished, pattern, instead):
     config, _ = finished
     path = config.folder() / "certificates.csv"
     content = path.read_text()
-    path.write_text(content.replace("\n50,", "\n5x,", 1))
+    lines = content.split("\n")
+    path.write_text("\n".join([*lines[:2], re.sub(pattern, instead, lines[2], count=1), *lines[3:]]))
     try:
         with pytest.raises(ValueError, match=r"certificates.csv is damaged .*; delete it to certify again"):
             smoothing.run(config)
@@ -170,7 +173,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_certificates(finished, t
         ({"name": "../other"}, "name must be the name of a folder"),
         ({"model": "alexnet"}, "must be one of mlp, lenet, cnn"),
         ({"recipe": "none"}, "recipe must be one of digits, mnist"),
-        ({"dataset": "no_such_set"}, "no_such_set"),
+        ({"dataset": "no_such_set"}, "Unknown data set 'no_such_set'"),
         ({"test_split": "exam"}, "exam"),
     ],
 )
