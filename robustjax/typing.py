@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
     Attributes:
       image: ``(batch, height, width, channels)``, float32 in [0, 1].
-      label: ``(batch,)``, int32.
+      label: ``(batch,)``, int32; -1 for an input of no class, as ``data.with_outliers`` makes them.
       id: ``(batch,)``, int32, the position in the split: what a per-image PRNG key is folded with.
     """
 
