@@ -1,5 +1,6 @@
 """Pure JAX functions that answer one question: how far can this model's answer be trusted?"""
 
+from robustjax import attacks as attacks
 from robustjax import certification as certification
 from robustjax import data as data
 from robustjax import losses as losses

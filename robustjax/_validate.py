@@ -59,3 +59,15 @@ def key(key: Any, batch: int | None = None) -> None:
     wanted = [()] if batch is None else [(), (batch,)]
     if key.shape not in wanted:
         raise ValueError(f"key must have shape {' or '.join(map(str, wanted))}, got {key.shape}.")
+
+
+def as_pytree(**functions: Any) -> Any:
+    """Returns the one function given by name as a pytree whose arrays are arguments of compiled programs.
+
+    A pytree (``Partial``, a module) brings its arrays itself; a plain function is traced once, as under ``jit``.
+    Raises ValueError for what cannot be called.
+    """
+    [(name, function)] = functions.items()
+    if not callable(function):
+        raise ValueError(f"{name} must be a function from inputs to logits, got {function!r}.")
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function

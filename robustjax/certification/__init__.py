@@ -9,7 +9,6 @@ from robustjax.certification._smoothing import ABSTAIN as ABSTAIN
 from robustjax.certification._smoothing import Certificate as Certificate
 from robustjax.certification._smoothing import certificate_from_counts as certificate_from_counts
 from robustjax.certification._smoothing import certify as certify
-from robustjax.certification._smoothing import image_keys as image_keys
 from robustjax.certification._smoothing import predict as predict
 from robustjax.certification._smoothing import prediction_from_counts as prediction_from_counts
 from robustjax.certification._smoothing import sample_counts as sample_counts

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from robustjax import _validate
 from robustjax.certification._binomial import binomial_lower_bound, sign_test_p_value
 from robustjax.certification._measures import Measure
-from robustjax.perturbations import threefry_2x32
+from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray, LogitsFn
 
 ABSTAIN = -1
@@ -36,32 +36,6 @@ class Certificate(NamedTuple):
     radius: np.ndarray
     probability: np.ndarray
     abstained: np.ndarray
-
-
-def image_keys(key: Key[Array, "..."], x: Float[AnyArray, "batch ..."]) -> Key[Array, " batch"]:
-    """Gives every input its own PRNG key, which depends on the input and not on its place in a batch.
-
-    Args:
-      key: one key, into which a 64-bit fingerprint of each input's float32 bits is folded; or ``(batch,)`` keys, one
-        for each input, which are returned as they are (for example ``fold_in`` of the example's id, or ``split`` where
-        the same input shall be certified several times independently).
-      x: ``(batch, ...)``, floating.
-
-    Returns:
-      ``(batch,)`` keys. Equal inputs have equal keys.
-    """
-    if key.ndim:
-        return key
-
-    def of_image(image):
-        pixels = image.reshape(-1).astype(jnp.float32)
-        bits = jax.lax.bitcast_convert_type(jnp.where(pixels == 0, 0.0, pixels), jnp.uint32)  # -0.0 is 0.0
-        zero = jnp.zeros((), jnp.uint32)
-        low, high = threefry_2x32((zero, zero), (bits, jnp.arange(bits.size, dtype=jnp.uint32)))
-        # Integer sums are exact in any order, hence the same on every device and under every sharding.
-        return jax.random.fold_in(jax.random.fold_in(key, low.sum(dtype=jnp.uint32)), high.sum(dtype=jnp.uint32))
-
-    return jax.vmap(of_image)(x)
 
 
 @functools.partial(jax.jit, static_argnames=("measure", "batch_size"))
@@ -107,15 +81,12 @@ def _count(key, logits_fn, x, measure, edges, batch_size) -> Int[Array, "batch g
     if x.ndim < 2:
         raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
     _validate.key(key, x.shape[0])
-    if not callable(logits_fn):
-        raise ValueError(f"logits_fn must be a function from inputs to logits, got {logits_fn!r}.")
+    logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     if not isinstance(measure, Measure):
         raise ValueError(f"measure must be a smoothing measure such as gaussian(0.5), got {measure!r}.")
     if batch_size is None:
         batch_size = 200 if jax.default_backend() == "cpu" else 1000
     _validate.at_least(1, batch_size=batch_size)
-    if jax.tree_util.all_leaves([logits_fn]):  # a plain function; a pytree (Partial, module) brings its arrays itself
-        logits_fn = jax.tree_util.Partial(logits_fn)
     if not isinstance(edges[-1], jax.core.Tracer) and edges[-1] > np.iinfo(np.int32).max:
         raise ValueError(f"num_samples must keep draw indices within int32, got {edges[-1]} draws.")
     edges = jnp.asarray(edges, jnp.int32)
@@ -149,7 +120,7 @@ def sample_counts(
     ones do not compile again.
 
     Args:
-      key: one typed key, or ``(batch,)`` of them; see ``image_keys``.
+      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
       logits_fn: maps ``(batch_size, ...)`` float32 to ``(batch_size, classes)``.
       x: ``(batch, ...)``, floating; may be sharded.
       measure: what noise to add, for example ``gaussian(0.5)``.
@@ -206,7 +177,7 @@ def certify(
     give :math:`\underline{p_A}` by Clopper and Pearson, and the radius is ``measure.radius(p_A)``.
 
     Args:
-      key: one typed key, or ``(batch,)`` of them; see ``image_keys``.
+      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
       logits_fn: maps ``(batch_size, ...)`` float32 to ``(batch_size, classes)``; normalisation belongs inside.
       x: ``(batch, ...)``, floating, [0, 1] images unnormalised.
       measure: the smoothing measure, for example ``gaussian(0.5)``.
@@ -260,7 +231,7 @@ def predict(
     """Predicts with the smoothed classifier, or abstains.
 
     Args:
-      key: one typed key, or ``(batch,)`` of them; see ``image_keys``.
+      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
       logits_fn: maps ``(batch_size, ...)`` float32 to ``(batch_size, classes)``.
       x: ``(batch, ...)``, floating.
       measure: the smoothing measure.

@@ -1,5 +1,9 @@
 """Per-example losses, and objectives: what a training step minimises."""
 
+from robustjax.losses._adversarial import difference_of_logits_ratio as difference_of_logits_ratio
+from robustjax.losses._adversarial import kl_divergence as kl_divergence
+from robustjax.losses._adversarial import margin as margin
+from robustjax.losses._adversarial import targeted_difference_of_logits_ratio as targeted_difference_of_logits_ratio
 from robustjax.losses._classification import cross_entropy as cross_entropy
 from robustjax.losses._classification import logit_norm as logit_norm
 from robustjax.losses._classification import soft_cross_entropy as soft_cross_entropy

@@ -4,6 +4,7 @@ from robustjax.perturbations._augment import Compose as Compose
 from robustjax.perturbations._augment import compose as compose
 from robustjax.perturbations._augment import random_crop as random_crop
 from robustjax.perturbations._augment import random_horizontal_flip as random_horizontal_flip
+from robustjax.perturbations._keys import image_keys as image_keys
 from robustjax.perturbations._mixing import Mixed as Mixed
 from robustjax.perturbations._mixing import cutmix as cutmix
 from robustjax.perturbations._mixing import mixup as mixup

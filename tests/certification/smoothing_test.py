@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import special, stats
 
-from robustjax import certification
+from robustjax import certification, perturbations
 from robustjax.certification import ABSTAIN
 
 SIGMA = 0.5
@@ -76,7 +76,7 @@ def test_keys_of_ones_own_replace_the_fingerprint():
 
 def test_counts_by_hand():
     """A brute-force twin: one draw at a time, in Python."""
-    image_key = certification.image_keys(jax.random.key(0), X[:1])[0]
+    image_key = perturbations.image_keys(jax.random.key(0), X[:1])[0]
     votes = np.zeros(3, int)
     for i in range(40):
         noisy = MEASURE.sample(jax.random.fold_in(image_key, i), jnp.asarray(X[0]))

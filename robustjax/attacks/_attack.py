@@ -1,0 +1,206 @@
+"""What every attack shares: checks, the compiled call, the loss it raises, and the best point so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from robustjax import _validate, losses
+from robustjax.perturbations import image_keys
+from robustjax.typing import AnyArray
+
+LossFn = Callable[[Array, Array], Array]
+"""``(logits (batch, classes), labels) -> (batch,)``, high where the adversary wants to be."""
+
+LOSSES: dict[str, LossFn] = {
+    "cross_entropy": losses.cross_entropy,
+    "ce": losses.cross_entropy,
+    "dlr": losses.difference_of_logits_ratio,
+    "margin": losses.margin,
+}
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A configured adversary: a frozen dataclass, so that equal settings share one compiled program."""
+
+    def __call__(self, key: Array, logits_fn: Callable, x: Array, labels: Array) -> Array:
+        """Returns adversarial inputs, ``(batch, ...)``, in the ball around x and in [0, 1]."""
+        ...
+
+
+class Best(NamedTuple):
+    """The best point of each input so far: the first that fools the model, else that of the highest loss."""
+
+    x: Float[Array, "batch ..."]
+    value: Float[Array, " batch"]
+    fooled: Bool[Array, " batch"]
+
+
+class Step(NamedTuple):
+    """What the model says of a point: losses, whether it is fooled, and the gradient of the losses."""
+
+    value: Float[Array, " batch"]
+    fooled: Bool[Array, " batch"]
+    gradient: Float[Array, "batch ..."]
+
+
+def loss_of(loss: str | LossFn) -> LossFn:
+    """The loss of that name, or the function itself; ValueError for an unknown name."""
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, or a function, got {loss!r}.")
+    return LOSSES[loss]
+
+
+def check_settings(*, epsilon: float | None = None, **at_least_1: int | None) -> None:
+    """Raises ValueError for an epsilon below 0 or not finite, and for numbers below 1; None passes."""
+    if epsilon is not None and (isinstance(epsilon, (bool, str)) or not 0 <= epsilon < math.inf):
+        raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon!r}.")
+    _validate.at_least(1, **{name: value for name, value in at_least_1.items() if value is not None})
+
+
+def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels: Any) -> Any:
+    """Checks the arguments of an attack and calls its ``perturb``, compiled.
+
+    ``attack.perturb(keys, logits_fn, x, labels, epsilon)`` sees one key for each input. Its epsilon is traced, so that
+    a curve over epsilons compiles once; the float32 is never larger than the number that was asked for.
+    """
+    logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+    samples = getattr(attack, "samples", None)
+    labels_are_classes = not callable(getattr(attack, "loss", None))
+    check_inputs(key, logits_fn, x, labels, samples=samples, labels_are_classes=labels_are_classes)
+    epsilon = getattr(attack, "epsilon", None)
+    if epsilon is not None:
+        attack = dataclasses.replace(attack, epsilon=0.0)
+        nearest = np.float32(epsilon)
+        epsilon = np.nextafter(nearest, np.float32(0)) if float(nearest) > epsilon else nearest
+    return _perturb(image_keys(key, x), logits_fn, jnp.asarray(x), labels, epsilon, attack=attack)
+
+
+@jax.jit(static_argnames="attack")
+def _perturb(keys, logits_fn, x, labels, epsilon, *, attack):
+    return attack.perturb(keys, logits_fn, x, labels, epsilon)
+
+
+def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, labels_are_classes: bool = True) -> None:
+    """Raises ValueError for inputs that no attack can use; values of traced arrays are not seen."""
+    if not isinstance(x, (jax.Array, np.ndarray)) or x.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"x must be a float32 array, got {getattr(x, 'dtype', type(x).__name__)}.")
+    if x.ndim < 2:
+        raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
+    _validate.key(key, x.shape[0])
+    if not isinstance(x, jax.core.Tracer) and x.size:
+        low, high = float(x.min()), float(x.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"x must lie in [0, 1], got values from {low} to {high}.")
+    if not isinstance(labels, (jax.Array, np.ndarray)) or labels.shape[:1] != x.shape[:1]:
+        raise ValueError(f"labels must be an array of {x.shape[0]}, got {getattr(labels, 'shape', labels)}.")
+    logits = _logits.eval_shape(logits_fn, key, x, samples)
+    if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] < 2:
+        got = getattr(logits, "shape", type(logits).__name__)
+        raise ValueError(f"logits_fn must give ({x.shape[0]}, classes >= 2), got {got}.")
+    if not labels_are_classes:
+        return
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be ({x.shape[0]},) integers, got {labels.dtype} of shape {labels.shape}.")
+    if not isinstance(labels, jax.core.Tracer) and labels.size:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(f"labels must be 0 to {logits.shape[1] - 1}, got values from {low} to {high}.")
+
+
+@jax.jit(static_argnums=3)
+def _logits(logits_fn, key, x, samples):
+    if samples is None:
+        return logits_fn(x)
+    return jax.vmap(lambda k, x: logits_fn(k, x[None])[0])(image_keys(key, x), x)
+
+
+def is_fooled(logits: Float[Array, "batch classes"], labels: Array, *, targeted: bool = False) -> Bool[Array, " batch"]:
+    """Whether the answer is wrong, or the target; an answer that is not finite fools nobody."""
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):  # labels of a loss of the caller's
+        return jnp.zeros(logits.shape[0], bool)
+    answered = logits.argmax(-1) == labels
+    return jnp.isfinite(logits).all(-1) & (answered if targeted else ~answered)
+
+
+class Model(NamedTuple):
+    """A model as an attack sees it: the losses at a point, with or without their gradients.
+
+    Attributes:
+      logits_fn: ``x -> logits``; with ``samples``, ``(key, x) -> logits``, called with one key and one input at a time.
+      loss: what is raised.
+      labels: of the inputs; the targets where ``targeted``.
+      samples: draws of a random model that are averaged, or None for a deterministic one.
+      targeted: whether the loss is lowered instead.
+    """
+
+    logits_fn: Callable
+    loss: LossFn
+    labels: Array
+    samples: int | None = None
+    targeted: bool = False
+
+    def look(self, keys: Key[Array, " batch"], x: Float[Array, "batch ..."]) -> tuple[Array, Array]:
+        """Losses, and whether the model is fooled."""
+        _, (values, outputs) = self._averaged(self._of_draw, keys, x)
+        return values, is_fooled(outputs, self.labels, targeted=self.targeted)
+
+    def ascend(self, keys: Key[Array, " batch"], x: Float[Array, "batch ..."]) -> Step:
+        """Losses, whether the model is fooled, and gradients, zero where they are not finite.
+
+        The losses are summed, not averaged: the gradient of each input is its own, whatever else is in the batch.
+        """
+        gradient, (values, outputs) = self._averaged(jax.grad(self._of_draw, has_aux=True), keys, x)
+        fooled = is_fooled(outputs, self.labels, targeted=self.targeted)
+        return Step(values, fooled, jnp.where(jnp.isfinite(gradient), gradient, 0.0))
+
+    def _of_draw(self, x, keys):
+        if self.samples is None:
+            logits = self.logits_fn(x)
+        else:
+            logits = jax.vmap(lambda key, x: self.logits_fn(key, x[None])[0])(keys, x)
+        values = self.loss(logits, self.labels) * (-1.0 if self.targeted else 1.0)
+        return values.sum(), (values, logits if self.samples is None else jax.nn.softmax(logits))
+
+    def _averaged(self, function, keys, x):
+        """One draw after another, so that memory holds one."""
+        if self.samples is None:
+            return function(x, keys)
+
+        def add(i, total):
+            return jax.tree.map(jnp.add, total, function(x, jax.vmap(jax.random.fold_in, (0, None))(keys, i)))
+
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, x, keys))
+        return jax.tree.map(lambda a: a / self.samples, jax.lax.fori_loop(0, self.samples, add, zeros))
+
+
+def start_from(x: Float[Array, "batch ..."]) -> Best:
+    """No point yet, so that any is better."""
+    return Best(x, jnp.full(x.shape[0], -jnp.inf, x.dtype), jnp.zeros(x.shape[0], bool))
+
+
+def better(best: Best, x: Float[Array, "batch ..."], value: Array, fooled: Array) -> Best:
+    """The better of the best point and another: what fools stays, what fools wins, else the higher loss."""
+    take = ~best.fooled & (fooled | (value > best.value))
+    pick = lambda a, b: jnp.where(take.reshape(take.shape[0], *(1,) * (a.ndim - 1)), a, b)
+    return Best(pick(x, best.x), pick(value, best.value), best.fooled | fooled)
+
+
+def fold_in(keys: Key[Array, " batch"], data: Any) -> Key[Array, " batch"]:
+    """``jax.random.fold_in`` of the same number into every key."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+
+
+def rows(condition: Bool[Array, " batch"], a: AnyArray, b: AnyArray) -> Array:
+    """``a`` in the rows where the condition holds, else ``b``."""
+    return jnp.where(condition.reshape(condition.shape[0], *(1,) * (a.ndim - 1)), a, b)

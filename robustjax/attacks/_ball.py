@@ -1,0 +1,144 @@
+"""Balls around inputs, met with the box [0, 1]: norms, projections, steepest directions and random starts.
+
+Inputs have the batch as first axis and any shape after it; every function acts on each row by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+Norm = Literal["linf", "l2", "l1"]
+NORMS = ("linf", "l2", "l1")
+TINY = 1e-12  # no guard may be larger: gradients of confident models are small, and direction is all that counts
+_BISECTIONS = 50
+
+
+def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
+    """Raises ValueError for an unknown norm."""
+    if norm not in norms:
+        raise ValueError(f"norm must be one of {', '.join(norms)}, got {norm!r}.")
+
+
+def per_row(values: Float[Array, " batch"], x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    """Values of rows, in the rank of x."""
+    return values.reshape(values.shape[0], *(1,) * (x.ndim - 1))
+
+
+def norms_of(displacement: Float[Array, "batch ..."], norm: Norm) -> Float[Array, " batch"]:
+    """Norm of each row; that of l2 neither overflows nor vanishes where the largest entry does not."""
+    size = jnp.abs(displacement.reshape(displacement.shape[0], -1))
+    if norm == "l1":
+        return size.sum(-1)
+    largest = size.max(-1, initial=0.0)
+    if norm == "linf":
+        return largest
+    scale = jnp.where(largest > 0, largest, 1.0)
+    return scale * jnp.sqrt(jnp.square(size / scale[:, None]).sum(-1))
+
+
+def unit(direction: Float[Array, "batch ..."], norm: Norm) -> Float[Array, "batch ..."]:
+    """Rows of norm 1; rows of zeros stay."""
+    length = norms_of(direction, norm)
+    return direction / per_row(jnp.where(length > 0, length, 1.0), direction)
+
+
+def steepest(gradient: Float[Array, "batch ..."], norm: Norm) -> Float[Array, "batch ..."]:
+    """Direction of norm 1 along which a linear function rises most; zero where the gradient is.
+
+    Its sign for linf, the gradient itself for l2, and for l1 the one largest coordinate (the first of several).
+    """
+    if norm == "linf":
+        return jnp.sign(gradient)
+    if norm == "l2":
+        return unit(gradient, "l2")
+    flat = gradient.reshape(gradient.shape[0], -1)
+    chosen = jax.nn.one_hot(jnp.abs(flat).argmax(-1), flat.shape[-1], dtype=flat.dtype)
+    return (chosen * jnp.sign(flat)).reshape(gradient.shape)
+
+
+def linf_bounds(
+    x: Float[Array, "batch ..."], epsilon: Float[Array, ""]
+) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
+    """Smallest and largest floats of the linf ball in [0, 1]: no rounding of x - epsilon or x + epsilon leaves it."""
+
+    def toward(x, step):
+        # The rounding error of x + step, exactly (Knuth 1969); outward where it has the sign of -step.
+        total = x + step
+        back = total - x
+        error = (x - (total - back)) + (step - back)
+        return jnp.where(error * jnp.sign(step) < 0, jnp.nextafter(total, x), total)
+
+    return jnp.maximum(toward(x, -epsilon), 0.0), jnp.minimum(toward(x, epsilon), 1.0)
+
+
+def project(
+    z: Float[Array, "batch ..."], x: Float[Array, "batch ..."], epsilon: Float[Array, ""], norm: Norm
+) -> Float[Array, "batch ..."]:
+    r"""Moves z into the ball of radius epsilon around x and into [0, 1].
+
+    For linf and l1 this is the nearest such point; for l2 the point of the ball, clipped, which moves it closer to x.
+    For l1 each displacement u shrinks by one threshold, as far as its pixel has room:
+    :math:`\mathrm{sign}(u)\min(\max(|u| - \lambda, 0), \text{room})`.
+
+    Reference:
+      Croce and Hein 2021, Mind the box: l1-APGD for sparse adversarial attacks on image classifiers, arXiv 2103.01208.
+    """
+    if norm == "linf":
+        low, high = linf_bounds(x, epsilon)
+        return jnp.clip(z, low, high)
+    displacement = z - x
+    if norm == "l2":
+        length = norms_of(displacement, "l2")
+        shrink = jnp.minimum(1.0, epsilon / jnp.where(length > 0, length, 1.0))
+        return jnp.clip(x + displacement * per_row(shrink, x), 0.0, 1.0)
+    size = jnp.abs(displacement).reshape(x.shape[0], -1)
+    room = jnp.where(displacement > 0, 1.0 - x, x).reshape(size.shape)
+
+    def shrunk(threshold):
+        return jnp.minimum(jnp.maximum(size - threshold[:, None], 0.0), room)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        inside = shrunk(middle).sum(-1) <= epsilon
+        return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
+
+    inside = shrunk(jnp.zeros(x.shape[0], x.dtype)).sum(-1) <= epsilon
+    bounds = (jnp.zeros(x.shape[0], x.dtype), size.max(-1, initial=0.0))
+    threshold = jnp.where(inside, 0.0, jax.lax.fori_loop(0, _BISECTIONS, halve, bounds)[1])
+    moved = shrunk(threshold).reshape(x.shape) * jnp.sign(displacement)
+    return jnp.clip(x + moved, 0.0, 1.0)
+
+
+def settle(
+    z: Float[Array, "batch ..."], x: Float[Array, "batch ..."], epsilon: Float[Array, ""], norm: Norm
+) -> Float[Array, "batch ..."]:
+    """Projects, then takes back what rounding has left outside: the last thing that an attack does."""
+    z = project(z, x, epsilon, norm)
+    if norm == "linf":
+        return z
+    length = norms_of(z - x, norm)
+    shrink = jnp.where(length > epsilon, epsilon / jnp.where(length > 0, length, 1.0) * np.float32(1 - 2**-20), 1.0)
+    return jnp.where(per_row(length > epsilon, x), jnp.clip(x + (z - x) * per_row(shrink, x), 0.0, 1.0), z)
+
+
+def random_start(
+    keys: Key[Array, " batch"], x: Float[Array, "batch ..."], epsilon: Float[Array, ""], norm: Norm
+) -> Float[Array, "batch ..."]:
+    """Uniform draws from the ball around x, clipped to [0, 1]."""
+    size = x[0].size if x.shape[0] else 0
+
+    def draw(key, x):
+        if norm == "linf":
+            return epsilon * jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
+        direction_key, radius_key = jax.random.split(key)
+        sample = jax.random.normal if norm == "l2" else jax.random.laplace
+        direction = unit(sample(direction_key, x.shape, x.dtype)[None], norm)[0]
+        return direction * epsilon * jax.random.uniform(radius_key, (), x.dtype) ** (1 / size)
+
+    return project(x + jax.vmap(draw)(keys, x), x, epsilon, norm)

@@ -1,0 +1,203 @@
+"""Attacks made of attacks, and the accuracy that is left under them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from robustjax import _validate, losses
+from robustjax.attacks import _ball
+from robustjax.attacks._attack import Attack, better, check_inputs, check_settings, fold_in, is_fooled, start_from
+from robustjax.perturbations import image_keys
+from robustjax.typing import AnyArray, LogitsFn
+
+
+class MinimumNorm(NamedTuple):
+    """The nearest adversarial inputs that an attack has found.
+
+    Attributes:
+      x: ``(batch, ...)``, the input itself where none is found.
+      distance: ``(batch,)``, norm of the change; 0 for an input misclassified as it is, inf where none is found.
+      success: ``(batch,)``, whether one is found.
+    """
+
+    x: Float[Array, "batch ..."]
+    distance: Float[Array, " batch"]
+    success: Bool[Array, " batch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class WorstOf:
+    """Several attacks on the same inputs, of which each input meets the worst.
+
+    Returned is the first result that fools the model, else that of the highest cross-entropy.
+
+    Attributes:
+      attacks: in the order in which they are tried.
+    """
+
+    attacks: tuple[Attack, ...]
+
+    def __post_init__(self):
+        if not self.attacks:
+            raise ValueError("attacks must be at least one, got none.")
+
+    def __call__(
+        self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: Array
+    ) -> Float[Array, "batch ..."]:
+        """Returns adversarial inputs; raises what the attacks raise."""
+        logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+        check_inputs(key, logits_fn, x, labels)
+        x, keys = jnp.asarray(x), image_keys(key, x)
+        best = start_from(x)
+        for index, attack in enumerate(self.attacks):
+            best = _worse(best, logits_fn, attack(fold_in(keys, index), logits_fn, x, labels), labels)
+        return best.x
+
+
+@jax.jit
+def _worse(best, logits_fn, x, labels):
+    logits = logits_fn(x)
+    return better(best, x, losses.cross_entropy(logits, labels), is_fooled(logits, labels))
+
+
+def worst_of(*attacks: Attack) -> WorstOf:
+    """Makes one attack of several: each input meets the worst of them.
+
+    Args:
+      *attacks: in the order in which they are tried, for deterministic models.
+
+    Returns:
+      The attack, :class:`WorstOf`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    return WorstOf(attacks)
+
+
+def expectation_over_transformation(attack: Any, *, samples: int = 20) -> Any:
+    r"""Makes an attack on a deterministic model one on a random model: it follows the mean over draws.
+
+    .. math:: \frac 1 n \sum_i \nabla_x L(f(\xi_i, x), y)
+
+    with fresh draws at each step. The model is then ``(key, x) -> logits``, called with one key and one input at a
+    time. Losses are averaged and probabilities too, which is how the best point is chosen; judge what comes out on
+    fresh keys.
+
+    Args:
+      attack: one with a field ``samples``, such as :class:`PGD`.
+      samples: draws for each gradient, n.
+
+    Returns:
+      The attack.
+
+    Raises:
+      ValueError: the attack has no such field, or ``samples`` is below 1.
+
+    Reference:
+      Athalye et al. 2018, Synthesizing Robust Adversarial Examples, arXiv 1707.07397.
+    """
+    _validate.at_least(1, samples=samples)
+    if not dataclasses.is_dataclass(attack) or isinstance(attack, type) or not hasattr(attack, "samples"):
+        raise ValueError(f"attack must be one that can average over draws (a field samples), got {attack!r}.")
+    return dataclasses.replace(attack, samples=samples)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AtBudget:
+    """A minimum-norm attack within a ball: what it finds outside counts as not found.
+
+    Attributes:
+      attack: gives :class:`MinimumNorm`, such as :class:`FAB`.
+      epsilon: radius, in units of [0, 1] images and the attack's norm.
+    """
+
+    attack: Callable[..., MinimumNorm]
+    epsilon: float
+
+    def __post_init__(self):
+        check_settings(epsilon=self.epsilon)
+
+    def __call__(
+        self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: Array
+    ) -> Float[Array, "batch ..."]:
+        """Returns adversarial inputs, the inputs themselves where none is near enough."""
+        found = self.attack(key, logits_fn, x, labels)
+        near = found.distance <= self.epsilon
+        return jnp.where(_ball.per_row(near, found.x), found.x, jnp.asarray(x))
+
+
+def at_budget(attack: Callable[..., MinimumNorm], epsilon: float) -> AtBudget:
+    """Makes an ordinary attack of a minimum-norm one: only what lies within ``epsilon`` counts.
+
+    Args:
+      attack: gives :class:`MinimumNorm`.
+      epsilon: radius, in units of [0, 1] images and the attack's norm.
+
+    Returns:
+      The attack, :class:`AtBudget`.
+
+    Raises:
+      ValueError: ``epsilon`` is negative or not finite.
+    """
+    return AtBudget(attack=attack, epsilon=epsilon)
+
+
+def robust_accuracy(
+    key: Key[Array, "..."],
+    attack: Attack,
+    logits_fn: LogitsFn,
+    x: Float[AnyArray, "batch ..."],
+    labels: AnyArray,
+    *,
+    batch_size: int = 256,
+) -> float:
+    """Computes the share of inputs that are classified correctly, as they are and under the attack.
+
+    Works through blocks of one size, the last one filled up, so that memory is bounded and nothing compiles twice; the
+    blocks do not change what happens to an input, whose key comes from the input itself.
+
+    Args:
+      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      attack: ``(key, logits_fn, x, labels) -> x_adv``.
+      logits_fn: ``x -> logits``, deterministic.
+      x: ``(batch, ...)``, float32 in [0, 1].
+      labels: ``(batch,)``, integer.
+      batch_size: inputs that are attacked at once.
+
+    Returns:
+      The accuracy in [0, 1].
+
+    Raises:
+      ValueError: inputs of the wrong kind, or none; or the attack left [0, 1] or gave numbers that are not finite.
+    """
+    _validate.at_least(1, batch_size=batch_size)
+    logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+    check_inputs(key, logits_fn, x, labels)
+    if not x.shape[0]:
+        raise ValueError("x must hold at least one input, got none.")
+    correct = []
+    for block_keys, block, block_labels in blocks_of(batch_size, image_keys(key, x), np.asarray(x), np.asarray(labels)):
+        adversarial = attack(block_keys, logits_fn, block, block_labels)
+        if not bool(((adversarial >= 0) & (adversarial <= 1)).all()):
+            raise ValueError(f"attack must stay in [0, 1], {attack!r} did not.")
+        stands = ~_fooled(logits_fn, block, block_labels) & ~_fooled(logits_fn, adversarial, block_labels)
+        correct.append(np.asarray(stands))
+    return float(np.concatenate(correct)[: x.shape[0]].mean())
+
+
+_fooled = jax.jit(lambda logits_fn, x, labels: is_fooled(logits_fn(x), labels))
+
+
+def blocks_of(size: int, *arrays: Any) -> Any:
+    """Blocks of that many rows of all arrays; the last is filled up with its last row."""
+    for start in range(0, len(arrays[0]), size):
+        chosen = np.minimum(np.arange(start, start + size), len(arrays[0]) - 1)
+        yield tuple(array[chosen] for array in arrays)

@@ -1,0 +1,131 @@
+"""Losses that attacks raise and that adversarial training lowers, one number for each example."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from robustjax.losses._classification import check_logits_and_labels
+
+
+def margin(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
+    r"""Computes how far the best wrong class is above the right one: positive where the answer is wrong.
+
+    .. math:: \max_{k \ne y} f_k(x) - f_y(x)
+
+    Args:
+      logits: ``(batch, classes)``, floating.
+      labels: ``(batch,)``, integer.
+
+    Returns:
+      ``(batch,)`` margins.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+
+    Reference:
+      Carlini and Wagner 2017, Towards Evaluating the Robustness of Neural Networks, arXiv 1608.04644.
+    """
+    check_logits_and_labels(logits, labels)
+    right, wrong = _right_and_best_wrong(logits, labels)
+    return wrong - right
+
+
+def difference_of_logits_ratio(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
+    r"""Computes the margin relative to the spread of the three largest logits (DLR).
+
+    .. math:: -\frac{f_y - \max_{k \ne y} f_k}{f_{(1)} - f_{(3)} + 10^{-12}}
+
+    No change of scale or offset of the logits changes it, so that it does not saturate as cross-entropy does. It is
+    made to drive an attack, not to compare models: it is constant 1, with zero gradient, where the true class is third.
+
+    Args:
+      logits: ``(batch, classes)``, floating, at least 3 classes.
+      labels: ``(batch,)``, integer.
+
+    Returns:
+      ``(batch,)`` losses.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or there are fewer than 3 classes.
+
+    Reference:
+      Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+      attacks, arXiv 2003.01690.
+    """
+    check_logits_and_labels(logits, labels)
+    _at_least_classes(3, "difference_of_logits_ratio", logits)
+    right, wrong = _right_and_best_wrong(logits, labels)
+    largest = jax.lax.top_k(logits, 3)[0]
+    return (wrong - right) / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
+def targeted_difference_of_logits_ratio(
+    logits: Float[Array, "..."], labels: Array, targets: Array
+) -> Float[Array, " batch"]:
+    r"""Computes the targeted DLR loss, which is high where the target is far above the true class.
+
+    .. math:: -\frac{f_y - f_t}{f_{(1)} - (f_{(3)} + f_{(4)}) / 2 + 10^{-12}}
+
+    Args:
+      logits: ``(batch, classes)``, floating, at least 4 classes.
+      labels: ``(batch,)``, integer.
+      targets: ``(batch,)``, integer: the classes to be answered.
+
+    Returns:
+      ``(batch,)`` losses.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or there are fewer than 4 classes.
+
+    Reference:
+      Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+      attacks, arXiv 2003.01690.
+    """
+    check_logits_and_labels(logits, labels)
+    check_logits_and_labels(logits, targets)
+    _at_least_classes(4, "targeted_difference_of_logits_ratio", logits)
+    of = lambda classes: jnp.take_along_axis(logits, classes[:, None], -1)[:, 0]
+    largest = jax.lax.top_k(logits, 4)[0]
+    return (of(targets) - of(labels)) / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12)
+
+
+def kl_divergence(logits: Float[Array, "..."], reference_logits: Float[Array, "..."]) -> Float[Array, " batch"]:
+    r"""Computes the divergence of a prediction from a reference prediction.
+
+    .. math:: \sum_k p_k (\ln p_k - \ln q_k), \qquad p = \mathrm{softmax}(g(x)),\ q = \mathrm{softmax}(f(x))
+
+    Args:
+      logits: ``(batch, classes)``, floating, of q.
+      reference_logits: ``(batch, classes)``, floating, of p.
+
+    Returns:
+      ``(batch,)`` divergences; gradients flow through both.
+
+    Raises:
+      ValueError: the shapes differ.
+
+    Reference:
+      Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy, arXiv 1901.08573 (TRADES):
+      p is the prediction for the clean input, q that for the adversarial one.
+    """
+    if logits.ndim != 2 or logits.shape != reference_logits.shape:
+        raise ValueError(
+            f"logits and reference_logits must be (batch, classes), got {logits.shape} and {reference_logits.shape}."
+        )
+    log_p, log_q = jax.nn.log_softmax(reference_logits), jax.nn.log_softmax(logits)
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def _right_and_best_wrong(logits, labels):
+    is_right = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    right = jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
+    return right, jnp.where(is_right, -jnp.inf, logits).max(-1)
+
+
+def _at_least_classes(least: int, name: str, logits: Array) -> None:
+    if logits.shape[-1] < least:
+        raise ValueError(
+            f"{name} needs logits of at least {least} classes, got {logits.shape[-1]}: take cross_entropy or margin."
+        )
