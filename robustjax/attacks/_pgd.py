@@ -232,4 +232,6 @@ class MomentumIterative:
         return _ball.settle(z, x, epsilon, self.norm)
 
 
-pgd, fgsm, momentum_iterative = PGD, FGSM, MomentumIterative
+pgd = PGD
+fgsm = FGSM
+momentum_iterative = MomentumIterative
