@@ -6,19 +6,24 @@ import dataclasses
 import difflib
 import functools
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 from rich.console import Console
 from rich.table import Table
 
 from experiments import _classifier, _foreign
 from robustjax import losses, scoring, training
-from robustjax.typing import AnyArray, Outputs
+from robustjax.typing import AnyArray, LogitsFn, Outputs
 
 TRAINING = ("standard", "logit_norm", "mixup", "cutmix", "outlier_exposure", "energy_bounded")
 NEED_OUTLIERS = ("outlier_exposure", "energy_bounded")
+FGSM_EPSILON = 0.05
+"""Radius of the attack, in the max-norm, that stands in for outliers; as in the code of Lee et al."""
 
 
 class Labelled(NamedTuple):
@@ -77,8 +82,55 @@ COMBINATORS: dict[str, tuple[Callable[[scoring.Detector], scoring.Detector], str
     "vra": (scoring.vra, "Xu et al. 2023, 2302.11716"),
     "feature_normalized": (scoring.feature_normalized, "Mueller, Hein 2025, 2505.18032"),
 }
-OF_IMAGES: dict[str, tuple[Callable[[Callable], scoring.Detector], str]] = {
-    "odin": (scoring.odin, "Liang, Li, Srikant 2018, 1706.02690"),
+
+
+@jax.jit
+def fast_gradient_sign(
+    logits_fn: LogitsFn, images: Float[AnyArray, "batch ..."], labels: Int[AnyArray, " batch"]
+) -> Float[Array, "batch ..."]:
+    """Moves every pixel by ``FGSM_EPSILON``, but not out of [0, 1], the way that raises the cross-entropy."""
+
+    def attacked(row):
+        image, label = row
+        gradient = jax.grad(lambda x: losses.cross_entropy(logits_fn(x[None]), label[None])[0])(image)
+        return jnp.clip(image + FGSM_EPSILON * jnp.sign(gradient), 0, 1)
+
+    return jax.lax.map(attacked, (images, labels), batch_size=128)
+
+
+@functools.cache  # one function for each architecture, so that compiled programs are shared
+def layers_of(activations: Callable) -> Callable:
+    """Of the body of a model: the blocks of a ResNet, the convolutions and dense layers of a smaller one.
+
+    The rectifier behind a layer is no layer of its own. Without it, the mean of a convolution over space would be
+    linear in the image; what is rectified already stays as it is.
+    """
+
+    def layers(state, x):
+        found = activations(state, x).items()
+        return {name: jax.nn.relu(a) for name, a in found if re.fullmatch(r"body/(?!stem)\w+(/\d+)?", name)}
+
+    return layers
+
+
+def _odin(context: Context) -> Scorer:
+    score: Callable = scoring.odin(context.classifier.logits_fn()).score
+    return lambda images, _: score((), images)
+
+
+def _mahalanobis_ensemble(context: Context) -> Scorer:
+    """Without foreign data: the weights of the layers are those that tell validation images from attacked ones."""
+    classifier, (train, validation) = context.classifier, (context.train, context.validation)
+    layers_fn = jax.tree_util.Partial(layers_of(classifier.functional.activations), classifier.state)
+    detector: Any = scoring.mahalanobis_ensemble(layers_fn)
+    attacked = fast_gradient_sign(classifier.logits_fn(), validation.image, validation.label)
+    state = detector.fit(train.image, train.label, inliers=validation.image, outliers=attacked)
+    return lambda images, _: detector.score(state, images)
+
+
+OF_IMAGES: dict[str, tuple[Callable[[Context], Scorer], str]] = {
+    "odin": (_odin, "Liang, Li, Srikant 2018, 1706.02690"),
+    "mahalanobis_ensemble": (_mahalanobis_ensemble, "Lee et al. 2018, 1807.03888"),
 }
 NAMES = (*PLAIN, *OF_IMAGES, *COMBINATORS)
 DEFAULT = (*PLAIN, *OF_IMAGES, *(f"{name}+energy" for name in COMBINATORS))
@@ -110,8 +162,7 @@ def fit(name: str, context: Context) -> Scorer:
     """Fits the detector of that name, one of ``names_of``."""
     *combinators, base = name.split("+")
     if base in OF_IMAGES:
-        score: Callable = OF_IMAGES[base][0](context.classifier.logits_fn()).score
-        return lambda images, _: score((), images)
+        return OF_IMAGES[base][0](context)
     detector = PLAIN[base][0]()
     for combinator in reversed(combinators):
         detector = COMBINATORS[combinator][0](detector)

@@ -53,6 +53,28 @@ class Sets(NamedTuple):
     outliers: data.Dataset | None
 
 
+def parsed(name: str) -> tuple[str, str]:
+    """The data set and the split that ``NAME@SPLIT`` stands for, or ``NAME``, which is its test split.
+
+    Sets that are made here rather than loaded have the split ``""``.
+    """
+    base, at, split = name.partition("@")
+    if base in (HELD_OUT, PERMUTED, *SYNTHETIC):
+        if at:
+            raise ValueError(f"{base} has no splits to choose from, got {name!r}.")
+        return base, ""
+    if not base or (at and not split) or "@" in split:
+        raise ValueError(f"near, far and outliers must be NAME or NAME@SPLIT, such as omniglot@small1, got {name!r}.")
+    return base, split or SPLITS.get(base.split(":")[0], data.splits(base).test)
+
+
+def overlap(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether two of ``(data set, split)`` may share images: two slices of one stored split count as if they did."""
+    stored = [{part.split("[")[0].strip() for part in split.split("+")} for _, split in (one, other)]
+    same = one[0].split(":")[0] == other[0].split(":")[0]  # whatever the version
+    return same and bool(stored[0] & stored[1] or "all" in stored[0] | stored[1])
+
+
 def open_sets(
     dataset: str,
     data_dir: str | None,
@@ -64,10 +86,11 @@ def open_sets(
     max_images: int,
     seed: int,
 ) -> Sets:
-    """Opens all sets; near ones default to the classes held out, far ones to synthetic images.
+    """Opens all sets, named as in ``parsed``; near ones default to the classes held out, far ones to synthetic images.
 
     Raises:
-      ValueError: a set is named twice, nothing is near although it was asked for, or a data set cannot be opened.
+      ValueError: a set is named twice, is tested and trained on, has no such split, needs classes to be held out, or
+        cannot be opened.
     """
     splits = data.splits(dataset)
     known, validation, test = (data.load(dataset, split, data_dir) for split in splits)
@@ -80,6 +103,17 @@ def open_sets(
     names = (*near, *far)
     if len(set(names)) < len(names):
         raise ValueError(f"near and far must name each set once, got {', '.join(names)}.")
+    part_of = {name: parsed(name) for name in (*names, *([] if outliers is None else [outliers]))}
+    part_of[HELD_OUT] = (dataset, splits.test)
+    tested = {name: part_of[name] for name in names}
+    if outliers != HELD_OUT:  # whose images are in the split of the known ones, but not among them
+        tested[dataset] = part_of[HELD_OUT]
+    for name, part in tested.items():
+        if outliers is not None and overlap(part, part_of[outliers]):
+            raise ValueError(
+                f"outliers must not be tested, nor lie in a stored split that is, got {outliers!r} beside {name!r}; "
+                f"tested are {', '.join(tested)}."
+            )
 
     def opened(name: str) -> data.Dataset:
         if name == HELD_OUT:
@@ -90,9 +124,9 @@ def open_sets(
             return data.permute_pixels(test, seed=seed)
         if name in SYNTHETIC:
             return data.synthetic(name, test.image_shape, min(max_images, len(test)), seed=seed)
-        base = name.split(":")[0]
-        foreign = data.load(name, SPLITS.get(base, data.splits(name).test), data_dir)
-        return data.match_images(foreign, test.image_shape, invert=base in INVERTED)
+        base, split = part_of[name]
+        foreign = data.load(base, split, data_dir)
+        return data.match_images(foreign, test.image_shape, invert=base.split(":")[0] in INVERTED)
 
     foreign = {name: Foreign("near" if name in near else "far", opened(name)) for name in names}
     return Sets(known, validation, test, foreign, None if outliers is None else opened(outliers))

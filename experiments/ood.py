@@ -5,6 +5,7 @@ command continues a run that was interrupted; more detectors or seeds are added 
 
     python -m experiments.ood
     python -m experiments.ood --dataset mnist --near fashion_mnist --far omniglot cifar10 --data-dir DIR
+    python -m experiments.ood --training outlier_exposure --outliers omniglot@small1 --far omniglot@small2
     python -m experiments.ood --dataset cifar10 --model resnet20 --classes 0 1 8 9 --detectors energy,knn,react+energy
     python -m experiments.ood --list
 """
@@ -33,7 +34,8 @@ from robustjax import metrics, plotting
 GROUPS = ("near", "far")
 # How many rows detectors are fitted on, and how many of each set are scored, at most.
 MAX_TRAIN, MAX_IMAGES = 50_000, 10_000
-UNSAFE = str.maketrans("/:", "--")  # in the names of files
+# In the names of files; so that the slices [:5], [5:], [:-5], [:5%] are still four names.
+UNSAFE = str.maketrans({"/": "-", ":": "-", "[": "_", "]": "", "%": "pct", " ": ""})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,9 +51,10 @@ class Config:
     open_set: int | None = None
     """Use published open-set split 0 to 4 of mnist or cifar10, six known classes, in place of --classes."""
     near: tuple[str, ...] = ()
-    """Near out-of-distribution sets: held_out or TFDS names; none given: held_out where classes are left out."""
+    """Near out-of-distribution sets: held_out or TFDS names; none given: held_out where classes are left out.
+    NAME is the test split; NAME@SPLIT another part in the TFDS syntax, such as omniglot@small1 or mnist@train[:50%]."""
     far: tuple[str, ...] = ()
-    """Far sets: textures, uniform_noise, gaussian_noise, permuted_pixels or TFDS names; none: 1, 2 and 4."""
+    """Far sets: textures, uniform_noise, gaussian_noise, permuted_pixels, NAME or NAME@SPLIT; none: 1, 2 and 4."""
     detectors: str = ""
     """Comma-separated, combinators with +, such as energy,knn,react+energy; empty: all. See --list."""
     model: str = "cnn"
@@ -63,7 +66,7 @@ class Config:
     training: Literal[*_detectors.TRAINING] = "standard"  # pyrefly: ignore
     """What is minimised; outlier_exposure and energy_bounded need --outliers."""
     outliers: str | None = None
-    """Auxiliary outliers to train on: a synthetic set or a TFDS name; never one that is tested."""
+    """Auxiliary outliers to train on: a synthetic set, NAME or NAME@SPLIT; never a stored split that is tested."""
     checkpoint: str | None = None
     """Run folder of another experiment on the same data set, whose model is scored in place of a new one."""
     seeds: int = 3
@@ -91,6 +94,8 @@ def resolved(config: Config) -> Config:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
+    if (config.training in _detectors.NEED_OUTLIERS) != (config.outliers is not None):
+        raise ValueError(f"outliers must be given for {', '.join(_detectors.NEED_OUTLIERS)}, got {config.outliers!r}.")
     if config.open_set is not None:
         splits = _foreign.OPEN_SET_CLASSES.get(config.dataset.split(":")[0], ())
         if config.classes or not 0 <= config.open_set < len(splits):
@@ -99,10 +104,6 @@ def resolved(config: Config) -> Config:
                 f"{config.dataset} with classes {config.classes}."
             )
         return dataclasses.replace(config, classes=splits[config.open_set])
-    if (config.training in _detectors.NEED_OUTLIERS) != (config.outliers is not None):
-        raise ValueError(f"outliers must be given for {', '.join(_detectors.NEED_OUTLIERS)}, got {config.outliers!r}.")
-    if config.outliers is not None and config.outliers in (*config.near, *config.far):
-        raise ValueError(f"outliers must not be tested, got {config.outliers!r} among near and far.")
     if not config.classes and config.dataset == "digits" and not config.near:
         return dataclasses.replace(config, classes=tuple(range(6)))
     return config

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell
 
@@ -42,29 +43,15 @@ def execute(notebook, folder: pathlib.Path):
     return nbformat.read(path, as_version=4)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "colab").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_are_stored_clean(path):
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
-    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
-    assert '%pip install -q "robustjax @ git+https://github.com/robustjax/robustjax"' in code[0].source
+CERTIFY = """{
+    "certificates": {s: [field.tolist() for field in cert] for s, cert in certificates.items()},
+    "clean": {s: float((logits_fns[s](images).argmax(-1) == labels).mean()) for s in sigmas},
+    "acr": {s: metrics.average_certified_radius(certificates[s], labels) for s in sigmas},
+    "same": same, "ratio": ratio.tolist(), "pair": len(pair),
+}"""
 
 
-def test_certify(tmp_path):
-    notebook = nbformat.read(ROOT / "colab" / "certify.ipynb", as_version=4)
-    values = """{
-        "certificates": {s: [field.tolist() for field in cert] for s, cert in certificates.items()},
-        "clean": {s: float((logits_fns[s](images).argmax(-1) == labels).mean()) for s in sigmas},
-        "acr": {s: metrics.average_certified_radius(certificates[s], labels) for s in sigmas},
-        "same": same, "ratio": ratio.tolist(), "pair": len(pair),
-    }"""
-    notebook.cells.append(new_code_cell(f"print({values})"))
-    cells = execute(notebook, tmp_path).cells
-    if folder := os.environ.get("ROBUSTJAX_TEST_NOTEBOOKS"):  # to look at
-        nbformat.write(nbformat.v4.new_notebook(cells=cells[:-1]), pathlib.Path(folder) / "certify.ipynb")
-    found = ast.literal_eval("".join(output.text for output in cells[-1].outputs))
+def check_certify(found):
     for sigma, (label, radius, probability, abstained) in found["certificates"].items():
         assert len(label) == 60
         assert [y == -1 for y in label] == [r == 0 for r in radius] == [p <= 0.5 for p in probability] == abstained
@@ -76,5 +63,77 @@ def test_certify(tmp_path):
     ratio = sorted(found["ratio"])
     assert len(ratio) > 0.9 * found["pair"]
     assert 0.9 < ratio[len(ratio) // 2] <= ratio[-1] <= 1
+
+
+OOD = """{
+    "sizes": {name: part.image.shape[0] for name, part in parts.items()},
+    "accuracy": float((known.logits.argmax(-1) == known_labels).mean()),
+    "auroc": {
+        name: [metrics.auroc(by_part["known 0-5"], by_part[part]) for part in shown[1:]]
+        for name, by_part in (scores | own_scores).items()
+    },
+    "flagged": {
+        name: [float((by_part[part] > np.quantile(by_part["validation"], 0.95)).mean()) for part in shown]
+        for name, by_part in scores.items()
+    },
+    "margin": own_scores["margin"]["textures"].tolist(), "logits": outputs["textures"].logits.tolist(),
+    "cosine": own_scores["cosine"]["textures"].tolist(), "features": outputs["textures"].features.tolist(),
+    "train_features": outputs["train"].features.tolist(), "train_labels": parts["train"].label.tolist(),
+    "calibration": [
+        [measure(jax.nn.softmax(logits / divisor), known_labels) for divisor in (1.0, temperature)]
+        for measure in (metrics.expected_calibration_error, metrics.negative_log_likelihood)
+        for logits in (noisy["known 0-5"].logits, known.logits)
+    ],
+}"""
+
+
+def check_ood(found):
+    assert found["sizes"]["known 0-5"] == found["sizes"]["textures"] > found["sizes"]["held-out 6-9"] > 200
+    assert found["accuracy"] >= 0.97
+    for name, (near, far) in found["auroc"].items():
+        assert (0.82 if name == "mahalanobis" else 0.9) < near < 1
+        assert 0.95 < far <= 1
+    for known, _, far in found["flagged"].values():
+        assert 0.01 < known < 0.2
+        assert far > 0.9
+    logits = np.sort(found["logits"])
+    np.testing.assert_allclose(found["margin"], logits[:, -2] - logits[:, -1], atol=1e-4)
+    features, train_features = (
+        rows / np.linalg.norm(rows, axis=1)[:, None]
+        for rows in map(np.array, (found["features"], found["train_features"]))
+    )
+    means = np.stack([train_features[np.array(found["train_labels"]) == label].mean(0) for label in range(6)])
+    nearest = (features @ (means / np.linalg.norm(means, axis=1)[:, None]).T).max(1)
+    np.testing.assert_allclose(found["cosine"], -nearest, atol=1e-4)
+    (noisy_error, clean_error), (noisy_nll, clean_nll) = found["calibration"][:2], found["calibration"][2:]
+    for before, after in (noisy_error, noisy_nll, clean_error[::-1], clean_nll[::-1]):
+        assert after < before
+
+
+CHECKS = {"certify": (CERTIFY, check_certify, 2), "ood": (OOD, check_ood, 3)}
+"""By notebook: what to read from its kernel, what must hold of that, and how many figures it draws."""
+
+NOTEBOOKS = pytest.mark.parametrize("path", sorted((ROOT / "colab").glob("*.ipynb")), ids=lambda path: path.stem)
+
+
+@NOTEBOOKS
+def test_notebooks_are_stored_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
+    assert '%pip install -q "robustjax @ git+https://github.com/robustjax/robustjax"' in code[0].source
+
+
+@NOTEBOOKS
+def test_notebooks_run(path, tmp_path):
+    values, check, num_figures = CHECKS[path.stem]
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(new_code_cell(f"print({values})"))
+    cells = execute(notebook, tmp_path).cells
+    if folder := os.environ.get("ROBUSTJAX_TEST_NOTEBOOKS"):  # to look at
+        nbformat.write(nbformat.v4.new_notebook(cells=cells[:-1]), pathlib.Path(folder) / path.name)
+    check(ast.literal_eval("".join(output.text for output in cells[-1].outputs)))
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == num_figures

@@ -2,6 +2,7 @@
 
 from robustjax.scoring._detector import Detector as Detector
 from robustjax.scoring._detector import Head as Head
+from robustjax.scoring._detector import make_detector as make_detector
 from robustjax.scoring._ensemble import ensemble as ensemble
 from robustjax.scoring._ensemble import model_ensemble as model_ensemble
 from robustjax.scoring._head import fdbd as fdbd

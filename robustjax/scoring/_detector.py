@@ -40,7 +40,7 @@ class Detector(NamedTuple):
         and the ``Head`` of the model. What a detector does not need may be left out.
       score: ``score(state, outputs) -> (batch,)`` scores, HIGHER = more out-of-distribution. Called with arrays it
         works through blocks of rows of one size, so that memory is bounded and one compilation serves every test set;
-        under ``jit``, and for arrays that are sharded, it is one plain function of all rows.
+        under ``jit``, and for rows that are sharded, it is one plain function of all rows.
     """
 
     fit: Callable[..., Any]
@@ -155,25 +155,38 @@ def _checked_head(head: Head | tuple, outputs: Outputs) -> Head:
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _rows(tree, start, *, size):
-    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), tree)
+def _slice(array, start, *, size):
+    return jax.lax.dynamic_slice_in_dim(array, start, size)
+
+
+def _rows(tree, start, size):
+    # A slice of a NumPy array is a view; an argument of a compiled program would be copied whole for every block.
+    return jax.tree.map(
+        lambda a: _slice(a, start, size=size) if isinstance(a, jax.Array) else a[start : start + size], tree
+    )
+
+
+def _spread(tree):
+    return any(len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
 
 
 def in_blocks(function: Callable[[Any, Any], Any], state: Any, rows: Any, size: int = BLOCK) -> Any:
-    """``function(state, rows)`` by ``size`` rows at a time, or of all rows at once where arrays are traced or sharded.
+    """``function(state, rows)`` by ``size`` rows at a time, or of all at once where arrays are traced or rows sharded.
 
     ``function`` is compiled and treats each row by itself; ``rows`` and its result are trees of arrays whose first axis
-    is the batch. The last block is filled up with rows that are there twice.
+    is the batch. The last block is filled up with rows that are there twice. Where the state lies on several devices,
+    each block goes to all of them.
     """
-    leaves = [leaf for leaf in jax.tree.leaves((state, rows)) if isinstance(leaf, jax.Array)]
-    if any(isinstance(leaf, jax.core.Tracer) or len(leaf.sharding.device_set) > 1 for leaf in leaves):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, rows))) or _spread(rows):
         return function(state, rows)
+    if _spread(state):
+        rows = jax.tree.map(np.asarray, rows)  # rows that are bound to one device could not meet the state
     total = jax.tree.leaves(rows)[0].shape[0]
     if total < size:
         filled = jax.tree.map(lambda a: np.pad(np.asarray(a), ((0, size - total), *((0, 0),) * (a.ndim - 1))), rows)
         return jax.tree.map(lambda a: a[:total], function(state, filled))
-    parts = [function(state, _rows(rows, start, size=size)) for start in range(0, total - size + 1, size)]
+    parts = [function(state, _rows(rows, start, size)) for start in range(0, total - size + 1, size)]
     left = total % size
     if left:
-        parts.append(jax.tree.map(lambda a: a[-left:], function(state, _rows(rows, total - size, size=size))))
+        parts.append(jax.tree.map(lambda a: a[-left:], function(state, _rows(rows, total - size, size))))
     return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)

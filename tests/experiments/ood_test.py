@@ -5,17 +5,21 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _detectors, ood
-from robustjax import metrics
+from experiments import _detectors, _foreign, ood
+from robustjax import metrics, models
 
+NOT_TESTED = "outliers must not be tested"
 TINY = {"num_epochs": 1, "seeds": 2, "detectors": "msp,energy,knn,react+energy"}
 
 
@@ -144,10 +148,17 @@ def test_every_training_runs(training, tmp_path):
         ({"open_set": 0}, "open_set must be 0 to 4, of mnist or cifar10"),
         ({"training": "outlier_exposure"}, "outliers must be given"),
         ({"outliers": "textures"}, "outliers must be given for outlier_exposure"),
-        (
-            {"training": "outlier_exposure", "outliers": "textures", "far": ("textures",)},
-            "outliers must not be tested",
-        ),
+        ({"dataset": "mnist", "open_set": 0, "training": "energy_bounded"}, "outliers must be given"),
+        ({"training": "outlier_exposure", "outliers": "textures", "far": ("textures",)}, NOT_TESTED),
+        ({"training": "outlier_exposure", "outliers": "uniform_noise"}, NOT_TESTED),  # which is there by default
+        ({"training": "outlier_exposure", "outliers": "held_out"}, NOT_TESTED),
+        ({"training": "outlier_exposure", "outliers": "digits@test[:9]"}, NOT_TESTED),
+        ({"training": "outlier_exposure", "outliers": "omniglot@small1", "far": ("omniglot",)}, NOT_TESTED),
+        ({"far": ("textures@train",)}, "textures has no splits to choose from, got 'textures@train'"),
+        ({"far": ("omniglot@",)}, "must be NAME or NAME@SPLIT, such as omniglot@small1, got 'omniglot@'"),
+        ({"far": ("@small1",)}, "must be NAME or NAME@SPLIT"),
+        ({"far": ("digits@half",)}, "split must be one of the data set's"),
+        ({"detectors": "react+mahalanobis_ensemble"}, "outputs behind"),
         ({"near": ("held_out",)}, "held_out needs classes"),
         ({"far": ("textures", "textures")}, "name each set once"),
         ({"classes": (0, 12)}, r"classes must lie in 0, \.\.\., 9"),
@@ -158,6 +169,96 @@ def test_bad_settings_are_named_before_anything_is_written(settings, message, tm
     with pytest.raises(ValueError, match=message):
         ood.run(ood.Config(**settings, results_dir=str(tmp_path)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "share"),
+    [
+        ("omniglot", "omniglot", True),
+        ("omniglot@small1", "omniglot", True),
+        ("omniglot@small1", "omniglot:3.0.0@small1", True),
+        ("omniglot@small1", "omniglot@small2", False),
+        ("omniglot@train", "omniglot", False),
+        ("mnist@train[:50%]", "mnist@test + train[50%:]", True),
+        ("mnist@all", "mnist", True),
+        ("mnist", "fashion_mnist", False),
+        ("cifar10_corrupted/fog_1", "cifar10_corrupted/fog_2", False),
+        ("textures", "textures", True),
+        ("textures", "uniform_noise", False),
+    ],
+)
+def test_which_sets_share_images(one, other, share):
+    pair = [_foreign.parsed(name) for name in (one, other)]
+    assert _foreign.overlap(*pair) == _foreign.overlap(*pair[::-1]) == share
+
+
+def test_slices_have_files_of_their_own():
+    splits = ["[:5]", "[5:]", "[:-5]", "[-5:]", "[:5%]", "[5%:]", "[5:6]", ""]
+    files = {f"a/b:1@c{split}".translate(ood.UNSAFE) for split in splits}
+    assert len(files) == len(splits)
+    assert all(re.fullmatch(r"[\w@+-]+", name) for name in files), files
+
+
+def test_parts_of_a_set_are_tested_under_their_names(tmp_path):
+    far = ("digits@train[:20]", "digits@train[20:50]")
+    rows = ood.run(
+        ood.Config(far=far, num_epochs=1, seeds=1, detectors="mahalanobis_ensemble", results_dir=str(tmp_path))
+    )
+    sizes = {row["set"]: row["num_out"] for row in rows}
+    assert [sizes[name] for name in far] == [20, 30]
+    assert len(list(tmp_path.glob("ood/*/scores/digits@train_*.npz"))) == 2
+
+
+def linear(kernel, x):
+    return jnp.matmul(x.reshape(x.shape[0], -1), kernel, precision="highest")
+
+
+def test_the_attack_is_one_signed_step_within_the_images():
+    images = np.array([[0.5, 0.02, 0.99, 0.5], [0.5, 0.5, 0.5, 0.5]], np.float32)[..., None, None]
+    kernel = np.array([[1, -1], [1, -1], [-1, 1], [0, 0]], np.float32)
+    attacked = _detectors.fast_gradient_sign(jax.tree_util.Partial(linear, kernel), images, np.array([0, 1], np.int32))
+    want = [[0.45, 0, 1, 0.5], [0.55, 0.55, 0.45, 0.5]]  # towards the other class; no gradient, no step
+    np.testing.assert_allclose(attacked[..., 0, 0], want, atol=1e-6)
+
+
+def test_the_last_layer_is_the_features():
+    made = models.create("cnn", jax.random.key(0), dtype=jnp.float32, image_shape=(8, 8, 1), num_classes=3)
+    functional, x = models.functional(made), jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
+    layers = _detectors.layers_of(functional.activations)(functional.state, x)
+    assert list(layers) == ["body/conv1", "body/conv2", "body/dense"]
+    np.testing.assert_allclose(layers["body/dense"], functional.outputs(functional.state, x).features, rtol=1e-5)
+
+
+def test_layers_are_blocks_without_their_parts():
+    blocks = [f"body/blocks/{i}" for i in range(2)]
+    parts = [
+        "body",
+        "body/stem",
+        "body/blocks/0/convs/0",
+        "body/blocks/1/shortcut",
+        "body/blocks/1/shortcut/conv",
+        "head",
+    ]
+    layers_fn = _detectors.layers_of(lambda state, x: dict.fromkeys((*parts, *blocks, "body/norm"), x))
+    layers = layers_fn((), jnp.array([[-1.0, 2.0]]))
+    assert list(layers) == [*blocks, "body/norm"]
+    np.testing.assert_array_equal(layers["body/norm"], [[0, 2]])
+
+
+@pytest.mark.data
+def test_outliers_are_another_part_of_the_set_that_is_tested(data_dir):
+    settings = {"classes": (), "near": ("omniglot@small2",), "far": ("omniglot@small2[:100]",)}
+    sets = _foreign.open_sets("mnist", data_dir, **settings, outliers="omniglot@small1[:50]", max_images=10, seed=0)
+    assert sets.outliers is not None
+    assert len(sets.outliers) == 50
+    assert {name: (foreign.dataset.split, len(foreign.dataset)) for name, foreign in sets.foreign.items()} == {
+        "omniglot@small2": ("small2", 3120),
+        "omniglot@small2[:100]": ("small2[:100]", 100),
+    }
+    with pytest.raises(ValueError, match="split must be one of the data set's.*got 'small3'.*omniglot has small1"):
+        _foreign.open_sets(
+            "mnist", data_dir, **{**settings, "far": ("omniglot@small3",)}, outliers=None, max_images=10, seed=0
+        )
 
 
 @pytest.mark.data
