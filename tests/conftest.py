@@ -39,3 +39,7 @@ def unchecked(monkeypatch):
             for attribute, value in list(vars(module).items()):
                 if inspect.isfunction(value) and value.__module__.startswith("robustjax"):
                     monkeypatch.setattr(module, attribute, plain(value))
+                if inspect.isclass(value) and value.__module__ == name:
+                    for method, function in list(vars(value).items()):
+                        if inspect.isfunction(function):
+                            monkeypatch.setattr(value, method, plain(function))

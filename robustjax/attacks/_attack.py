@@ -31,7 +31,7 @@ LOSSES: dict[str, LossFn] = {
 class Attack(Protocol):
     """A configured adversary: a frozen dataclass, so that equal settings share one compiled program."""
 
-    def __call__(self, key: Array, logits_fn: Callable, x: Array, labels: Array) -> Array:
+    def __call__(self, key: Array, logits_fn: Callable, x: AnyArray, labels: AnyArray) -> Array:
         """Returns adversarial inputs, ``(batch, ...)``, in the ball around x and in [0, 1]."""
         ...
 
@@ -149,6 +149,10 @@ class Model(NamedTuple):
     labels: Array
     samples: int | None = None
     targeted: bool = False
+
+    def answer(self, keys: Key[Array, " batch"], x: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
+        """Logits; of a random model the mean probabilities."""
+        return self._averaged(self._of_draw, keys, x)[1][1]
 
     def look(self, keys: Key[Array, " batch"], x: Float[Array, "batch ..."]) -> tuple[Array, Array]:
         """Losses, and whether the model is fooled."""

@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 Norm = Literal["linf", "l2", "l1"]
 NORMS = ("linf", "l2", "l1")
@@ -24,7 +24,7 @@ def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
         raise ValueError(f"norm must be one of {', '.join(norms)}, got {norm!r}.")
 
 
-def per_row(values: Float[Array, " batch"], x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+def per_row(values: Shaped[Array, " batch"], x: Float[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
     """Values of rows, in the rank of x."""
     return values.reshape(values.shape[0], *(1,) * (x.ndim - 1))
 
@@ -128,12 +128,18 @@ def settle(
 
 
 def random_start(
-    keys: Key[Array, " batch"], x: Float[Array, "batch ..."], epsilon: Float[Array, ""], norm: Norm
+    keys: Key[Array, " batch"],
+    x: Float[Array, "batch ..."],
+    epsilon: Float[Array, ""],
+    norm: Norm,
+    sigma: float | None = None,
 ) -> Float[Array, "batch ..."]:
-    """Uniform draws from the ball around x, clipped to [0, 1]."""
+    """Uniform draws from the ball around x or, with sigma, Gaussian ones projected into it; in [0, 1]."""
     size = x[0].size if x.shape[0] else 0
 
     def draw(key, x):
+        if sigma is not None:
+            return sigma * jax.random.normal(key, x.shape, x.dtype)
         if norm == "linf":
             return epsilon * jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
         direction_key, radius_key = jax.random.split(key)

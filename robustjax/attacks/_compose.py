@@ -12,8 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _validate, losses
-from robustjax.attacks import _ball
-from robustjax.attacks._attack import Attack, better, check_inputs, check_settings, fold_in, is_fooled, start_from
+from robustjax.attacks._attack import Attack, better, check_inputs, check_settings, fold_in, is_fooled, rows, start_from
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray, LogitsFn
 
@@ -30,6 +29,17 @@ class MinimumNorm(NamedTuple):
     x: Float[Array, "batch ..."]
     distance: Float[Array, " batch"]
     success: Bool[Array, " batch"]
+
+
+def unmoved(x: Float[Array, "batch ..."], fooled: Bool[Array, " batch"]) -> MinimumNorm:
+    """What is found before any search: the inputs that fool the model as they are."""
+    return MinimumNorm(x, jnp.where(fooled, jnp.zeros((), x.dtype), jnp.inf), fooled)
+
+
+def nearer(found: MinimumNorm, x: Float[Array, "batch ..."], distance: Array, fooled: Array) -> MinimumNorm:
+    """What is found, once points at these distances have been tried too."""
+    take = fooled & (distance < found.distance)
+    return MinimumNorm(rows(take, x, found.x), jnp.where(take, distance, found.distance), found.success | take)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +59,7 @@ class WorstOf:
             raise ValueError("attacks must be at least one, got none.")
 
     def __call__(
-        self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: Array
+        self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs; raises what the attacks raise."""
         logits_fn = _validate.as_pytree(logits_fn=logits_fn)
@@ -126,12 +136,11 @@ class AtBudget:
         check_settings(epsilon=self.epsilon)
 
     def __call__(
-        self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: Array
+        self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs, the inputs themselves where none is near enough."""
         found = self.attack(key, logits_fn, x, labels)
-        near = found.distance <= self.epsilon
-        return jnp.where(_ball.per_row(near, found.x), found.x, jnp.asarray(x))
+        return rows(found.distance <= self.epsilon, found.x, jnp.asarray(x))
 
 
 def at_budget(attack: Callable[..., MinimumNorm], epsilon: float) -> AtBudget:
@@ -185,7 +194,7 @@ def robust_accuracy(
         raise ValueError("x must hold at least one input, got none.")
     correct = []
     for block_keys, block, block_labels in blocks_of(batch_size, image_keys(key, x), np.asarray(x), np.asarray(labels)):
-        adversarial = attack(block_keys, logits_fn, block, block_labels)
+        adversarial = attack(block_keys, logits_fn, jnp.asarray(block), jnp.asarray(block_labels))
         if not bool(((adversarial >= 0) & (adversarial <= 1)).all()):
             raise ValueError(f"attack must stay in [0, 1], {attack!r} did not.")
         stands = ~_fooled(logits_fn, block, block_labels) & ~_fooled(logits_fn, adversarial, block_labels)

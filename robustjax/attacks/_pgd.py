@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 from robustjax import _validate
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import LossFn, Model, better, check_settings, fold_in, loss_of, run, start_from
+from robustjax.typing import AnyArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class PGD:
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of gradients for each restart.
       step_size: eta; None is ``2.5 * epsilon / steps``.
-      random_start: start at a uniform draw from the ball, else at x itself.
+      random_start: start at a uniform draw from the ball, else at x itself; a number is the standard deviation of
+        Gaussian noise to start with, 0.001 in TRADES and MART.
       restarts: number of starts; the best point of all is returned.
       loss: ``"cross_entropy"`` (or ``"ce"``), ``"dlr"``, ``"margin"``, or ``(logits, labels) -> (batch,)``; a function
         may read any array as labels, such as the logits of the clean inputs.
@@ -50,7 +52,7 @@ class PGD:
     norm: _ball.Norm = "linf"
     steps: int = 40
     step_size: float | None = None
-    random_start: bool = True
+    random_start: bool | float = True
     restarts: int = 1
     loss: str | LossFn = "cross_entropy"
     keep: Literal["best", "last"] = "best"
@@ -63,6 +65,8 @@ class PGD:
         _ball.check_norm(self.norm)
         loss_of(self.loss)
         _validate.probability(quantile=self.quantile)
+        if not isinstance(self.random_start, bool):
+            _validate.probability(random_start=self.random_start)
         if self.keep not in ("best", "last"):
             raise ValueError(f"keep must be best or last, got {self.keep!r}.")
         if self.step_size is not None:
@@ -75,7 +79,7 @@ class PGD:
                 )
 
     def __call__(
-        self, key: Key[Array, "..."], logits_fn: Callable, x: Float[Array, "batch ..."], labels: Array
+        self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs for one key, or one of each input; ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
@@ -88,7 +92,8 @@ class PGD:
         def restart(index, carry):
             best, _ = carry
             start_keys, step_keys = fold_in(fold_in(keys, index), 0), fold_in(fold_in(keys, index), 1)
-            z = _ball.random_start(start_keys, x, epsilon, self.norm) if self.random_start else x
+            sigma = None if isinstance(self.random_start, bool) else self.random_start
+            z = _ball.random_start(start_keys, x, epsilon, self.norm, sigma) if self.random_start else x
 
             def step(state):
                 i, z, best = state
@@ -115,7 +120,8 @@ class PGD:
         size = jnp.abs(gradient.reshape(gradient.shape[0], -1))
         kept = max(1, round((1 - self.quantile) * size.shape[-1]))
         least = jax.lax.top_k(size, kept)[0][:, -1]
-        return _ball.unit(jnp.sign(gradient) * (jnp.abs(gradient) >= _ball.per_row(least, gradient)), "l1")
+        chosen = jnp.abs(gradient) >= _ball.per_row(least, gradient)
+        return _ball.unit(jnp.where(chosen, jnp.sign(gradient), 0.0), "l1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +156,7 @@ class FGSM:
         loss_of(self.loss)
 
     def __call__(
-        self, key: Key[Array, "..."], logits_fn: Callable, x: Float[Array, "batch ..."], labels: Array
+        self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs; the key matters for random models alone. ValueError for inputs of wrong kind."""
         return run(self, key, logits_fn, x, labels)
@@ -162,7 +168,7 @@ class FGSM:
         if self.norm != "l1":
             return _ball.settle(x + epsilon * _ball.steepest(gradient, self.norm), x, epsilon, self.norm)
         flat, pixels = gradient.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
-        room = jnp.where(flat > 0, 1.0 - pixels, pixels) * (flat != 0)
+        room = jnp.where(flat == 0, 0.0, jnp.where(flat > 0, 1.0 - pixels, pixels))
         order = jnp.argsort(-jnp.abs(flat), axis=-1)
         sorted_room = jnp.take_along_axis(room, order, -1)
         spent = jnp.cumsum(sorted_room, -1) - sorted_room
@@ -213,7 +219,7 @@ class MomentumIterative:
             raise ValueError(f"decay must lie in [0, 1], got {self.decay!r}.")
 
     def __call__(
-        self, key: Key[Array, "..."], logits_fn: Callable, x: Float[Array, "batch ..."], labels: Array
+        self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs; the key matters for random models alone. ValueError for inputs of wrong kind."""
         return run(self, key, logits_fn, x, labels)

@@ -1,9 +1,26 @@
 """Per-example losses, and objectives: what a training step minimises."""
 
+from robustjax.losses._adversarial import boosted_cross_entropy as boosted_cross_entropy
 from robustjax.losses._adversarial import difference_of_logits_ratio as difference_of_logits_ratio
+from robustjax.losses._adversarial import entropy as entropy
 from robustjax.losses._adversarial import kl_divergence as kl_divergence
 from robustjax.losses._adversarial import margin as margin
 from robustjax.losses._adversarial import targeted_difference_of_logits_ratio as targeted_difference_of_logits_ratio
+from robustjax.losses._adversarial_training import AWP as AWP
+from robustjax.losses._adversarial_training import MART as MART
+from robustjax.losses._adversarial_training import TRADES as TRADES
+from robustjax.losses._adversarial_training import AdversarialObjective as AdversarialObjective
+from robustjax.losses._adversarial_training import AdversarialTraining as AdversarialTraining
+from robustjax.losses._adversarial_training import Adversary as Adversary
+from robustjax.losses._adversarial_training import EntropyRegularization as EntropyRegularization
+from robustjax.losses._adversarial_training import Examples as Examples
+from robustjax.losses._adversarial_training import LogitPairing as LogitPairing
+from robustjax.losses._adversarial_training import adversarial_training as adversarial_training
+from robustjax.losses._adversarial_training import awp as awp
+from robustjax.losses._adversarial_training import entropy_regularization as entropy_regularization
+from robustjax.losses._adversarial_training import logit_pairing as logit_pairing
+from robustjax.losses._adversarial_training import mart as mart
+from robustjax.losses._adversarial_training import trades as trades
 from robustjax.losses._classification import cross_entropy as cross_entropy
 from robustjax.losses._classification import logit_norm as logit_norm
 from robustjax.losses._classification import soft_cross_entropy as soft_cross_entropy

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from robustjax.losses._classification import check_logits_and_labels
+from robustjax.losses._classification import check_logits_and_labels, cross_entropy
 
 
 def margin(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
@@ -118,10 +118,62 @@ def kl_divergence(logits: Float[Array, "..."], reference_logits: Float[Array, ".
     return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
+def boosted_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
+    r"""Computes cross-entropy with a second term, which pushes down the largest wrong probability.
+
+    .. math:: -\ln p_y - \ln\bigl(1 - \max_{k \ne y} p_k\bigr), \qquad p = \mathrm{softmax}(f(x))
+
+    The authors' code adds 1e-4 inside the second logarithm, which takes its gradient from answers that are wrong with
+    probability above 0.9999; here it is exact, finite and with a gradient for logits of any size.
+
+    Args:
+      logits: ``(batch, classes)``, floating, at least 2 classes.
+      labels: ``(batch,)``, integer, in ``0, ..., classes - 1``; a label outside gives NaN.
+
+    Returns:
+      ``(batch,)`` losses.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or there are fewer than 2 classes.
+
+    Reference:
+      Wang et al. 2020, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR (MART).
+    """
+    check_logits_and_labels(logits, labels)
+    if logits.shape[-1] < 2:
+        raise ValueError(f"boosted_cross_entropy needs logits of at least 2 classes, got {logits.shape[-1]}.")
+    log_p = jax.nn.log_softmax(logits)
+    best_wrong = _without(log_p, labels).argmax(-1)
+    return cross_entropy(logits, labels) - jax.nn.logsumexp(_without(log_p, best_wrong), axis=-1)
+
+
+def entropy(logits: Float[Array, "..."]) -> Float[Array, " batch"]:
+    r"""Computes the entropy of a prediction, in nats.
+
+    .. math:: -\sum_k p_k \ln p_k, \qquad p = \mathrm{softmax}(f(x))
+
+    Args:
+      logits: ``(batch, classes)``, floating.
+
+    Returns:
+      ``(batch,)`` entropies, from 0 to the logarithm of the number of classes.
+
+    Raises:
+      ValueError: the shape does not fit.
+    """
+    if logits.ndim != 2:
+        raise ValueError(f"logits must be (batch, classes), got shape {logits.shape}.")
+    log_p = jax.nn.log_softmax(logits)
+    return -(jnp.exp(log_p) * log_p).sum(-1)
+
+
+def _without(values, classes):
+    return jnp.where(jax.nn.one_hot(classes, values.shape[-1], dtype=bool), -jnp.inf, values)
+
+
 def _right_and_best_wrong(logits, labels):
-    is_right = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     right = jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
-    return right, jnp.where(is_right, -jnp.inf, logits).max(-1)
+    return right, _without(logits, labels).max(-1)
 
 
 def _at_least_classes(least: int, name: str, logits: Array) -> None:

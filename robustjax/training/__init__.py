@@ -1,5 +1,8 @@
 """From an objective to trained parameters: step, loop, checkpoints, recipes."""
 
+from robustjax.training._accelat import AccelAT as AccelAT
+from robustjax.training._accelat import AccelATState as AccelATState
+from robustjax.training._accelat import accelat as accelat
 from robustjax.training._checkpoint import restore_model as restore_model
 from robustjax.training._fit import FitResult as FitResult
 from robustjax.training._fit import fit as fit

@@ -1,0 +1,133 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import attacks, losses
+
+KEY = jax.random.key(0)
+HIDDEN, OUT = (
+    scale * jax.random.normal(jax.random.key(seed), shape)
+    for seed, scale, shape in ((1, 0.5, (16, 32)), (2, 0.3, (32, 5)))
+)
+X = jax.random.uniform(jax.random.key(3), (13, 4, 4, 1))
+
+
+def network(x):
+    return jax.nn.relu(x.reshape(x.shape[0], 16) @ HIDDEN) @ OUT
+
+
+LABELS = network(X).argmax(-1).at[0].add(1) % 5  # the first is misclassified as it is
+PGD = attacks.pgd(epsilon=0.05, steps=5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Towards:
+    """Moves the chosen inputs to a constant image."""
+
+    value: float
+    chosen: tuple[int, ...]
+
+    def __call__(self, key, logits_fn, x, labels):
+        return jnp.asarray(x).at[jnp.array(self.chosen)].set(self.value)
+
+
+def test_worst_of_is_the_worst_of_each_input():
+    two = (Towards(0.0, (1, 2, 3)), Towards(1.0, (3, 4, 5)))
+    x_adv = attacks.worst_of(*two)(KEY, network, X, LABELS)
+    for i in range(13):
+        points = [attack(KEY, network, X, LABELS)[i] for attack in two]
+        fooled = [bool(network(p[None]).argmax() != LABELS[i]) for p in points]
+        value = [float(losses.cross_entropy(network(p[None]), LABELS[i : i + 1])[0]) for p in points]
+        best = fooled.index(True) if any(fooled) else int(np.argmax(value))
+        np.testing.assert_array_equal(x_adv[i], points[best])
+
+
+def test_worst_of_is_never_better_than_one_of_them():
+    parts = (attacks.fgsm(epsilon=0.05), PGD)
+    accuracy = lambda attack: attacks.robust_accuracy(KEY, attack, network, X, LABELS)
+    assert accuracy(attacks.worst_of(*parts)) <= min(map(accuracy, parts))
+
+
+def test_equal_settings_are_one_attack():
+    assert attacks.worst_of(PGD, attacks.fgsm(epsilon=0.1)) == attacks.worst_of(PGD, attacks.fgsm(epsilon=0.1))
+    assert hash(PGD) == hash(attacks.pgd(epsilon=0.05, steps=5))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 100])
+def test_robust_accuracy_is_the_same_in_any_blocks(batch_size):
+    accuracy = attacks.robust_accuracy(KEY, PGD, network, X, LABELS, batch_size=batch_size)
+    expected = (network(PGD(KEY, network, X, LABELS)).argmax(-1) == LABELS) & (network(X).argmax(-1) == LABELS)
+    assert accuracy == pytest.approx(float(expected.mean()))
+    assert 0 < accuracy < 12 / 13
+
+
+def test_robust_accuracy_counts_no_input_that_is_wrong_as_it_is():
+    assert attacks.robust_accuracy(KEY, attacks.fgsm(epsilon=0.0), network, X, LABELS) == pytest.approx(12 / 13)
+    mend = Towards(0.0, (0,))  # an attack that happens to make the answer right
+    labels = LABELS.at[0].set(network(jnp.zeros((1, 4, 4, 1))).argmax())
+    if labels[0] != network(X[:1]).argmax():
+        assert attacks.robust_accuracy(KEY, mend, network, X, labels) <= 12 / 13
+
+
+def test_an_attack_that_leaves_the_images_is_refused():
+    with pytest.raises(ValueError, match=r"attack must stay in \[0, 1\]"):
+        attacks.robust_accuracy(KEY, Towards(2.0, (1,)), network, X, LABELS)
+    with pytest.raises(ValueError, match=r"attack must stay in \[0, 1\]"):
+        attacks.robust_accuracy(KEY, Towards(float("nan"), (1,)), network, X, LABELS)
+    with pytest.raises(ValueError, match="x must hold at least one input"):
+        attacks.robust_accuracy(KEY, PGD, network, X[:0], LABELS[:0])
+
+
+def test_expectation_over_a_model_without_noise_is_the_attack_itself():
+    averaged = attacks.expectation_over_transformation(PGD, samples=1)
+    x_adv = averaged(KEY, lambda key, x: network(x), X, LABELS)
+    np.testing.assert_allclose(x_adv, PGD(KEY, network, X, LABELS), atol=1e-6)
+
+
+def test_expectation_follows_the_mean_gradient():
+    """A model whose gradients are hidden under noise of mean zero: many draws find the way, a single one does not."""
+    weight = jax.random.normal(jax.random.key(7), (16, 2))
+
+    def noisy(key, x):
+        return x.reshape(x.shape[0], 16) @ (weight + 3 * jax.random.normal(key, weight.shape))
+
+    x = jnp.full((40, 4, 4, 1), 0.5)
+    labels = jnp.zeros(40, jnp.int32)
+    clean = lambda x: x.reshape(x.shape[0], 16) @ weight
+    step = attacks.fgsm(epsilon=0.1, loss="margin")
+    keys = jax.random.split(KEY, 40)
+    gain = {
+        n: float(
+            losses.margin(
+                clean(attacks.expectation_over_transformation(step, samples=n)(keys, noisy, x, labels)), labels
+            ).mean()
+        )
+        for n in (1, 100)
+    }
+    best = float(losses.margin(clean(step(KEY, clean, x, labels)), labels).mean())
+    start = float(losses.margin(clean(x), labels).mean())
+    assert gain[100] - start > 0.8 * (best - start) > gain[1] - start
+
+
+def test_only_what_averages_can_expect():
+    with pytest.raises(ValueError, match="attack must be one that can average over draws"):
+        attacks.expectation_over_transformation(attacks.worst_of(PGD))
+    with pytest.raises(ValueError, match="samples must be an integer of at least 1, got 0"):
+        attacks.expectation_over_transformation(PGD, samples=0)
+
+
+def test_a_budget_keeps_what_is_near():
+    def search(key, logits_fn, x, labels):
+        distance = jnp.where(jnp.arange(13) == 5, jnp.inf, 0.01 * jnp.arange(13, dtype=jnp.float32))
+        return attacks.MinimumNorm(jnp.zeros_like(x), distance, jnp.isfinite(distance))
+
+    x_adv = attacks.at_budget(search, 0.035)(KEY, network, X, LABELS)
+    moved = np.asarray((x_adv != X).any((1, 2, 3)))
+    np.testing.assert_array_equal(moved, np.arange(13) <= 3)
+    with pytest.raises(ValueError, match="epsilon must be at least 0"):
+        attacks.at_budget(search, -1.0)
+    with pytest.raises(ValueError, match="attacks must be at least one"):
+        attacks.worst_of()
