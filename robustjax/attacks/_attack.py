@@ -77,6 +77,9 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     samples = getattr(attack, "samples", None)
     labels_are_classes = not callable(getattr(attack, "loss", None))
+    if getattr(x, "ndim", 0) and not x.shape[0]:  # nothing of one black image, which has the shapes of a result
+        one = (np.zeros((1, *a.shape[1:]), a.dtype) for a in (x, labels))
+        return jax.tree.map(lambda a: a[:0], run(attack, jax.random.key(0), logits_fn, *one))
     check_inputs(key, logits_fn, x, labels, samples=samples, labels_are_classes=labels_are_classes)
     epsilon = getattr(attack, "epsilon", None)
     if epsilon is not None:

@@ -207,5 +207,9 @@ def test_a_nan_fools_nobody_and_moves_nothing():
     assert bool(jnp.isfinite(x_adv).all())
 
 
-def test_an_empty_batch_is_one():
-    assert attacks.pgd(epsilon=0.1, steps=2)(KEY, network, X[:0], LABELS[:0]).shape == (0, 4, 4, 1)
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_empty_batch_is_one(norm):
+    plain = lambda x: x.reshape(x.shape[0], -1) @ WEIGHT  # which fails for no rows
+    assert attacks.pgd(epsilon=0.1, norm=norm, steps=2)(KEY, plain, X[:0], LABELS[:0]).shape == (0, 4, 4, 1)
+    found = attacks.fab(norm=norm, steps=2)(KEY, plain, X[:0], LABELS[:0])
+    assert found.distance.shape == found.success.shape == (0,)

@@ -1,0 +1,342 @@
+"""APGD: projected gradient descent that chooses its own step sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from robustjax import _validate, losses
+from robustjax.attacks import _ball
+from robustjax.attacks._attack import (
+    Best,
+    LossFn,
+    Model,
+    better,
+    check_settings,
+    fold_in,
+    is_fooled,
+    loss_of,
+    rows,
+    run,
+    start_from,
+)
+from robustjax.perturbations import standard_normal
+from robustjax.typing import AnyArray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class APGD:
+    r"""Auto-PGD: gradient steps with momentum, whose size is halved where the loss no longer rises.
+
+    .. math::
+        z_{t+1} &= \Pi\bigl(x_t + \eta\, v(\nabla_x L(x_t, y))\bigr) \\
+        x_{t+1} &= \Pi\bigl(x_t + \tfrac 3 4 (z_{t+1} - x_t) + \tfrac 1 4 (x_t - x_{t-1})\bigr)
+
+    from :math:`\eta = 2 \epsilon`, for linf and l2. At a checkpoint (after 22, 41, 57, 70, 80, 87, 93 and 99 of 100
+    steps), an input of whose last steps no more than the share ``rho`` raised the loss, or whose highest loss has not
+    risen since the checkpoint before, though eta was not halved there, halves eta and goes back to its best point.
+
+    For l1 a step has no momentum. It moves the pixels of the largest gradients, two thirds as many as the best point
+    has changed, and its size falls from :math:`\epsilon` by 1.5 at each checkpoint, until the best point changes fewer
+    pixels. The radius is :math:`3 \epsilon`, then :math:`2 \epsilon`, for 30 % of the steps each.
+
+    Each input stops at the first point that fools the model. A model with batch normalisation must use its running
+    statistics.
+
+    Attributes:
+      epsilon: radius of the ball, in units of [0, 1] images.
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+      steps: number of steps for each restart.
+      loss: ``"ce"`` (or ``"cross_entropy"``), ``"dlr"``, ``"margin"``, or ``(logits, labels) -> (batch,)``.
+      restarts: number of random starts; the best point of all is returned.
+      rho: share of rising steps below which eta is halved.
+      targeted: labels are classes to be answered, and the loss is lowered.
+      samples: draws of a random model, see :func:`expectation_over_transformation`.
+
+    Differs from the paper as the authors' code does: the first step counts as a rise where its loss is above 0, not
+    above that of the start, and the checkpoints are rounded down.
+
+    Reference:
+      Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+      attacks, arXiv 2003.01690; for l1: Croce and Hein 2021, Mind the box: l1-APGD for sparse adversarial attacks on
+      image classifiers, arXiv 2103.01208.
+    """
+
+    epsilon: float
+    norm: _ball.Norm = "linf"
+    steps: int = 100
+    loss: str | LossFn = "ce"
+    restarts: int = 1
+    rho: float = 0.75
+    targeted: bool = False
+    samples: int | None = None
+
+    def __post_init__(self):
+        check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)
+        _ball.check_norm(self.norm)
+        loss_of(self.loss)
+        _validate.probability(rho=self.rho)
+
+    def __call__(
+        self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
+    ) -> Float[Array, "batch ..."]:
+        """Returns adversarial inputs for one key, or one of each input; ValueError for inputs of the wrong kind."""
+        return run(self, key, logits_fn, x, labels)
+
+    def perturb(self, keys, logits_fn, x, labels, epsilon):
+        """Runs all restarts, traceable."""
+        model = Model(logits_fn, loss_of(self.loss), labels, self.samples, self.targeted)
+        return _best_of(self.restarts, self, lambda _: model, keys, x, epsilon, start_from(x)).x
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class APGDTargeted:
+    """Auto-PGD on the targeted DLR loss, towards one likely wrong class after another.
+
+    The targets of an input are the classes of its largest logits but the first. An input that is misclassified as it
+    is, or answers any wrong class on the way, is done; see :class:`APGD` for how it gets there.
+
+    Attributes:
+      epsilon: radius of the ball, in units of [0, 1] images.
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+      steps: number of steps for each target and restart.
+      num_targets: number of targets, at most all classes but one; a larger number warns.
+      restarts: number of random starts for each target.
+      rho: share of rising steps below which the step size is halved.
+      samples: draws of a random model, see :func:`expectation_over_transformation`.
+
+    Reference:
+      Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+      attacks, arXiv 2003.01690.
+    """
+
+    epsilon: float
+    norm: _ball.Norm = "linf"
+    steps: int = 100
+    num_targets: int = 9
+    restarts: int = 1
+    rho: float = 0.75
+    samples: int | None = None
+
+    def __post_init__(self):
+        check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)
+        check_settings(num_targets=self.num_targets)
+        _ball.check_norm(self.norm)
+        _validate.probability(rho=self.rho)
+
+    def __call__(
+        self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
+    ) -> Float[Array, "batch ..."]:
+        """Returns adversarial inputs; ValueError for inputs of the wrong kind and models of fewer than 4 classes."""
+        return run(self, key, logits_fn, x, labels)
+
+    def perturb(self, keys, logits_fn, x, labels, epsilon):
+        """Runs all targets and restarts, traceable."""
+        logits = Model(logits_fn, losses.margin, labels, self.samples).answer(fold_in(keys, 0), x)
+        ranked = jnp.argsort(logits, axis=-1, descending=True)
+        targets = min(self.num_targets, logits.shape[-1] - 1)
+
+        def model_of(attempt):
+            target = jnp.take(ranked, 1 + attempt // self.restarts, axis=-1)
+            loss = lambda logits, labels: losses.targeted_difference_of_logits_ratio(logits, labels, target)
+            return Model(logits_fn, loss, labels, self.samples)
+
+        start = start_from(x)._replace(fooled=is_fooled(logits, labels))
+        best = _best_of(targets * self.restarts, self, model_of, fold_in(keys, 1), x, epsilon, start)
+        if targets < self.num_targets:
+            warnings.warn(
+                f"num_targets {self.num_targets} is more than a model of {logits.shape[-1]} classes has wrong answers: "
+                f"{targets} are tried.",
+                stacklevel=2,
+            )
+        return best.x
+
+
+apgd = APGD
+apgd_targeted = APGDTargeted
+
+
+def checkpoints(steps: int) -> tuple[int, ...]:
+    """Numbers of steps after which a step size may be halved: 22 %, then windows that shrink by 3 % down to 6 %."""
+    window, smaller, smallest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    positions = [window]
+    while positions[-1] + (window := max(window - smaller, smallest)) <= steps:
+        positions.append(positions[-1] + window)
+    return tuple(positions)
+
+
+class _Plan(NamedTuple):
+    """Phases of a run, each at its own radius, from the best point of the one before.
+
+    Attributes:
+      radii: ``(phases,)``, in units of epsilon.
+      steps: ``(phases,)``.
+      most_rises: ``(phases, steps + 1)``: at a checkpoint, the number of rising steps up to which eta is halved (only
+        for linf and l2); -1 elsewhere.
+    """
+
+    radii: Float[Array, " phases"]
+    steps: Int[Array, " phases"]
+    most_rises: Int[Array, "phases steps"]
+
+
+def _plan(attack, dtype) -> _Plan:
+    if attack.norm == "l1":
+        early = min(math.ceil(0.3 * attack.steps), (attack.steps - 1) // 2)
+        radii, steps = (3.0, 2.0, 1.0), (early, early, attack.steps - 2 * early)
+        windows = [max(int(0.04 * n), 1) for n in steps]
+        positions = [np.arange(window, n + 1, window) for window, n in zip(windows, steps)]
+    else:
+        radii, steps, positions = (1.0,), (attack.steps,), [np.array(checkpoints(attack.steps))]
+    most_rises = np.full((len(radii), attack.steps + 1), -1, np.int32)
+    for row, at in zip(most_rises, positions):
+        row[at] = np.floor(attack.rho * np.diff(at, prepend=0))
+    return _Plan(jnp.array(radii, dtype), jnp.array(steps, jnp.int32), jnp.array(most_rises))
+
+
+def _best_of(attempts, attack, model_of, keys, x, epsilon, best) -> Best:
+    """The best of several attempts, each at the model of its number and from its own start."""
+    plan = _plan(attack, x.dtype)
+    phases = plan.radii.shape[0]
+
+    def attempt(number, best):
+        start_keys, step_keys = fold_in(fold_in(keys, number), 0), fold_in(fold_in(keys, number), 1)
+        model = model_of(number)
+
+        def phase(number, found):
+            radius, most_rises = plan.radii[number] * epsilon, plan.most_rises[number]
+            climb = _Climb(model, fold_in(step_keys, number), x, radius, attack.norm, most_rises, number == phases - 1)
+            goes_on = lambda state: (state.i <= plan.steps[number]) & ~(best.fooled | state.best.fooled).all()
+            return jax.lax.while_loop(goes_on, climb.step, climb.start(found.x)).best
+
+        start = _start(start_keys, x, plan.radii[0] * epsilon, attack.norm)
+        return better(best, *jax.lax.fori_loop(0, phases, phase, start_from(start)))
+
+    return jax.lax.fori_loop(0, attempts, attempt, best)
+
+
+def _start(keys, x, radius, norm):
+    """Draws from the surface of the ball, before the box cuts it; for l1 normal draws, which are projected later."""
+    draws = jax.vmap(lambda key: standard_normal(key, x.shape[1:]))(keys).astype(x.dtype)
+    if norm == "linf":
+        draws = jax.lax.erf(draws * math.sqrt(0.5))  # uniform in [-1, 1]; jax.random.uniform takes a second to compile
+    return x + (draws if norm == "l1" else radius * _ball.unit(draws, norm))
+
+
+class _Halving(NamedTuple):
+    """What step sizes depend on, for linf and l2: losses of the last point, and what is known since a checkpoint."""
+
+    step_size: Float[Array, " batch"]
+    value: Float[Array, " batch"]
+    rises: Int[Array, " batch"]
+    highest: Float[Array, " batch"]
+    halved: Bool[Array, " batch"]
+
+
+def halve(state: _Halving, i: Array, value: Array, highest: Array, most_rises: Array) -> tuple[Array, _Halving]:
+    """Looks at the loss after step i: which inputs go back to their best point, and the state that follows."""
+    rises = state.rises + (value > state.value).astype(jnp.int32)
+    is_checkpoint = most_rises >= 0
+    stalls = ~state.halved & (highest <= state.highest)
+    halved = is_checkpoint & ((rises <= most_rises) | stalls)
+    # The loss of the start is kept as 0, as in the authors' code; before it nothing rises, and nothing has stalled.
+    return halved, _Halving(
+        step_size=jnp.where(halved, state.step_size / 2, state.step_size),
+        value=jnp.where(i == 0, 0.0, value),
+        rises=jnp.where(is_checkpoint, 0, rises),
+        highest=jnp.where(is_checkpoint, highest, state.highest),
+        halved=jnp.where(is_checkpoint, halved, state.halved),
+    )
+
+
+class _Sparsity(NamedTuple):
+    """What steps depend on, for l1: the number of pixels that the best point had changed at the last checkpoint."""
+
+    step_size: Float[Array, " batch"]
+    changed: Int[Array, " batch"]
+
+
+def sparsen(state: _Sparsity, changed: Array, radius: Array, is_checkpoint: Array) -> tuple[Array, _Sparsity]:
+    """Which inputs go back to their best point, because it has less than 95 % of the pixels, and the state after."""
+    fewer = is_checkpoint & (20 * changed < 19 * state.changed)
+    smaller = jnp.where(fewer, radius, jnp.maximum(state.step_size / 1.5, radius / 10))
+    return fewer, _Sparsity(
+        step_size=jnp.where(is_checkpoint, smaller, state.step_size),
+        changed=jnp.where(is_checkpoint, changed, state.changed),
+    )
+
+
+class _State(NamedTuple):
+    """After i steps: the point and the one before, the best point with its gradient, and what steps depend on."""
+
+    i: Int[Array, ""]
+    z: Float[Array, "batch ..."]
+    previous: Float[Array, "batch ..."]
+    best: Best
+    gradient: Float[Array, "batch ..."]
+    schedule: _Halving | _Sparsity
+
+
+class _Climb(NamedTuple):
+    """Steps of one run in one ball around x."""
+
+    model: Model
+    keys: Key[Array, " batch"]
+    x: Float[Array, "batch ..."]
+    radius: Float[Array, ""]
+    norm: _ball.Norm
+    most_rises: Int[Array, " steps"]
+    can_end: Bool[Array, ""]  # whether what fools the model is a result: not at the larger radii of l1
+
+    def start(self, z):
+        """The state before the first look."""
+        z = _ball.settle(z, self.x, self.radius, self.norm)
+        of_rows = lambda value: jnp.full(z.shape[0], value, z.dtype)
+        if self.norm == "l1":
+            schedule = _Sparsity(of_rows(self.radius), self._changed(z))
+        else:
+            zeros = jnp.zeros(z.shape[0], jnp.int32)
+            schedule = _Halving(of_rows(2 * self.radius), of_rows(jnp.inf), zeros, of_rows(jnp.inf), zeros == 0)
+        return _State(jnp.int32(0), z, z, start_from(z), jnp.zeros_like(z), schedule)
+
+    def step(self, state):
+        """Looks at the point, and goes on from it or from the best one."""
+        i, z, previous, best, gradient_of_best, schedule = state
+        value, fooled, gradient = self.model.ascend(fold_in(self.keys, i), z)
+        gradient_of_best = rows(value > best.value, gradient, gradient_of_best)
+        best = better(best, z, value, fooled & self.can_end)
+        if self.norm == "l1":
+            back, schedule = sparsen(schedule, self._changed(best.x), self.radius, self.most_rises[i] >= 0)
+        else:
+            back, schedule = halve(schedule, i, value, best.value, self.most_rises[i])
+        z, gradient = rows(back, best.x, z), rows(back, gradient_of_best, gradient)
+        moved = self._move(z, previous, gradient, schedule, jnp.where(i == 0, 1.0, 0.75).astype(z.dtype))
+        return _State(i + 1, moved, z, best, gradient_of_best, schedule)
+
+    def _move(self, z, previous, gradient, schedule, share):
+        step_size = _ball.per_row(schedule.step_size, z)
+        if self.norm == "l1":
+            sparse = z + step_size * _sparse(gradient, schedule.changed)
+            return _ball.settle(sparse, self.x, self.radius, self.norm)
+        aim = _ball.project(z + step_size * _ball.steepest(gradient, self.norm), self.x, self.radius, self.norm)
+        return _ball.settle(z + share * (aim - z) + (1 - share) * (z - previous), self.x, self.radius, self.norm)
+
+    def _changed(self, z):
+        return (z != self.x).reshape(z.shape[0], -1).sum(-1, dtype=jnp.int32)
+
+
+def _sparse(gradient, changed):
+    """Signs of two thirds as many of the largest gradients as pixels are changed, scaled to l1 norm 1."""
+    size = jnp.abs(gradient.reshape(gradient.shape[0], -1))
+    kept = jnp.maximum((2 * changed + 2) // 3, 1)
+    least = jnp.take_along_axis(jnp.sort(size, -1), (size.shape[-1] - kept)[:, None], -1)[:, 0]
+    chosen = jnp.abs(gradient) >= _ball.per_row(least, gradient)
+    return _ball.unit(jnp.where(chosen, jnp.sign(gradient), 0.0), "l1")

@@ -1,0 +1,314 @@
+"""AutoAttack: a fixed ensemble of attacks, each on the inputs that still stand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from robustjax import _validate, losses
+from robustjax.attacks import _ball
+from robustjax.attacks._apgd import apgd, apgd_targeted
+from robustjax.attacks._attack import Attack, Model, _logits, check_inputs, check_settings, fold_in
+from robustjax.attacks._compose import at_budget
+from robustjax.attacks._diagnose import Diagnosis, diagnose
+from robustjax.attacks._fab import fab
+from robustjax.attacks._square import square
+from robustjax.perturbations import image_keys
+from robustjax.typing import AnyArray
+
+_BLOCK = 256
+_PARTS = 8
+_DRAWS = 20
+_TARGETS = 9
+_SQUARE_GAINS = 0.002  # of the inputs, more than which is suspicious if it is more than one
+_TIE = 1e-5  # of the largest logit
+_ROUNDING = 1e-6
+
+
+class Evaluation(NamedTuple):
+    """What is left of a model's accuracy under AutoAttack, on the host.
+
+    Attributes:
+      clean_accuracy: share of inputs that are classified correctly as they are.
+      robust_accuracy: share that stands all attacks.
+      per_attack: name of each attack that has run -> share of all inputs that stands it and those before it.
+      correct: ``(batch,)``, whether an input stands.
+      x_adv: ``(batch, ...)``, what fools the model; the input itself where nothing does.
+      queries: name -> steps or queries that the attack may spend on one input, with all targets, restarts and draws.
+      seconds: name -> duration, with that of compilation.
+      warnings: sentences about what makes the figures doubtful.
+    """
+
+    clean_accuracy: float
+    robust_accuracy: float
+    per_attack: dict[str, float]
+    correct: np.ndarray
+    x_adv: np.ndarray
+    queries: dict[str, int]
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoAttack:
+    """The standard evaluation of robustness: attacks without parameters to choose, one after another.
+
+    ``"standard"`` is APGD on cross-entropy, APGD on the targeted DLR loss, FAB and Square (100 steps, 9 targets, 5000
+    queries; for l1 APGD starts 5 times, and has 5 targets). ``"rand"``, for random models, is APGD on cross-entropy and
+    on the DLR loss, with gradients of 20 draws. A model of fewer than 4 classes meets the DLR loss in place of the
+    targeted one, one of 2 classes the margin.
+
+    An attack sees the inputs that stand so far, in blocks of two sizes, so that each attack compiles at most twice. It
+    runs on the host and cannot be traced.
+
+    Attributes:
+      epsilon: radius of the ball, in units of [0, 1] images.
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+      version: ``"standard"``, or ``"rand"`` for random models ``(key, x) -> logits``, which are called with one key and
+        one input at a time and judged by their mean probabilities over 20 fresh draws.
+      batch_size: inputs that are attacked at once; None is all of them, in blocks of at most 256.
+
+    Reference:
+      Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+      attacks, arXiv 2003.01690; for l1: Croce and Hein 2021, Mind the box, arXiv 2103.01208.
+    """
+
+    epsilon: float
+    norm: _ball.Norm = "linf"
+    version: Literal["standard", "rand"] = "standard"
+    batch_size: int | None = None
+
+    def __post_init__(self):
+        check_settings(epsilon=self.epsilon, batch_size=self.batch_size)
+        _ball.check_norm(self.norm)
+        if self.version not in ("standard", "rand"):
+            raise ValueError(f"version must be standard or rand, got {self.version!r}.")
+
+    def __call__(
+        self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
+    ) -> Float[Array, "batch ..."]:
+        """Returns what fools the model, the inputs themselves where nothing does; raises as :meth:`evaluate`."""
+        return jnp.asarray(self.evaluate(key, logits_fn, x, labels).x_adv if x.shape[0] else x)
+
+    def attacks(self, num_classes: int) -> dict[str, Attack]:
+        """The attacks on a model of so many classes, by name, in the order in which they run."""
+        ball, targets = {"epsilon": self.epsilon, "norm": self.norm}, num_classes - 1
+        ratio = "dlr" if num_classes > 2 else "margin"
+        if self.version == "rand":
+            return {f"apgd-{loss}": apgd(**ball, loss=loss, samples=_DRAWS) for loss in ("ce", ratio)}
+        restarts, most = (5, 5) if self.norm == "l1" else (1, _TARGETS)
+        towards = apgd_targeted(**ball, num_targets=min(most, targets))
+        return {
+            "apgd-ce": apgd(**ball, loss="ce", restarts=restarts),
+            **({"apgd-t": towards} if num_classes > 3 else {f"apgd-{ratio}": apgd(**ball, loss=ratio)}),
+            "fab-t": at_budget(fab(**ball, num_targets=min(_TARGETS, targets)), self.epsilon),
+            "square": square(**ball),
+        }
+
+    def evaluate(
+        self,
+        key: Key[Array, "..."],
+        logits_fn: Callable,
+        x: Float[AnyArray, "batch ..."],
+        labels: AnyArray,
+        on_attack: Callable[[str, Evaluation], Any] | None = None,
+        resume: Evaluation | None = None,
+    ) -> Evaluation:
+        """Runs the attacks and tells what stands.
+
+        A model whose gradients are zero or not finite at all inputs that stand meets Square alone. At the end the model
+        is asked about all of ``x_adv`` again.
+
+        Args:
+          key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+          logits_fn: ``x -> logits``, deterministic; for ``"rand"``, ``(key, x) -> logits``.
+          x: ``(batch, ...)``, float32 in [0, 1]; images ``(batch, height, width, channels)`` for Square.
+          labels: ``(batch,)``, integer.
+          on_attack: called with the name of each attack as it ends and the evaluation so far, which can be kept.
+          resume: an evaluation that ``on_attack`` was given: its attacks are not run again. The result is the same.
+
+        Returns:
+          The :class:`Evaluation`.
+
+        Raises:
+          ValueError: inputs of the wrong kind, or none; traced ones; logits of the inputs that are not finite; an
+            evaluation to resume that does not fit; an attack that left the ball; or a model whose answers change with
+            the batch or from call to call.
+        """
+        logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, logits_fn, x, labels))):
+            raise ValueError("AutoAttack runs on the host and cannot be traced: call it outside jit, vmap and grad.")
+        samples = _DRAWS if self.version == "rand" else None
+        check_inputs(key, logits_fn, x, labels, samples=samples)
+        if not x.shape[0]:
+            raise ValueError("x must hold at least one input, got none.")
+        if self.version == "standard" and x.ndim != 4:
+            raise ValueError(f"x must be (batch, height, width, channels), got {x.shape}.")
+        num_classes = _logits.eval_shape(logits_fn, key, x, samples).shape[1]
+        keys = jax.jit(image_keys)(key, jnp.asarray(x))
+        inputs = _Inputs(keys, logits_fn, np.asarray(x), np.asarray(labels), samples, self.batch_size)
+        logits = inputs.answers(inputs.x)
+        if not np.isfinite(logits).all():
+            count = int((~np.isfinite(logits)).any(-1).sum())
+            raise ValueError(f"logits_fn must give finite logits, at {count} of {len(logits)} inputs it does not.")
+        clean = ~inputs.fooled(logits)
+        accuracy = float(clean.mean())
+        evaluation = Evaluation(accuracy, accuracy, {}, clean, inputs.x, {}, {}, ())
+        attacks = self.attacks(num_classes)
+        if resume is not None:
+            if resume.x_adv.shape != x.shape or not set(resume.per_attack) <= {*attacks, "square"}:
+                raise ValueError(
+                    f"resume must be an evaluation of {x.shape} inputs by {', '.join(attacks)}, got one of "
+                    f"{resume.x_adv.shape} by {', '.join(resume.per_attack)}."
+                )
+            self._check(inputs, resume)
+            evaluation = resume
+
+        def warned(evaluation, sentence):
+            if sentence in evaluation.warnings:
+                return evaluation
+            warnings.warn(f"AutoAttack: {sentence}", stacklevel=3)
+            return evaluation._replace(warnings=(*evaluation.warnings, sentence))
+
+        diagnosis = inputs.diagnosis()
+        for sentence in (*self._few_classes(num_classes), *diagnosis.warnings):
+            evaluation = warned(evaluation, sentence)
+        places = {name: place for place, name in enumerate([*attacks, "square"])}  # of their keys
+        if clean.any() and diagnosis.no_gradient[clean].all():
+            evaluation = warned(evaluation, "there is no gradient to follow: Square, which needs none, attacks alone.")
+            attacks = {"square": square(epsilon=self.epsilon, norm=self.norm, samples=samples)}
+
+        for name, attack in attacks.items():
+            if name in evaluation.per_attack:
+                continue
+            start = time.perf_counter()
+            correct, x_adv = inputs.under(attack, places[name], evaluation)
+            accuracy, before = float(correct.mean()), evaluation.robust_accuracy
+            gained = int(evaluation.correct.sum() - correct.sum())
+            if name == "square" and evaluation.per_attack and gained > max(1, _SQUARE_GAINS * len(correct)):
+                sentence = (
+                    f"Square, which sees no gradients, lowers the accuracy from {before:.2%} to {accuracy:.2%} after "
+                    "attacks that follow them: gradients may be masked."
+                )
+                evaluation = warned(evaluation, sentence)
+            evaluation = evaluation._replace(
+                robust_accuracy=accuracy,
+                per_attack={**evaluation.per_attack, name: accuracy},
+                correct=correct,
+                x_adv=x_adv,
+                queries={**evaluation.queries, name: _queries_of(attack)},
+                seconds={**evaluation.seconds, name: time.perf_counter() - start},
+            )
+            if on_attack is not None:
+                on_attack(name, evaluation)
+        self._check(inputs, evaluation)
+        return evaluation
+
+    def _few_classes(self, num_classes):
+        wanted = "apgd-dlr" if self.version == "rand" else "apgd-t"
+        used = [name for name in self.attacks(num_classes) if name not in ("apgd-ce", "fab-t", "square")]
+        if used != [wanted]:
+            yield f"a model of {num_classes} classes has no loss for {wanted}: {used[0]} takes its place."
+        if self.version == "standard" and num_classes - 1 < _TARGETS:
+            yield f"a model of {num_classes} classes has {num_classes - 1} wrong answers to aim at, not {_TARGETS}."
+
+    def _check(self, inputs, evaluation):
+        """Asks the model again about all that an evaluation has found, and measures it."""
+        change = (evaluation.x_adv.astype(np.float64) - inputs.x).reshape(len(inputs.x), -1)
+        order = {"linf": np.inf, "l2": 2, "l1": 1}[self.norm]
+        farthest = float(np.linalg.norm(change, order, axis=-1).max())
+        if not (farthest <= self.epsilon + _ROUNDING * max(1.0, self.epsilon)):
+            raise ValueError(f"x_adv must be within epsilon {self.epsilon} of x in {self.norm}, got {farthest}.")
+        if not (evaluation.x_adv >= 0).all() or not (evaluation.x_adv <= 1).all():
+            raise ValueError(f"x_adv must lie in [0, 1], got {evaluation.x_adv.min()} to {evaluation.x_adv.max()}.")
+        logits = inputs.answers(evaluation.x_adv)
+        right = np.take_along_axis(logits, inputs.labels[:, None], -1)[:, 0]
+        wrong = np.where(np.arange(logits.shape[-1]) == inputs.labels[:, None], -np.inf, logits).max(-1)
+        tie = abs(wrong - right) <= _TIE * abs(logits).max(-1)  # which the rounding of another batch may turn
+        disagree = int(((inputs.fooled(logits) == evaluation.correct) & ~tie).sum())
+        if disagree:
+            raise ValueError(
+                f"logits_fn must answer the same whenever it is asked, at {disagree} of {len(logits)} inputs it does "
+                "not (dropout, or batch statistics in training mode?)."
+            )
+
+
+class _Inputs(NamedTuple):
+    """A model and its inputs, on the host, about which it is asked in blocks."""
+
+    keys: Key[Array, " batch"]
+    logits_fn: Callable
+    x: np.ndarray
+    labels: np.ndarray
+    samples: int | None
+    batch_size: int | None
+
+    def answers(self, x, places=None):
+        """Logits at these places, or mean probabilities of a random model; always in blocks of one size."""
+        places = np.arange(len(x)) if places is None else places
+        keys = _fold_in(self.keys, 0)
+        parts = [_answers(keys[i], self.logits_fn, x[i], self.labels[i], self.samples) for i in self.blocks(places)]
+        return np.concatenate([np.asarray(part) for part in parts])[: len(places)]
+
+    def fooled(self, logits, places=slice(None)):
+        """Whether answers at these places are wrong; what is not finite fools nobody."""
+        return np.isfinite(logits).all(-1) & (logits.argmax(-1) != self.labels[places])
+
+    def diagnosis(self):
+        """Of all inputs; a random model is meant to be random."""
+        keys, of_block = _fold_in(self.keys, 1), []
+        for i in self.blocks(np.arange(len(self.x))):
+            of_block.append(diagnose(keys[i], self.logits_fn, self.x[i], self.labels[i], samples=self.samples))
+        zero, not_finite, randomised, probabilities = (np.stack(field) for field in zip(*of_block))
+        flat = lambda field: field.reshape(-1)[: len(self.x)]
+        is_random = np.asarray(self.samples is None and randomised.any())
+        return Diagnosis(flat(zero), flat(not_finite), is_random, np.asarray(probabilities.all()))
+
+    def under(self, attack, place, evaluation):
+        """Which inputs stand after an attack on those that stand, and what fools the model."""
+        standing = np.flatnonzero(evaluation.correct)
+        correct, x_adv = evaluation.correct.copy(), evaluation.x_adv.copy()
+        if standing.size:
+            found, keys = self.x.copy(), _fold_in(self.keys, 2 + place)
+            for i in self.blocks(standing, parts=_PARTS):
+                found[i] = attack(keys[i], self.logits_fn, jnp.asarray(self.x[i]), jnp.asarray(self.labels[i]))
+            fooled = standing[self.fooled(self.answers(found, standing), standing)]
+            correct[fooled], x_adv[fooled] = False, found[fooled]
+        return correct, x_adv
+
+    def blocks(self, places, parts=1):
+        """Places in blocks of one size, filled up with the last; the rest in parts of one if they are half as much."""
+        size = min(self.batch_size or -(-len(self.x) // -(-len(self.x) // _BLOCK)), len(self.x))
+        part, full = -(-size // parts), len(places) // size * size
+        if 2 * part * -(-(len(places) - full) // part) > size:
+            part = size
+        ends = [*range(0, full, size), *range(full, len(places), part)]
+        for start in ends:
+            width = size if start < full else part
+            yield places[np.minimum(np.arange(start, start + width), len(places) - 1)]
+
+
+_fold_in = jax.jit(fold_in)
+
+
+@jax.jit(static_argnames="samples")
+def _answers(keys, logits_fn, x, labels, samples):
+    return Model(logits_fn, losses.margin, labels, samples).answer(keys, x)
+
+
+def _queries_of(attack):
+    attack = getattr(attack, "attack", attack)
+    counts = (getattr(attack, name, None) for name in ("queries", "steps", "num_targets", "restarts", "samples"))
+    return math.prod(count or 1 for count in counts)
+
+
+autoattack = AutoAttack

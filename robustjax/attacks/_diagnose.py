@@ -1,0 +1,125 @@
+"""Signs that what an attack finds says little about a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from robustjax import _validate, losses
+from robustjax.attacks._attack import check_inputs, check_settings, fold_in
+from robustjax.perturbations import image_keys
+from robustjax.typing import AnyArray
+
+_PASSES = 5
+_LOGITS_DIFFER = 1e-4  # in l2, of logits scaled to norm 1
+_PROBABILITIES = 1e-5
+
+
+class Diagnosis(NamedTuple):
+    """What is odd about a model at some inputs.
+
+    Attributes:
+      zero_gradient: ``(batch,)``, whether the gradient of the margin is zero in every pixel.
+      non_finite_gradient: ``(batch,)``, whether it has a NaN or an infinity.
+      randomised: whether five passes over the same inputs disagree.
+      probabilities: whether all outputs lie in [0, 1] and sum to 1.
+    """
+
+    zero_gradient: Bool[AnyArray, " batch"]
+    non_finite_gradient: Bool[AnyArray, " batch"]
+    randomised: Bool[AnyArray, ""]
+    probabilities: Bool[AnyArray, ""]
+
+    @property
+    def no_gradient(self) -> Bool[AnyArray, " batch"]:
+        """``(batch,)``, whether there is no gradient to follow."""
+        return self.zero_gradient | self.non_finite_gradient
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for each sign that is there; none for a sound model."""
+        zero, non_finite, sentences = int(np.sum(self.zero_gradient)), int(np.sum(self.non_finite_gradient)), []
+        if zero or non_finite:
+            sentences.append(
+                f"gradients are masked or broken: zero at {zero} and not finite at {non_finite} of "
+                f"{len(self.zero_gradient)} inputs, where attacks that follow them say nothing."
+            )
+        if self.randomised:
+            sentences.append(
+                "the model gives different logits for the same input: attack it as a random model, "
+                "with samples=20 or version='rand'."
+            )
+        if self.probabilities:
+            sentences.append("the model's outputs look like probabilities: attacks need logits, which do not saturate.")
+        return tuple(sentences)
+
+
+def diagnose(
+    key: Key[Array, "..."],
+    logits_fn: Callable,
+    x: Float[AnyArray, "batch ..."],
+    labels: AnyArray,
+    *,
+    samples: int | None = None,
+) -> Diagnosis:
+    r"""Looks for masked or broken gradients, randomness, and probabilities in place of logits.
+
+    The gradient is that of the margin :math:`\max_{k \ne y} f_k - f_y`, which does not saturate: where it is zero, it
+    is the model that is flat, not the loss. A function ``x -> logits`` is found random where it draws other numbers
+    whenever it is traced.
+
+    Args:
+      key: one typed key, or ``(batch,)`` of them.
+      logits_fn: ``x -> logits``; with ``samples``, ``(key, x) -> logits``, called with one key and one input at a time.
+      x: ``(batch, ...)``, float32 in [0, 1].
+      labels: ``(batch,)``, integer.
+      samples: draws of a random model over which the gradient is averaged, or None for a deterministic one.
+
+    Returns:
+      The :class:`Diagnosis`, whose ``warnings`` are sentences.
+
+    Raises:
+      ValueError: inputs of the wrong kind.
+
+    Reference:
+      Croce and Hein 2020, arXiv 2003.01690, whose code makes these checks; Athalye et al. 2018, Obfuscated Gradients
+      Give a False Sense of Security, arXiv 1802.00420.
+    """
+    check_settings(samples=samples)
+    logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+    check_inputs(key, logits_fn, x, labels, samples=samples)
+    return _diagnose(key, logits_fn, jnp.asarray(x), labels, samples=samples)
+
+
+@jax.jit(static_argnames="samples")
+def _diagnose(key, logits_fn, x, labels, *, samples):
+    keys = image_keys(key, x)
+
+    def answer(x, draw):
+        if samples is None:
+            return logits_fn(x)
+        return jax.vmap(lambda key, x: logits_fn(key, x[None])[0])(fold_in(keys, draw), x)
+
+    def margins(x):
+        return jax.lax.map(lambda draw: losses.margin(answer(x, draw), labels).sum(), jnp.arange(samples or 1)).sum()
+
+    gradient = jax.grad(margins)(x).reshape(x.shape[0], -1)
+    if samples is None:
+        logits = jnp.stack([logits_fn(x) for _ in range(_PASSES)])  # compiles to one pass if they are the same
+    else:
+        logits = jax.lax.map(lambda draw: answer(x, draw), jnp.arange(_PASSES))
+    scaled = logits / (jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10)
+    apart = jnp.linalg.norm(scaled.max(0) - scaled.min(0), axis=-1)
+    in_range = (logits[0] >= -_PROBABILITIES) & (logits[0] <= 1 + _PROBABILITIES)
+    sums_to_1 = jnp.abs(logits[0].sum(-1) - 1) < _PROBABILITIES
+    return Diagnosis(
+        zero_gradient=(gradient == 0).all(-1),
+        non_finite_gradient=~jnp.isfinite(gradient).all(-1),
+        randomised=(apart > _LOGITS_DIFFER).any(),
+        probabilities=in_range.all() & sums_to_1.all() & (x.shape[0] > 0),
+    )

@@ -1,0 +1,185 @@
+"""Fast adaptive boundary attack: to the linearised decision boundary and back, ever nearer to the input."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from robustjax import _validate
+from robustjax.attacks import _ball
+from robustjax.attacks._attack import Model, check_settings, fold_in, is_fooled, rows, run
+from robustjax.attacks._compose import MinimumNorm, nearer, unmoved
+from robustjax.typing import AnyArray, LogitsFn
+
+_LEAST_NORM = 1e-8  # weighs the two projections where one has nowhere to go; as in the authors' code
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FAB:
+    r"""Minimum-norm attack that walks along the decision boundary towards the input (FAB-T).
+
+    For each of the classes that the clean logits rank next, the boundary :math:`f_t(z) = f_y(z)` is linearised at the
+    point reached; with the displacements :math:`\delta, \delta_0` of that point and of the input to this hyperplane
+    within the box (:func:`to_hyperplane`),
+
+    .. math:: z \leftarrow (1 - \alpha)(z + \eta\,\delta) + \alpha (x + \eta\,\delta_0), \qquad
+              \alpha = \min\Bigl(\frac{\lVert\delta\rVert}{\lVert\delta\rVert + \lVert\delta_0\rVert},
+              \alpha_{\max}\Bigr)
+
+    clipped to [0, 1]. A point that fools the model is kept if it is the nearest so far, and the walk goes on from
+    :math:`x + \beta (z - x)`. A model with batch normalisation must use its running statistics.
+
+    Attributes:
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+      steps: number of gradients for each target and restart.
+      num_targets: classes that are tried; all others where there are fewer.
+      restarts: walks to each target; the first starts at x.
+      alpha_max: largest weight of the way from x.
+      eta: how far beyond the hyperplane to go; at least 1.
+      beta: share of the way from x that is kept once the model is fooled.
+      epsilon: a distance that is near enough, in units of [0, 1] images: the search for an input ends there. Restarts
+        begin at half the smallest distance known, or half of epsilon where that is less. None searches on.
+
+    Reference:
+      Croce and Hein 2020, Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack,
+      arXiv 1907.02044; the targets: arXiv 2003.01690.
+    """
+
+    norm: _ball.Norm = "linf"
+    steps: int = 100
+    num_targets: int = 9
+    restarts: int = 1
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    epsilon: float | None = None
+
+    def __post_init__(self):
+        check_settings(epsilon=self.epsilon, steps=self.steps, num_targets=self.num_targets, restarts=self.restarts)
+        _ball.check_norm(self.norm)
+        _validate.probability(alpha_max=self.alpha_max, beta=self.beta)
+        if not 1 <= self.eta < math.inf:
+            raise ValueError(f"eta must be at least 1 and finite, got {self.eta!r}.")
+
+    def __call__(
+        self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
+    ) -> MinimumNorm:
+        """Returns the nearest adversarial inputs; the key matters for restarts alone. Raises as :class:`PGD`."""
+        return run(self, key, logits_fn, x, labels)
+
+    def perturb(self, keys, logits_fn, x, labels, epsilon):
+        """Runs all walks, traceable."""
+        logits = logits_fn(x)
+        num_targets = min(self.num_targets, logits.shape[-1] - 1)
+        ranked = jax.lax.top_k(logits, num_targets + 1)[1]
+        near_enough = jnp.zeros((), x.dtype) if epsilon is None else epsilon
+
+        def walk(index, found):
+            targets = ranked[:, 1 + index // self.restarts]
+            model = Model(logits_fn, functools.partial(_difference, targets=targets), labels)
+
+            def step(state):
+                i, z, found = state
+                value, _, gradient = model.ascend(keys, z)
+                normal = gradient.reshape(x.shape[0], -1)
+                points = jnp.stack([z, x]).reshape(2, *normal.shape)
+                # The linear function at x, from its value at z: the offset of the plane would cancel more digits.
+                values = jnp.stack([value, value + (normal * (points[1] - points[0])).sum(-1)])
+                moves = jax.vmap(functools.partial(to_hyperplane, norm=self.norm), (0, None, 0))(points, normal, values)
+                lengths = jnp.maximum(jax.vmap(functools.partial(_ball.norms_of, norm=self.norm))(moves), _LEAST_NORM)
+                alpha = jnp.minimum(lengths[0] / lengths.sum(0), self.alpha_max)[:, None]
+                ahead = points + self.eta * moves
+                z = jnp.clip(ahead[0] * (1 - alpha) + ahead[1] * alpha, 0.0, 1.0).reshape(x.shape)
+                fooled = model.look(keys, z)[1]
+                searching = found.distance > near_enough
+                found = nearer(found, z, _ball.norms_of(z - x, self.norm), fooled & searching)
+                return i + 1, rows(fooled, x + self.beta * (z - x), z), found
+
+            def goes_on(state):
+                i, _, found = state
+                return (i < self.steps) & (found.distance > near_enough).any()
+
+            start = self._start(fold_in(keys, index), x, found.distance, epsilon, index % self.restarts > 0)
+            return jax.lax.while_loop(goes_on, step, (jnp.int32(0), start, found))[2]
+
+        return jax.lax.fori_loop(0, num_targets * self.restarts, walk, unmoved(x, is_fooled(logits, labels)))
+
+    def _start(self, keys, x, distance, epsilon, is_restart):
+        if self.restarts == 1:
+            return x
+        draw = functools.partial(jax.random.uniform, minval=-1.0) if self.norm == "linf" else jax.random.normal
+        direction = _ball.unit(jax.vmap(lambda key, x: draw(key, x.shape, x.dtype))(keys, x), self.norm)
+        radius = distance if epsilon is None else jnp.minimum(distance, epsilon)
+        radius = jnp.where(is_restart, jnp.where(jnp.isfinite(radius), radius, 1.0) / 2, 0.0)
+        return jnp.clip(x + _ball.per_row(radius, x) * direction, 0.0, 1.0)
+
+
+def _difference(logits, labels, *, targets):
+    of = lambda classes: jnp.take_along_axis(logits, classes[:, None], -1)[:, 0]
+    return of(targets) - of(labels)
+
+
+def to_hyperplane(
+    x: Float[Array, "batch dim"], normal: Float[Array, "batch dim"], value: Float[Array, " batch"], norm: _ball.Norm
+) -> Float[Array, "batch dim"]:
+    r"""Computes the shortest displacement that takes each point to a hyperplane without leaving [0, 1].
+
+    .. math:: \arg\min_\delta \lVert\delta\rVert_p \quad\text{with}\quad
+              \langle w, \delta\rangle = -v, \quad x + \delta \in [0, 1]^d
+
+    Exact up to rounding. Where the plane does not meet the box, every coordinate goes as far as it can.
+
+    Args:
+      x: ``(batch, dim)`` points in [0, 1].
+      normal: ``(batch, dim)``, w.
+      value: ``(batch,)``, v: the linear function at x, zero on the plane.
+      norm: ``"linf"``, ``"l2"`` or ``"l1"``, the p.
+
+    Returns:
+      ``(batch, dim)`` displacements.
+    """
+    largest = jnp.abs(normal).max(-1, initial=0.0)
+    scale = jnp.where(largest > 0, largest, 1.0)  # so that squares of small gradients do not vanish
+    slope, missing = jnp.abs(normal) / scale[:, None], jnp.abs(value) / scale
+    direction = -jnp.sign(value)[:, None] * jnp.sign(normal)
+    room = jnp.where(direction > 0, 1.0 - x, x) * jnp.abs(direction)
+    return direction * (_fill if norm == "l1" else functools.partial(_share, norm=norm))(slope, room, missing)
+
+
+def _fill(slope, room, missing):
+    """For l1: the steepest coordinates move first, each as far as it has room."""
+    order = jnp.argsort(-slope, axis=-1)
+    slope, room = jnp.take_along_axis(slope, order, -1), jnp.take_along_axis(room, order, -1)
+    gain = slope * room
+    left = missing[:, None] - (jnp.cumsum(gain, -1) - gain)
+    moves = jnp.where(left >= gain, room, jnp.maximum(left, 0.0) / jnp.where(slope > 0, slope, 1.0))
+    return jnp.put_along_axis(jnp.zeros_like(moves), order, moves, -1, inplace=False)
+
+
+def _share(slope, room, missing, *, norm):
+    """For linf and l2: all coordinates move at once, in proportion to 1 or to their slope, until they have no room.
+
+    What they gain is concave in the step, so that Newton's method comes from below; it is exact as soon as the right
+    coordinates have stopped, since between two stops the gain is linear.
+    """
+    rate = jnp.ones_like(slope) if norm == "linf" else slope
+
+    def newton(state):
+        step, _ = state
+        moves = step[:, None] * rate < room
+        left = missing - jnp.where(moves, 0.0, slope * room).sum(-1)
+        gain = jnp.where(moves, slope * rate, 0.0).sum(-1)
+        return jnp.where(gain > 0, jnp.maximum(step, left / jnp.where(gain > 0, gain, 1.0)), step), step
+
+    start = jnp.zeros_like(missing)
+    step, _ = jax.lax.while_loop(lambda state: (state[0] > state[1]).any(), newton, (start, start - 1.0))
+    way = step[:, None] * rate
+    return jnp.where(way < room, way, room)
+
+
+fab = FAB
