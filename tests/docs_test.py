@@ -46,7 +46,7 @@ def test_each_row_names_what_there_is(row):
     assert all(row.values())
     functions = functions_of(row)
     assert functions
-    papers = re.findall(r"\[(\d{4}\.\d{5})\]\(https://arxiv.org/abs/(\d{4}\.\d{5})\)", row["Paper (arXiv)"])
+    papers = re.findall(r"\[(\d{4}\.\d{4,5})\]\(https://arxiv.org/abs/(\d{4}\.\d{4,5})\)", row["Paper (arXiv)"])
     assert papers or "not on arXiv" in row["Paper (arXiv)"]
     for shown, linked in papers:
         assert shown == linked

@@ -86,7 +86,10 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
         attack = dataclasses.replace(attack, epsilon=0.0)
         nearest = np.float32(epsilon)
         epsilon = np.nextafter(nearest, np.float32(0)) if float(nearest) > epsilon else nearest
-    return _perturb(image_keys(key, x), logits_fn, jnp.asarray(x), labels, epsilon, attack=attack)
+    return _perturb(keys_of(key, x), logits_fn, jnp.asarray(x), labels, epsilon, attack=attack)
+
+
+keys_of = jax.jit(image_keys)  # one program, where some 25 operations would compile one by one
 
 
 @jax.jit(static_argnames="attack")

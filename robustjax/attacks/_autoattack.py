@@ -17,12 +17,11 @@ from jaxtyping import Array, Float, Key
 from robustjax import _validate, losses
 from robustjax.attacks import _ball
 from robustjax.attacks._apgd import apgd, apgd_targeted
-from robustjax.attacks._attack import Attack, Model, _logits, check_inputs, check_settings, fold_in
+from robustjax.attacks._attack import Attack, Model, _logits, check_inputs, check_settings, fold_in, keys_of
 from robustjax.attacks._compose import at_budget
 from robustjax.attacks._diagnose import Diagnosis, diagnose
 from robustjax.attacks._fab import fab
 from robustjax.attacks._square import square
-from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray
 
 _BLOCK = 256
@@ -154,7 +153,7 @@ class AutoAttack:
         if self.version == "standard" and x.ndim != 4:
             raise ValueError(f"x must be (batch, height, width, channels), got {x.shape}.")
         num_classes = _logits.eval_shape(logits_fn, key, x, samples).shape[1]
-        keys = jax.jit(image_keys)(key, jnp.asarray(x))
+        keys = keys_of(key, jnp.asarray(x))
         inputs = _Inputs(keys, logits_fn, np.asarray(x), np.asarray(labels), samples, self.batch_size)
         logits = inputs.answers(inputs.x)
         if not np.isfinite(logits).all():

@@ -12,8 +12,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _validate, losses
-from robustjax.attacks._attack import Attack, better, check_inputs, check_settings, fold_in, is_fooled, rows, start_from
-from robustjax.perturbations import image_keys
+from robustjax.attacks._attack import (
+    Attack,
+    better,
+    check_inputs,
+    check_settings,
+    fold_in,
+    is_fooled,
+    keys_of,
+    rows,
+    start_from,
+)
 from robustjax.typing import AnyArray, LogitsFn
 
 
@@ -64,7 +73,7 @@ class WorstOf:
         """Returns adversarial inputs; raises what the attacks raise."""
         logits_fn = _validate.as_pytree(logits_fn=logits_fn)
         check_inputs(key, logits_fn, x, labels)
-        x, keys = jnp.asarray(x), image_keys(key, x)
+        x, keys = jnp.asarray(x), keys_of(key, x)
         best = start_from(x)
         for index, attack in enumerate(self.attacks):
             best = _worse(best, logits_fn, attack(fold_in(keys, index), logits_fn, x, labels), labels)
@@ -193,7 +202,7 @@ def robust_accuracy(
     if not x.shape[0]:
         raise ValueError("x must hold at least one input, got none.")
     correct = []
-    for block_keys, block, block_labels in blocks_of(batch_size, image_keys(key, x), np.asarray(x), np.asarray(labels)):
+    for block_keys, block, block_labels in blocks_of(batch_size, keys_of(key, x), np.asarray(x), np.asarray(labels)):
         adversarial = attack(block_keys, logits_fn, jnp.asarray(block), jnp.asarray(block_labels))
         if not bool(((adversarial >= 0) & (adversarial <= 1)).all()):
             raise ValueError(f"attack must stay in [0, 1], {attack!r} did not.")
