@@ -3,10 +3,12 @@ BIN := .venv/bin
 
 .PHONY: run test lint clean
 
-# On the embedded digits: trains a smoothed classifier and certifies it, then compares out-of-distribution detectors.
+# On the embedded digits: trains a smoothed classifier and certifies it, compares out-of-distribution detectors, and
+# attacks a classifier that was trained on adversarial images.
 run: .venv/.installed
 	$(BIN)/python -m experiments.smoothing
 	$(BIN)/python -m experiments.ood
+	$(BIN)/python -m experiments.adversarial
 
 # The whole suite, without the tests marked slow.
 test: .venv/.installed-test

@@ -9,9 +9,11 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,6 +26,22 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(unfinished, path)
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Writes an npz file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_whole(path, buffer.getvalue())
+
+
+def read_arrays(path: pathlib.Path, *, leave_out: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Reads an npz file; ValueError that says what to do for one that is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays if name not in leave_out}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to make it again.") from error
 
 
 def png_of(figure) -> bytes:

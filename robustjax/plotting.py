@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,23 +41,14 @@ def certified_accuracy_curve(
     Raises:
       ValueError: for no curve, or radii and marks of different or no length.
     """
-    from matplotlib.figure import Figure
-
-    if not curves:
-        raise ValueError("curves must hold at least one run.")
-    figure = Figure(figsize=figure_size, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(curves, figure_size, title)
     farthest = 0.0
     for i, (name, (radius, correct)) in enumerate(curves.items()):
-        radius, correct = np.asarray(radius, np.float64), np.asarray(correct, bool)
-        if radius.ndim != 1 or radius.shape != correct.shape or not radius.size:
-            raise ValueError(
-                f"curves[{name!r}] must be two vectors of one length, got {radius.shape}, {correct.shape}."
-            )
-        reached = np.sort(radius[correct])
+        radius, correct = _pair(f"curves[{name!r}]", radius, correct)
+        reached = np.sort(radius[correct != 0])
         height = np.arange(reached.size, -1, -1) / radius.size
         edges = np.concatenate([[0.0], reached])
-        colour, dash = _COLOURS[i % len(_COLOURS)], ("-", "--", ":", "-.")[i // len(_COLOURS) % 4]
+        colour, dash = _COLOURS[i % len(_COLOURS)], _dash(i)
         # The value at an edge is the one before the fall: an image certified at exactly r counts at r.
         axes.step(edges, height, where="post", color=colour, linestyle=dash, linewidth=1.6, label=name)
         farthest = max(farthest, edges[-1])
@@ -67,11 +58,83 @@ def certified_accuracy_curve(
         xlim=(0, 1.03 * farthest or 1),
         ylim=(0, 1.02),
     )
-    if title:
-        axes.set_title(title, fontsize="medium")
-    axes.grid(alpha=0.3, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def robust_accuracy_curve(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    clean: float | None = None,
+    norm: str = "linf",
+    title: str | None = None,
+    figure_size: tuple[float, float] = (5.0, 3.4),
+) -> Figure:
+    """Draws robust accuracy against the radius of the ball, one curve for each attack.
+
+    Args:
+      curves: for each legend entry ``(epsilon, accuracy)``, both ``(n,)``; sorted by epsilon before they are joined.
+      clean: accuracy without an attack, at which every curve begins; None for curves that begin at their first radius.
+      norm: of the radii, for the axis label.
+      title: above the axes, or None.
+      figure_size: inches.
+
+    Returns:
+      A matplotlib ``Figure``.
+
+    Raises:
+      ValueError: for no curve, vectors of different or no length, or accuracies outside [0, 1].
+    """
+    figure, axes = _axes(curves, figure_size, title)
+    for i, (name, (epsilon, accuracy)) in enumerate(curves.items()):
+        epsilon, accuracy = _pair(f"curves[{name!r}]", epsilon, accuracy)
+        if not ((accuracy >= 0) & (accuracy <= 1)).all():
+            raise ValueError(f"curves[{name!r}] must have accuracies in [0, 1], got {accuracy}.")
+        order = np.argsort(epsilon)
+        points = epsilon[order], accuracy[order]
+        if clean is not None:
+            points = np.append(0.0, points[0]), np.append(clean, points[1])
+        axes.plot(*points, marker=".", color=_COLOURS[i % len(_COLOURS)], linestyle=_dash(i), linewidth=1.4, label=name)
+    axes.set(xlabel=f"{norm} epsilon (in [0, 1] pixels)", ylabel="robust accuracy", ylim=(-0.02, 1.02))
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def loss_over_steps(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    label: str = "mean cross-entropy",
+    title: str | None = None,
+    figure_size: tuple[float, float] = (5.0, 3.4),
+) -> Figure:
+    """Draws what an attack reaches against the number of its steps: a curve that still rises wants more of them.
+
+    Args:
+      curves: for each legend entry ``(steps, loss)``, both ``(n,)``; steps at least 1, on a logarithmic axis.
+      label: of the value axis.
+      title: above the axes, or None.
+      figure_size: inches.
+
+    Returns:
+      A matplotlib ``Figure``.
+
+    Raises:
+      ValueError: for no curve, vectors of different or no length, or steps below 1.
+    """
+    figure, axes = _axes(curves, figure_size, title)
+    ticks = set()
+    for i, (name, (steps, loss)) in enumerate(curves.items()):
+        steps, loss = _pair(f"curves[{name!r}]", steps, loss)
+        if not (steps >= 1).all():
+            raise ValueError(f"curves[{name!r}] must have steps of at least 1, got {steps}.")
+        axes.plot(steps, loss, marker=".", color=_COLOURS[i % len(_COLOURS)], linestyle=_dash(i), label=name)
+        ticks |= set(steps.tolist())
+    axes.set(xlabel="steps", ylabel=label, xscale="log")
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    axes.set_xticks([], minor=True)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure
 
 
@@ -203,8 +266,7 @@ def roc_curves(
         thresholds = np.unique(np.concatenate([inside, outside]))
         # Ties rise together: the segment between two distinct thresholds is straight.
         rates = [1 - np.append(np.searchsorted(v, thresholds, "left") / v.size, 1.0) for v in (inside, outside)]
-        dash = ("-", "--", ":", "-.")[i // len(_COLOURS) % 4]
-        axes.plot(*rates, color=_COLOURS[i % len(_COLOURS)], linestyle=dash, linewidth=1.4, label=name)
+        axes.plot(*rates, color=_COLOURS[i % len(_COLOURS)], linestyle=_dash(i), linewidth=1.4, label=name)
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, zorder=0)
     axes.set(
         xlabel="false positive rate (in-distribution)",
@@ -272,6 +334,31 @@ def bar_chart(
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=min(len(series), 4), frameon=False, fontsize="small")
     return figure
+
+
+def _axes(curves: Mapping, figure_size: tuple[float, float], title: str | None) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise ValueError("curves must hold at least one run.")
+    figure = Figure(figsize=figure_size, layout="constrained")
+    axes = figure.add_subplot()
+    if title:
+        axes.set_title(title, fontsize="medium")
+    axes.grid(alpha=0.3, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _dash(i: int) -> str:
+    return ("-", "--", ":", "-.")[i // len(_COLOURS) % 4]
+
+
+def _pair(name: str, first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.ndim != 1 or first.shape != second.shape or not first.size:
+        raise ValueError(f"{name} must be two vectors of one length, got {first.shape}, {second.shape}.")
+    return first, second
 
 
 def _scores(name: str, values: ArrayLike) -> np.ndarray:

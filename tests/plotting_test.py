@@ -16,6 +16,40 @@ def test_curve_is_the_step_function_of_certified_accuracy():
     assert figure.axes[0].get_xlim()[1] >= 1.0
 
 
+def test_robust_accuracy_begins_at_the_clean_one_and_follows_the_radii():
+    curves = {"pgd": ([0.2, 0.1], [0.5, 0.7]), "square": ([0.1, 0.2], [0.8, 0.6])}
+    axes = plotting.robust_accuracy_curve(curves, clean=0.9, norm="l2", title="digits").axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0, 0.9], [0.1, 0.7], [0.2, 0.5]])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["pgd", "square"]
+    assert axes.get_xlabel().startswith("l2 epsilon")
+    assert axes.get_title() == "digits"
+    bare = plotting.robust_accuracy_curve(curves).axes[0]
+    np.testing.assert_allclose(bare.lines[1].get_xydata(), [[0.1, 0.8], [0.2, 0.6]])
+
+
+def test_loss_over_steps_is_drawn_at_the_steps_that_were_taken():
+    axes = plotting.loss_over_steps({"0.1": ([1, 5, 20], [0.5, 0.9, 1.0]), "0.2": ([1, 2], [1.0, 1.5])}).axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 0.5], [5, 0.9], [20, 1.0]])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "5", "20"]
+    assert axes.get_xscale() == "log"
+    assert axes.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("draw", "curves", "message"),
+    [
+        (plotting.robust_accuracy_curve, {}, "curves must hold at least one run"),
+        (plotting.loss_over_steps, {"a": ([1, 2], [1.0])}, r"curves\['a'\] must be two vectors of one length"),
+        (plotting.robust_accuracy_curve, {"a": ([], [])}, r"curves\['a'\] must be two vectors of one length"),
+        (plotting.robust_accuracy_curve, {"a": ([0.1], [70.0])}, r"must have accuracies in \[0, 1\], got \[70.\]"),
+        (plotting.loss_over_steps, {"a": ([0], [1.0])}, r"must have steps of at least 1, got \[0.\]"),
+    ],
+)
+def test_bad_curves_of_attacks_are_named(draw, curves, message):
+    with pytest.raises(ValueError, match=message):
+        draw(curves)
+
+
 def test_grid_shows_the_images_as_they_are():
     images = np.random.default_rng(0).uniform(-0.5, 1.5, (5, 8, 8, 1)).astype(np.float32)
     figure = plotting.image_grid(images, titles=list("abcde"), columns=3)

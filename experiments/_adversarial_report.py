@@ -1,0 +1,188 @@
+"""What experiments.adversarial prints and draws."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments import _attacks, _run, _sanity
+from experiments._target import ALPHA, NUM_ESTIMATION, NUM_PREDICTION, Target
+from robustjax import certification, metrics, plotting
+
+COLUMNS = (
+    "norm", "epsilon", "attack", "num_images", "clean_accuracy", "robust_accuracy", "abstained", "certified_accuracy",
+    "queries", "seconds",
+)  # fmt: skip
+STYLE = {"pass": "green", "WARNING": "bold red", "not checked": "dim"}
+COLUMNS_OF_GRID = 8
+
+
+def tabulate(folder: pathlib.Path, label: np.ndarray, found: dict, certificate: Any) -> list[dict]:
+    """Computes a row for each norm, radius and attack, and for the parts of AutoAttack."""
+    clean = _run.read_arrays(folder / "adversarial" / "clean.npz")["correct"]
+    rows = []
+    for (norm, epsilon, name), arrays in found.items():
+        row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {"norm": norm, "epsilon": epsilon, "attack": name}
+        row |= {"num_images": clean.size, "clean_accuracy": float(clean.mean())}
+        row |= {"robust_accuracy": float(arrays["correct"].mean())}
+        row |= {"queries": int(arrays["queries"]), "seconds": float(arrays["seconds"])}
+        if certificate is not None:
+            row["abstained"] = float((arrays["answer"] == certification.ABSTAIN).mean())
+            row["certified_accuracy"] = float(metrics.certified_accuracy(certificate, label, (epsilon,))[0])
+        rows.append(row)
+        for i, part in enumerate(arrays.get("part", ())):
+            of_part = {"attack": f"{name}: {part}", "robust_accuracy": float(arrays["part_accuracy"][i])}
+            of_part |= {"queries": int(arrays["part_queries"][i]), "seconds": float(arrays["part_seconds"][i])}
+            rows.append(row | of_part)
+    return rows
+
+
+def tables_of(rows: list[dict], found: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Titles, headers and cells: robust accuracy of each norm, and what is left after each part of AutoAttack."""
+    tables = []
+    for norm in dict.fromkeys(row["norm"] for row in rows):
+        of_norm = [row for row in rows if row["norm"] == norm]
+        epsilons = sorted({row["epsilon"] for row in of_norm})
+        at = {(row["attack"], row["epsilon"]): row for row in of_norm}
+        headers = [_attacks.text_of(epsilon) for epsilon in epsilons]
+
+        def line(name, at=at, epsilons=epsilons):
+            cells = [f"{at[name, e]['robust_accuracy']:.3f}" if (name, e) in at else "" for e in epsilons]
+            chosen = [at[name, e] for e in epsilons if (name, e) in at]
+            queries = max(row["queries"] for row in chosen)
+            return [name, *cells, f"{queries:,}", f"{sum(row['seconds'] for row in chosen):.1f}"]
+
+        names = list(dict.fromkeys(row["attack"] for row in of_norm))
+        body = [["clean", *[f"{of_norm[0]['clean_accuracy']:.3f}"] * len(epsilons), "", ""]]
+        body += [line(name) for name in names if ":" not in name]
+        if len(body) > 2:
+            left = [
+                np.all([arrays["correct"] for (n, r, _), arrays in found.items() if (n, r) == (norm, e)], axis=0)
+                for e in epsilons
+            ]
+            body.append(["all of them", *(f"{correct.mean():.3f}" for correct in left), "", ""])
+        if of_norm[0]["certified_accuracy"] != "":
+            certified = [f"{at[names[0], e]['certified_accuracy']:.3f}" for e in epsilons]
+            body.append(["certified", *certified, "", ""])
+        tables.append((f"Robust accuracy, {norm}", ["attack", *headers, "queries", "seconds"], body))
+        parts = [name for name in names if ":" in name]
+        if parts:
+            body = [[name.split(": ")[1], *line(name)[1:]] for name in parts]
+            tables.append((f"AutoAttack, {norm}, left after", ["attack", *headers, "queries", "seconds"], body))
+    return tables
+
+
+def figures(folder: pathlib.Path, target: Target, found: dict, steps: dict, certificate: Any) -> None:
+    """Draws robust accuracy over the radius, adversarial images, and the loss over the steps of PGD, for each norm."""
+    drawn = {}
+    clean = _run.read_arrays(folder / "adversarial" / "clean.npz")["correct"]
+    for norm in dict.fromkeys(norm for norm, _, _ in found):
+        epsilons = sorted({epsilon for n, epsilon, _ in found if n == norm})
+        names = list(dict.fromkeys(name for n, _, name in found if n == norm))
+        accuracy = {name: [found[norm, e, name]["correct"].mean() for e in epsilons] for name in names}
+        curves: dict[str, Any] = {name: (epsilons, values) for name, values in accuracy.items()}
+        if certificate is not None:
+            curves["certified"] = (epsilons, metrics.certified_accuracy(certificate, target.label, epsilons))
+        drawn[f"robust_accuracy_{norm}"] = plotting.robust_accuracy_curve(curves, norm=norm, clean=clean.mean())
+        strongest, epsilon = min(names, key=lambda name: sum(accuracy[name])), epsilons[len(epsilons) // 2]
+        arrays = _run.read_arrays(folder / "adversarial" / f"{norm}-{epsilon:g}-{strongest}.npz")
+        fooled = np.flatnonzero(clean & ~arrays["correct"])[:COLUMNS_OF_GRID]
+        if fooled.size:
+            drawn[f"images_{norm}"] = _grid(target, fooled, arrays)
+    for norm, of in steps.items():
+        curves = {f"{norm} {_attacks.text_of(e)}": (_sanity.STEPS, loss) for e, loss in zip(of["epsilon"], of["loss"])}
+        drawn[f"loss_over_steps_{norm}"] = plotting.loss_over_steps(curves)
+    for name, figure in drawn.items():
+        _run.write_whole(folder / "figures" / f"{name}.png", _run.png_of(figure))
+
+
+def _grid(target: Target, rows: np.ndarray, arrays: dict) -> Any:
+    """Rows of images, perturbations (grey is 0, white the largest change of the image) and adversarial images."""
+    image, adversarial = target.image[rows], arrays["x_adv"][rows]
+    change = adversarial - image
+    largest = np.abs(change).max((1, 2, 3), keepdims=True)
+    titles = [f"is {label}" for label in target.label[rows]]
+    titles += [f"up to {size:.2g}" for size in largest.ravel()]
+    titles += [f"read as {answer}" for answer in arrays["answer"][rows]]
+    shown = np.concatenate([image, 0.5 + change / (2 * largest), adversarial])
+    return plotting.image_grid(shown, titles=titles, columns=len(rows))
+
+
+def report(
+    config: Any,
+    folder: pathlib.Path,
+    target: Target,
+    found: dict[tuple[str, float, str], dict],
+    steps: dict[str, dict[str, np.ndarray]],
+    certificate: certification.Certificate | None,
+    findings: list[_sanity.Finding],
+    console: Console,
+) -> list[dict]:
+    """Prints the tables and findings; writes metrics.csv, metrics.json, report.md and figures.
+
+    Returns:
+      The rows of metrics.csv.
+    """
+    rows = tabulate(folder, target.label, found, certificate)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _run.write_whole(folder / "metrics.csv", buffer.getvalue())
+    origin = f", {config.training} training"
+    if config.checkpoint:
+        origin = f" from {pathlib.Path(config.checkpoint).resolve().name}"
+    about = f"{config.dataset} {config.model}{origin}"
+    count = len(target.id)
+    notes = [
+        f"{count:,} images: two standard errors of an accuracy are at most {1 / np.sqrt(count):.3f}. "
+        "Queries: points at which the model is asked about an image, at most. Seconds: of all radii, with compilation."
+    ]
+    if certificate is not None:
+        abstained = max(row["abstained"] for row in rows)
+        notes.append(
+            f"Smoothed with sigma {config.sigma:g}: answers are of {NUM_PREDICTION:,} draws; to abstain, at most "
+            f"{abstained:.3f}, counts as wrong. Certified with {NUM_ESTIMATION:,} draws, alpha {ALPHA:g}."
+        )
+    text = [f"# Robust accuracy: {about}"]
+    for title, headers, body in tables_of(rows, found):
+        table = Table(*headers, title=f"{title}: {about}", title_justify="left")
+        for column in table.columns[1:]:
+            column.justify, column.no_wrap = "right", True
+        for cells in body:
+            table.add_row(*cells)
+        console.print(table)
+        text += ["", f"## {title}", "", f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}"]
+        text += [f"| {' | '.join(cells)} |" for cells in body]
+    for note in notes:
+        console.print(note, highlight=False)
+        text += ["", note]
+    grid = Table.grid(padding=(0, 2))
+    for finding in findings:
+        grid.add_row(Text(finding.word, STYLE[finding.word], no_wrap=True), finding.text)
+    console.print("\nSanity checks", style="italic")
+    console.print(grid)
+    console.print(f"\nRun folder: {folder}", soft_wrap=True)
+    figures(folder, target, found, steps, certificate)
+    pictures = sorted(path.name for path in (folder / "figures").glob("*.png"))
+    machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} x {platform.machine()}"
+    settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
+    text += ["", "## Sanity checks", "", *(f"- {finding.word}: {finding.text}" for finding in findings), ""]
+    text += [*(f"![{name}](figures/{name})" for name in pictures), "", f"Machine: {machine}, jax {jax.__version__}."]
+    text += ["", "| setting | value |", "|---|---|", *settings]
+    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    checks = [{"result": finding.word, "text": finding.text} for finding in findings]
+    _run.write_whole(folder / "metrics.json", json.dumps({"checks": checks, "rows": rows}, indent=1) + "\n")
+    return rows

@@ -1,0 +1,136 @@
+"""What is attacked: a model and images, and what attacks leave of its accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import _attacks, _classifier
+from robustjax import attacks, certification
+
+ALPHA = 0.001
+"""Probability, for each image, that a prediction or a certificate of a smoothed model is wrong."""
+NUM_PREDICTION, NUM_ESTIMATION = 1000, 10_000
+"""Draws behind a prediction, and behind a certificate."""
+
+
+class Target(NamedTuple):
+    """A model and the images on which it is attacked.
+
+    Attributes:
+      classifier: the model.
+      id: ``(n,)``, positions in the split.
+      image: ``(n, height, width, channels)``.
+      label: ``(n,)``.
+      batch_size: images that are attacked at once.
+      measure: of a smoothed model, else None.
+      samples: draws behind each gradient of a smoothed model, else None.
+    """
+
+    classifier: _classifier.Classifier
+    id: np.ndarray
+    image: np.ndarray
+    label: np.ndarray
+    batch_size: int
+    measure: certification.Gaussian | None = None
+    samples: int | None = None
+
+    def first(self, most: int) -> Target:
+        """The same with fewer images, evenly spaced."""
+        chosen = np.linspace(0, len(self.id) - 1, min(len(self.id), most)).astype(int)
+        return self._replace(id=self.id[chosen], image=self.image[chosen], label=self.label[chosen])
+
+    def answers(self, key: jax.Array, images: np.ndarray) -> np.ndarray:
+        """The classes that the model answers, ``(n,)``; a smoothed one, on fresh noise, may answer ``ABSTAIN``."""
+        if self.measure is not None:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, self.id)
+            return certification.predict(
+                keys, self.classifier.logits_fn(), images, self.measure, num_samples=NUM_PREDICTION, alpha=ALPHA
+            )
+        logits = _classifier.outputs_of(self.classifier, images, self.batch_size).logits
+        if not np.isfinite(logits).all():
+            count = int((~np.isfinite(logits)).any(-1).sum())
+            raise ValueError(f"the model's logits are not finite at {count} of {len(logits)} inputs.")
+        return np.asarray(logits).argmax(-1)
+
+    def perturbed(self, key: jax.Array, attack: Any) -> np.ndarray:
+        """Adversarial images, in blocks of one size, the last one filled up."""
+        logits_fn, parts = self.classifier.logits_fn(), []
+        if self.measure is not None:
+            noisy = _noisy_logits_of(self.classifier.functional.outputs, self.measure)
+            logits_fn = jax.tree_util.Partial(noisy, self.classifier.state)
+        for start in range(0, len(self.id), self.batch_size):
+            rows = np.minimum(np.arange(start, start + self.batch_size), len(self.id) - 1)
+            image, label = jnp.asarray(self.image[rows]), jnp.asarray(self.label[rows])
+            parts.append(np.asarray(attack(key, logits_fn, image, label)))
+        return np.concatenate(parts)[: len(self.id)]
+
+    def under(self, key: jax.Array, attack: Any) -> dict[str, Any]:
+        """What an attack finds and what it costs: arrays for an npz file."""
+        started = time.perf_counter()
+        images = self.perturbed(jax.random.fold_in(key, 0), attack)
+        seconds = time.perf_counter() - started
+        answers = self.answers(jax.random.fold_in(key, 1), images)
+        queries = _attacks.queries_of(attack)
+        return {"x_adv": images, "answer": answers, "seconds": seconds, "queries": queries}
+
+    def under_autoattack(self, key: jax.Array, attack: Any, *, kept: dict | None, keep: Callable) -> dict[str, Any]:
+        """As ``under``; what each of its attacks leaves is given to ``keep``, and is not done again where ``kept``."""
+        resume, correct = None, []
+        if kept is not None:
+            resume, correct = _evaluation_of(kept), [*kept["part_correct"]]
+
+        def on_attack(_, evaluation):
+            correct.append(evaluation.correct)
+            keep(_arrays_of(evaluation, correct))
+
+        attack = dataclasses.replace(attack, batch_size=self.batch_size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are in the evaluation
+            evaluation = attack.evaluate(
+                jax.random.fold_in(key, 0), self.classifier.logits_fn(), self.image, self.label,
+                on_attack=on_attack, resume=resume,
+            )  # fmt: skip
+        return {**_arrays_of(evaluation, correct), "answer": self.answers(key, evaluation.x_adv)}
+
+
+@functools.cache  # one function for each architecture and measure, so that compiled programs are shared
+def _noisy_logits_of(outputs: Callable, measure: certification.Gaussian) -> Callable:
+    return lambda state, key, x: outputs(state, measure.sample(key, x[0])[None]).logits
+
+
+def _arrays_of(evaluation: attacks.Evaluation, correct: list[np.ndarray]) -> dict[str, Any]:
+    """An evaluation, and what each of its attacks and those before it have left, as arrays for an npz file."""
+    names = list(evaluation.per_attack)
+    return {
+        "x_adv": evaluation.x_adv,
+        "clean_accuracy": evaluation.clean_accuracy,
+        "queries": sum(evaluation.queries.values()),
+        "seconds": math.fsum(evaluation.seconds.values()),
+        "part": np.asarray(names, np.str_),
+        "part_accuracy": np.asarray([evaluation.per_attack[name] for name in names]),
+        "part_correct": np.asarray(correct, bool).reshape(-1, len(evaluation.correct)),
+        "part_queries": np.asarray([evaluation.queries[name] for name in names], np.int64),
+        "part_seconds": np.asarray([evaluation.seconds[name] for name in names]),
+        "warnings": np.asarray(evaluation.warnings, np.str_),
+    }
+
+
+def _evaluation_of(arrays: dict[str, Any]) -> attacks.Evaluation:
+    of_parts = lambda name: dict(zip(arrays["part"].tolist(), arrays[name].tolist(), strict=True))
+    accuracies = of_parts("part_accuracy")
+    clean = float(arrays["clean_accuracy"])
+    return attacks.Evaluation(
+        clean_accuracy=clean, robust_accuracy=[clean, *accuracies.values()][-1], per_attack=accuracies,
+        correct=arrays["part_correct"][-1], x_adv=arrays["x_adv"], queries=of_parts("part_queries"),
+        seconds=of_parts("part_seconds"), warnings=tuple(arrays["warnings"].tolist()),
+    )  # fmt: skip

@@ -1,0 +1,342 @@
+"""The experiment end to end on digits: what it leaves, what it re-uses, what it refuses, what it warns of."""
+
+import csv
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import _attacks, _classifier, _run, _sanity, adversarial
+from experiments._target import Target
+from robustjax import attacks, losses
+
+TINY = {"model": "mlp", "num_epochs": 2, "num_images": 12, "epsilons": "0.05,0.3"}
+ATTACKS = "fgsm,pgd_20,apgd_ce,square,autoattack"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_sanity, "STEPS", (1, 4))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = adversarial.Config(**TINY, attacks=ATTACKS, results_dir=str(tmp_path_factory.mktemp("results")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        rows = adversarial.run(config)
+    return config, rows, adversarial.folder_of(adversarial.resolved(config))
+
+
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("adversarial/*.npz")}
+
+
+def test_a_run_leaves_its_folder(finished):
+    _, rows, folder = finished
+    assert folder.parts[-2:] == ("adversarial", "digits-mlp-pgd-linf-0.15")
+    for name in ("config.json", "metrics.csv", "metrics.json", "report.md", "adversarial/clean.npz"):
+        assert (folder / name).is_file(), name
+    names = {f"linf-{epsilon}-{name}.npz" for epsilon in (0.05, 0.3) for name in ATTACKS.split(",")}
+    assert {path.name for path in files_of(folder)} == {"clean.npz", *names}
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert pictures == {"robust_accuracy_linf.png", "images_linf.png", "loss_over_steps_linf.png"}
+    written = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert len(written) == len(rows) == 2 * (5 + 4)  # attacks, and those of AutoAttack
+    checks = json.loads((folder / "metrics.json").read_text())["checks"]
+    assert [check["result"] for check in checks] == ["pass"] * 4
+    report = (folder / "report.md").read_text()
+    assert "| all of them |" in report
+    assert "## AutoAttack, linf, left after" in report
+    assert "- pass: PGD-20 at linf 1, where every image is within reach, leaves 0.000." in report
+
+
+def test_rows_are_those_of_the_images(finished):
+    config, rows, folder = finished
+    clean = _run.read_arrays(folder / "adversarial" / "clean.npz")
+    train, test = _attacks.parts_of(adversarial.resolved(config))
+    image = np.asarray(test[clean["id"]].image)
+    functional = _classifier.build("mlp", train, dtype="float32", key=jax.random.key(1))
+    logits_fn = _attacks.restored(str(folder), functional, None).logits_fn()
+    for row in rows:
+        if ":" in row["attack"]:
+            continue
+        arrays = _run.read_arrays(folder / "adversarial" / f"linf-{row['epsilon']:g}-{row['attack']}.npz")
+        assert np.abs(arrays["x_adv"].astype(np.float64) - image).max() <= row["epsilon"]
+        answer = np.asarray(logits_fn(jnp.asarray(arrays["x_adv"]))).argmax(-1)
+        np.testing.assert_array_equal(arrays["correct"], (answer == clean["label"]) & clean["correct"])
+        assert row["robust_accuracy"] == arrays["correct"].mean() <= row["clean_accuracy"]
+
+
+def test_parts_of_autoattack_have_rows(finished):
+    _, rows, _ = finished
+    parts = [row for row in rows if row["epsilon"] == 0.05 and ":" in row["attack"]]
+    whole = next(row for row in rows if row["epsilon"] == 0.05 and row["attack"] == "autoattack")
+    assert [row["attack"] for row in parts] == [f"autoattack: {p}" for p in ("apgd-ce", "apgd-t", "fab-t", "square")]
+    accuracies = [row["robust_accuracy"] for row in parts]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[-1] == whole["robust_accuracy"]
+    assert sum(row["queries"] for row in parts) == whole["queries"]
+
+
+def test_it_fits_a_narrow_terminal(finished, capfd, monkeypatch):
+    config, _, _ = finished
+    monkeypatch.setenv("COLUMNS", "80")
+    adversarial.run(config)
+    adversarial.run(adversarial.Config(list=True))
+    printed = [line for line in capfd.readouterr().out.splitlines() if not line.startswith(("Run folder", "Re-using"))]
+    assert max(len(line) for line in printed) <= 80
+    assert not any("…" in line for line in printed)
+
+
+def test_more_attacks_and_radii_join_what_is_there(finished):
+    config, _, folder = finished
+    before = files_of(folder)
+    rows = adversarial.run(dataclasses.replace(config, attacks="fgsm", epsilons="0.05,0.1"))
+    assert [(row["epsilon"], row["attack"]) for row in rows] == [(0.05, "fgsm"), (0.1, "fgsm")]
+    assert set(files_of(folder)) - set(before) == {folder / "adversarial" / "linf-0.1-fgsm.npz"}
+    assert {path: files_of(folder)[path] for path in before} == before
+
+
+def test_another_config_is_refused(finished):
+    config, _, folder = finished
+    with pytest.raises(ValueError, match="num_images: 12 there, 13 now"):
+        adversarial.run(dataclasses.replace(config, num_images=13, name=folder.name))
+
+
+def test_a_damaged_file_is_named(finished):
+    config, _, folder = finished
+    path = folder / "adversarial" / "linf-0.05-fgsm.npz"
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    try:
+        with pytest.raises(ValueError, match=r"linf-0.05-fgsm.npz is damaged .*; delete it to make it again"):
+            adversarial.run(dataclasses.replace(config, attacks="fgsm"))
+    finally:
+        path.write_bytes(content)
+
+
+def test_a_model_of_another_run_is_attacked(finished, tmp_path):
+    _, rows, folder = finished
+    settings = {**TINY, "num_epochs": None, "checkpoint": str(folder), "results_dir": str(tmp_path)}
+    again = adversarial.run(adversarial.Config(**settings, attacks="fgsm"))
+    want = [row["robust_accuracy"] for row in rows if row["attack"] == "fgsm"]
+    assert [row["robust_accuracy"] for row in again] == want
+    with pytest.raises(ValueError, match=r"has model mlp, got cnn; pass --model mlp"):
+        adversarial.run(adversarial.Config(**{**settings, "model": "cnn"}))
+
+
+def test_a_smoothed_model_is_right_where_it_is_certified(finished, tmp_path):
+    _, _, folder = finished
+    settings = {**TINY, "num_epochs": None, "num_images": 6, "checkpoint": str(folder), "epsilons": "0.1,5"}
+    config = adversarial.Config(**settings, smoothed=True, sigma=0.25, samples=4, results_dir=str(tmp_path))
+    rows = adversarial.run(config)
+    assert [(row["norm"], row["attack"]) for row in rows] == [("l2", "fgsm")] * 2 + [("l2", "pgd_20")] * 2
+    assert all(row["certified_accuracy"] <= row["robust_accuracy"] for row in rows)
+    assert rows[0]["certified_accuracy"] > 0.3
+    assert rows[-1]["robust_accuracy"] < rows[0]["robust_accuracy"]
+    assert [row["queries"] for row in rows] == [4, 4, 80, 80]
+    report = (adversarial.folder_of(adversarial.resolved(config)) / "report.md").read_text()
+    assert "| certified |" in report
+    assert "- pass: Robust accuracy is nowhere below what is certified: of" in report
+
+
+def test_killed_at_random_it_ends_with_the_same_images(finished, tmp_path):
+    config, _, folder = finished
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    command = [sys.executable, "-m", "experiments.adversarial", *flags, "--attacks=fgsm,pgd_20"]
+    command += ["--results-dir", str(tmp_path)]
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",  # as in this process: training then rounds alike
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    ours = tmp_path / "adversarial" / folder.name
+    for awaited in (ours / "config.json", ours / "adversarial" / "linf-0.05-fgsm.npz"):
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 240
+        while process.poll() is None and not awaited.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+    for name in ("clean", "linf-0.05-fgsm", "linf-0.3-pgd_20"):
+        one, other = (
+            _run.read_arrays(f / "adversarial" / f"{name}.npz", leave_out=("seconds",)) for f in (folder, ours)
+        )
+        assert one.keys() == other.keys()
+        for array in one:
+            np.testing.assert_allclose(one[array], other[array], atol=1e-6, err_msg=f"{name} {array}")
+
+
+def an_evaluation(n, **parts):
+    return attacks.Evaluation(
+        clean_accuracy=1.0, robust_accuracy=0.5, per_attack=parts, correct=np.arange(n) % 2 == 0,
+        x_adv=np.zeros((n, 8, 8, 1), np.float32), queries=dict.fromkeys(parts, 100),
+        seconds=dict.fromkeys(parts, 1.0), warnings=("a sentence.",),
+    )  # fmt: skip
+
+
+def test_what_a_part_of_autoattack_has_found_is_kept(monkeypatch, tmp_path):
+    @dataclasses.dataclass
+    class Interrupted:
+        batch_size: int | None = None
+
+        def evaluate(self, key, logits_fn, x, labels, on_attack=None, resume=None):
+            assert self.batch_size == 4
+            if resume is None:
+                on_attack("one", an_evaluation(4, one=0.75))
+                raise KeyboardInterrupt
+            assert resume.per_attack == {"one": 0.75}
+            assert resume.robust_accuracy == 0.75
+            assert resume.warnings == ("a sentence.",)
+            on_attack("two", an_evaluation(4, one=0.75, two=0.5))
+            return an_evaluation(4, one=0.75, two=0.5)
+
+    monkeypatch.setattr(_attacks, "make", lambda *_, **__: Interrupted())
+    monkeypatch.setattr(Target, "answers", lambda self, key, images: np.zeros(len(images), int))
+    classifier: Any = types.SimpleNamespace(logits_fn=lambda: None)
+    target = Target(classifier, np.arange(4), np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int32), 4)
+    path = tmp_path / "linf-0.1-autoattack.npz"
+    settings = (target, "autoattack", 0.1, "linf", jax.random.key(0), path)
+    with pytest.raises(KeyboardInterrupt):
+        adversarial.attack_once(*settings)
+    assert [p.name for p in tmp_path.iterdir()] == ["linf-0.1-autoattack.parts.npz"]
+    arrays = adversarial.attack_once(*settings)
+    assert not list(tmp_path.iterdir())
+    assert arrays["part"].tolist() == ["one", "two"]
+    assert arrays["queries"] == 200
+    assert arrays["part_correct"].tolist() == [[True, False, True, False]] * 2
+
+
+def test_objectives_are_those_of_the_papers():
+    attack = attacks.pgd(epsilon=0.15, norm="linf", steps=10, keep="last")
+    beside = dataclasses.replace(attack, random_start=0.001)
+    wanted = {
+        "standard": losses.standard(),
+        "gaussian": losses.gaussian_augmentation(sigma=0.5),
+        "entropy": losses.entropy_regularization(),
+        "pgd": losses.adversarial_training(attack=attack),
+        "trades": losses.trades(attack=dataclasses.replace(beside, loss=losses.kl_divergence), beta=6.0),
+        "mart": losses.mart(attack=beside, beta=6.0),
+        "awp": losses.awp(objective=losses.adversarial_training(attack=attack)),
+        "logit_pairing": losses.logit_pairing(attack=attack),
+    }
+    assert set(wanted) == set(_attacks.TRAINING)
+    for training, objective in wanted.items():
+        config = adversarial.resolved(adversarial.Config(training=training))
+        assert _attacks.objective_of(config, augment=False) == objective
+
+
+def test_every_attack_can_be_made():
+    queries = {"fgsm": 1, "momentum_iterative": 10, "pgd_20": 20, "pgd_40": 200, "apgd_ce": 100, "apgd_dlr": 100}
+    queries |= {"apgd_targeted": 900, "fab": 900, "deepfool": 50, "carlini_wagner": 9000, "square": 5000}
+    for name, attack in _attacks.ATTACKS.items():
+        for norm in attack.norms:
+            made = _attacks.make(name, 0.1, norm)
+            assert getattr(made, "attack", made).__dict__.get("norm", "l2") == norm
+            assert name not in queries or _attacks.queries_of(made) == queries[name]
+        if attack.averages:
+            assert _attacks.make(name, 0.1, attack.norms[0], samples=7).samples == 7
+    for names, smoothed in ((_attacks.DEFAULT, False), (_attacks.DEFAULT_SMOOTHED, True)):
+        assert _attacks.names_of("", ("l2",), smoothed=smoothed) == list(names)
+
+
+def test_radii_are_numbers_or_fractions():
+    assert _attacks.epsilons_of("0.3, 8/255,0.1") == (8 / 255, 0.1, 0.3)
+    assert [_attacks.text_of(epsilon) for epsilon in (8 / 255, 0.15, 1.0)] == ["8/255", "0.15", "1"]
+    for (dataset, norm), text in _attacks.EPSILONS.items():
+        assert _attacks.epsilons_of(text)
+        assert _attacks.epsilons_of(_attacks.TRAIN_EPSILON[dataset, norm])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attacks": "pdg_20"}, r"attacks must be known names, got 'pdg_20'. Did you mean pgd_20"),
+        ({"attacks": "fgsm,fgsm"}, "attacks must name each one once"),
+        ({"attacks": "carlini_wagner"}, "must be defined for linf, got 'carlini_wagner', which is for l2"),
+        ({"attacks": "square", "smoothed": True}, "must follow a mean over noise for a smoothed model .*got 'square'"),
+        ({"smoothed": True, "norms": ("linf",)}, "norms must be l2 for a model smoothed with Gaussian noise"),
+        ({"norms": ("l2", "l2")}, "norms must name each of linf, l2, l1 at most once"),
+        ({"norms": ("l3",)}, "norms must name each of linf, l2, l1 at most once"),
+        ({"norms": ("l2", "l1"), "epsilons": "0.1"}, "epsilons must be left out with several norms, got '0.1'"),
+        ({"epsilons": "-0.1"}, "epsilons must be positive, got '-0.1'"),
+        ({"epsilons": "0"}, "epsilons must be positive, got '0'"),
+        ({"epsilons": "small"}, "epsilons must be numbers or fractions, such as 0.1 or 8/255, got 'small'"),
+        ({"epsilons": "0.1,1/10"}, "epsilons must differ, got '0.1,1/10'"),
+        ({"epsilons": "1/0"}, "epsilons must be numbers or fractions"),
+        ({"dataset": "svhn", "train_epsilon": "0.1"}, "epsilons must be given for the data set 'svhn' in linf"),
+        ({"dataset": "svhn", "epsilons": "0.1"}, "train_epsilon must be given for the data set 'svhn' in linf"),
+        ({"train_epsilon": "0.1,0.2"}, "train_epsilon must be one number, got '0.1,0.2'"),
+        ({"train_epsilon": "nan"}, "train_epsilon must be numbers or fractions"),
+        ({"training": "magic"}, "training must be one of standard, pgd, trades"),
+        ({"train_steps": 0}, "train_steps must be an integer of at least 1, got 0"),
+        ({"num_images": 0}, "num_images must be an integer of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"samples": 0}, "samples must be an integer of at least 1, got 0"),
+        ({"num_epochs": 0}, "num_epochs must be an integer of at least 1, got 0"),
+        ({"sigma": 0.0}, "sigma must be positive and finite, got 0.0"),
+        ({"beta": -1.0}, "beta must be at least 0 and finite, got -1.0"),
+        ({"seed": -1}, "seed must lie in"),
+        ({"name": "a/b"}, "name must be the name of a folder"),
+        ({"model": "alexnet"}, "must be one of mlp, lenet, cnn"),
+        ({"recipe": "none"}, "recipe must be one of digits, mnist"),
+        ({"checkpoint": "no/such/run"}, r"checkpoint must be the folder of a run, but no/such/run/config.json cannot"),
+    ],
+)
+def test_a_bad_setting_is_named_and_nothing_is_written(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        adversarial.run(adversarial.Config(**settings, results_dir=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_attack_that_fails_is_named_and_the_others_are_kept(finished, tmp_path, monkeypatch):
+    _, _, folder = finished
+    make = _attacks.make
+
+    def broken(name, *args, **kwargs):
+        if name == "pgd_20":
+            raise ValueError("the reason.")
+        return make(name, *args, **kwargs)
+
+    monkeypatch.setattr(_attacks, "make", broken)
+    settings = {**TINY, "num_epochs": None, "checkpoint": str(folder), "results_dir": str(tmp_path), "epsilons": "0.05"}
+    config = adversarial.Config(**settings, attacks="fgsm,pgd_20")
+    with pytest.raises(ValueError, match="pgd_20 at linf 0.05: the reason. Attacks before it are kept."):
+        adversarial.run(config)
+    kept = adversarial.folder_of(adversarial.resolved(config)) / "adversarial"
+    assert {path.name for path in kept.iterdir()} == {"clean.npz", "linf-0.05-fgsm.npz"}
+
+
+def test_every_norm_has_its_own_radii():
+    config = adversarial.resolved(adversarial.Config(norms=("l2", "linf")))
+    assert adversarial.epsilons_of(config) == {"l2": (0.25, 0.5, 0.75, 1.0), "linf": (0.1, 0.15, 0.2, 0.3)}
+    assert (config.train_norm, config.train_epsilon) == ("l2", "0.75")
+    assert adversarial.resolved(adversarial.Config(smoothed=True)).norms == ("l2",)
+
+
+@pytest.mark.data
+def test_a_tfds_data_set_runs_the_same(data_dir, tmp_path):
+    config = adversarial.Config(
+        dataset="mnist", data_dir=data_dir, model="mlp", train_split="train[:512]", training="standard", num_epochs=1,
+        norms=("l2",), num_images=8, attacks="fgsm", results_dir=str(tmp_path),
+    )  # fmt: skip
+    rows = adversarial.run(config)
+    assert [row["epsilon"] for row in rows] == [1.0, 1.5, 2.0]
+    assert {row["num_images"] for row in rows} == {8}
