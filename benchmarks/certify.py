@@ -207,7 +207,7 @@ def machine() -> dict[str, Any]:
     info = pathlib.Path("/proc/cpuinfo")
     cpu = re.findall(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
     versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    packages = ("robustjax", "jax", "torch", "adversarial-robustness-toolbox")
+    packages = ("robustjax", "jax", "torch", "adversarial-robustness-toolbox", "pytorch-ood")
     return {
         "cpu": cpu[0] if cpu else platform.processor() or platform.machine(),
         "cores": num_cores(),

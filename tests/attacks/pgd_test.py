@@ -183,6 +183,7 @@ def test_steps_that_cannot_reach_the_ball_are_told():
     ("change", "message"),
     [
         ({"x": 2 * X}, r"x must lie in \[0, 1\], got values from 0.0.* to 1.9"),
+        ({"x": X.at[3, 1, 1, 0].set(jnp.nan)}, r"x must lie in \[0, 1\], got values from 0.0.* to 0.9.* and NaN"),
         ({"x": (255 * X).astype(jnp.uint8)}, "x must be a float32 array, got uint8"),
         ({"x": X[:, 0, 0, 0]}, r"x must have shape \(batch, ...\), got \(12,\)"),
         ({"labels": LABELS + 4}, "labels must be 0 to 4, got values from 4 to"),
