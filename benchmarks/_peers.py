@@ -1,4 +1,4 @@
-"""What users of PyTorch run today: the same network, sampled by a plain loop and by IBM's toolbox, on the CPU."""
+"""What users of PyTorch run today: the same networks, sampled by a plain loop and IBM's toolbox, or attacked."""
 
 from __future__ import annotations
 
@@ -49,8 +49,27 @@ class Cnn(nn.Module):
         return self.head(self.dense(x.flatten(1)).relu_())
 
 
+class Mlp(nn.Sequential):
+    """The network of ``robustjax.models.mlp`` for images of one channel, with the weights of ``state``.
+
+    Args:
+      state: of the model; its normalisation must be the identity.
+    """
+
+    def __init__(self, state: ModelState):
+        hidden = state.params["body"]["dense"]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for weights in (*(hidden[name] for name in sorted(hidden, key=int)), state.params["head"]):
+            kernel, bias = (torch.tensor(np.asarray(weights[name])) for name in ("kernel", "bias"))
+            layer = nn.Linear(*kernel.shape)
+            layer.weight.data, layer.bias.data = kernel.T.contiguous(), bias
+            layers += [layer, nn.ReLU()]
+        super().__init__(*layers[:-1])
+        self.eval()
+
+
 @torch.inference_mode()
-def logits(model: Cnn, x: np.ndarray) -> np.ndarray:
+def logits(model: nn.Module, x: np.ndarray) -> np.ndarray:
     """Logits of images ``(batch, height, width, channels)``."""
     return model(torch.tensor(x).permute(0, 3, 1, 2)).numpy()
 
@@ -84,3 +103,28 @@ def art_certify(
     )
     images = np.ascontiguousarray(x.transpose(2, 0, 1)[None])
     return lambda: int(classifier.certify(images, n=num_estimation, batch_size=batch_size)[0][0])
+
+
+Attack = Callable[[], np.ndarray]
+"""Gives adversarial images ``(batch, height, width, channels)``."""
+
+
+def pgd(model: nn.Module, x: np.ndarray, labels: np.ndarray, *, epsilon: float, steps: int) -> Attack:
+    """PGD of torchattacks in an linf ball, with the step size of robustjax."""
+    import torchattacks  # pyrefly: ignore[missing-import]
+
+    attack = torchattacks.PGD(model, eps=epsilon, alpha=2.5 * epsilon / steps, steps=steps)
+    return _on_host(attack, x, labels)
+
+
+def autoattack(model: nn.Module, x: np.ndarray, labels: np.ndarray, *, epsilon: float) -> Attack:
+    """The authors' standard AutoAttack in an linf ball."""
+    from autoattack import AutoAttack  # pyrefly: ignore[missing-import]
+
+    attack = AutoAttack(model, norm="Linf", eps=epsilon, verbose=False, device="cpu")
+    return _on_host(attack.run_standard_evaluation, x, labels)
+
+
+def _on_host(attack: Callable, x: np.ndarray, labels: np.ndarray) -> Attack:
+    images, classes = torch.tensor(x).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels).long()
+    return lambda: attack(images, classes).permute(0, 2, 3, 1).numpy()

@@ -104,11 +104,11 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
     if x.ndim < 2:
         raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
     _validate.key(key, x.shape[0])
-    if not isinstance(x, jax.core.Tracer) and x.size:
-        if not bool(((x >= 0) & (x <= 1)).all()):  # not of min and max, which pass over a NaN on CPUs
-            low, high = float(np.nanmin(x)), float(np.nanmax(x))
-            also = " and NaN" if bool(jnp.isnan(x).any()) else ""
-            raise ValueError(f"x must lie in [0, 1], got values from {low} to {high}{also}.")
+    # Not the least and the largest value: on CPUs XLA's min and max pass over a NaN.
+    if not isinstance(x, jax.core.Tracer) and not bool(((x >= 0) & (x <= 1)).all()):
+        low, high = float(np.nanmin(x)), float(np.nanmax(x))
+        also = " and NaN" if bool(jnp.isnan(x).any()) else ""
+        raise ValueError(f"x must lie in [0, 1], got values from {low} to {high}{also}.")
     if not isinstance(labels, (jax.Array, np.ndarray)) or labels.shape[:1] != x.shape[:1]:
         raise ValueError(f"labels must be an array of {x.shape[0]}, got {getattr(labels, 'shape', labels)}.")
     logits = _logits.eval_shape(logits_fn, key, x, samples)
