@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-import pathlib
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -14,8 +12,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _classifier
-from robustjax import attacks, data, losses, models, training
+from experiments import _classifier, _run
+from robustjax import attacks, data, losses
 
 NORMS = ("linf", "l2", "l1")
 ADVERSARIAL = ("pgd", "trades", "mart", "awp", "logit_pairing")
@@ -225,25 +223,7 @@ def parts_of(config: Any) -> tuple[data.Dataset, data.Dataset]:
     test_split = config.test_split or data.splits(config.dataset).test
     parts = [data.load(config.dataset, split, config.data_dir) for split in (config.train_split, test_split)]
     if config.checkpoint is not None:
-        path = pathlib.Path(config.checkpoint) / "config.json"
-        try:
-            theirs = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"checkpoint must be the folder of a run, but {path} cannot be read ({error}).") from error
-        for name in ("dataset", "model"):
-            if theirs.get(name) != getattr(config, name):
-                raise ValueError(
-                    f"checkpoint {config.checkpoint} has {name} {theirs.get(name)}, got {getattr(config, name)}; "
-                    f"pass --{name} {theirs.get(name)}."
-                )
+        theirs = _run.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
         if theirs.get("classes"):
             parts = [data.select_classes(part, theirs["classes"]) for part in parts]
     return parts[0], parts[1]
-
-
-def restored(checkpoint: str, functional: models.Functional, console: Console) -> _classifier.Classifier:
-    """The classifier of another run."""
-    run = pathlib.Path(checkpoint)
-    found = run / "checkpoints" if (run / "checkpoints").is_dir() else run / "seed-0" / "checkpoints"
-    log = lambda message: console.print(message, soft_wrap=True)
-    return _classifier.Classifier(functional, training.restore_model(found, functional.state, log=log))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
 from robustjax import data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
@@ -96,6 +97,15 @@ def gaussian_objective(sigma: float, *, augment: bool) -> losses.Objective:
     """Cross-entropy under Gaussian noise (none for sigma 0), behind random crops and flips where ``augment``."""
     images = augmentation() if augment else None
     return losses.gaussian_augmentation(sigma=sigma, augment=images) if sigma else losses.standard(augment=images)
+
+
+def restored(checkpoint: str, functional: models.Functional, console: Console) -> Classifier:
+    """The classifier of another run, its first where it has several, as it was at the end."""
+    run = pathlib.Path(checkpoint)
+    folders = [run / "checkpoints", run / "seed-0" / "fine_tuning", run / "seed-0" / "checkpoints"]
+    found = next((folder for folder in folders if folder.is_dir()), folders[0])
+    log = lambda message: console.print(message, soft_wrap=True)
+    return Classifier(functional, training.restore_model(found, functional.state, log=log))
 
 
 def train(

@@ -190,9 +190,7 @@ def classifier_of(
     model_key, train_key = jax.random.split(jax.random.key(seed))
     functional = _classifier.build(config.model, sets.train, dtype="float32", key=model_key)
     if config.checkpoint is not None:
-        run = pathlib.Path(config.checkpoint)
-        found = run / "checkpoints" if (run / "checkpoints").is_dir() else run / "seed-0" / "checkpoints"
-        return _classifier.Classifier(functional, training.restore_model(found, functional.state, log=log))
+        return _classifier.restored(config.checkpoint, functional, console)
     augment = _classifier.augmentation() if recipe.augment else None
     num_classes = sets.train.num_classes
     objectives = {

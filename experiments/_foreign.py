@@ -89,8 +89,8 @@ def open_sets(
     """Opens all sets, named as in ``parsed``; near ones default to the classes held out, far ones to synthetic images.
 
     Raises:
-      ValueError: a set is named twice, is tested and trained on, has no such split, needs classes to be held out, or
-        cannot be opened.
+      ValueError: a set is named twice, is not foreign, is tested and trained on, has no such split, needs classes to be
+        held out, or cannot be opened.
     """
     splits = data.splits(dataset)
     known, validation, test = (data.load(dataset, split, data_dir) for split in splits)
@@ -104,6 +104,11 @@ def open_sets(
     if len(set(names)) < len(names):
         raise ValueError(f"near and far must name each set once, got {', '.join(names)}.")
     part_of = {name: parsed(name) for name in (*names, *([] if outliers is None else [outliers]))}
+    for name in names:
+        if name != HELD_OUT and any(overlap(part_of[name], (dataset, split)) for split in splits):
+            raise ValueError(
+                f"near and far must be foreign to {dataset}, got {name!r}; {HELD_OUT} are its other classes."
+            )
     part_of[HELD_OUT] = (dataset, splits.test)
     tested = {name: part_of[name] for name in names}
     if outliers != HELD_OUT:  # whose images are in the split of the known ones, but not among them

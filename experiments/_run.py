@@ -90,6 +90,25 @@ def open_run(folder: pathlib.Path, config: Any, *, same: tuple[str, ...], overwr
         )
 
 
+def settings_of(checkpoint: str, **wanted: Any) -> dict[str, Any]:
+    """The config of another run.
+
+    Raises:
+      ValueError: there is none, or a setting is not the one that is wanted.
+    """
+    path = pathlib.Path(checkpoint) / "config.json"
+    try:
+        theirs = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"checkpoint must be the folder of a run, but {path} cannot be read ({error}).") from error
+    for name, value in wanted.items():
+        if theirs.get(name) != value:
+            raise ValueError(
+                f"checkpoint {checkpoint} has {name} {theirs.get(name)}, got {value}; pass --{name} {theirs.get(name)}."
+            )
+    return theirs
+
+
 def progress_bar(console: Console) -> Progress:
     """A bar with a free text, shown where ``console`` is a terminal."""
     return Progress(

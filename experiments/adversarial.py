@@ -266,7 +266,7 @@ def run(config: Config) -> list[dict]:
     train_key, attack_key, check_key, certify_key = jax.random.split(jax.random.key(config.seed), 4)
     model_key, train_key = jax.random.split(train_key)
     functional = _classifier.build(config.model, train, dtype="float32", key=model_key)
-    restored = config.checkpoint and _attacks.restored(config.checkpoint, functional, console)
+    restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console)
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     classifier = (
         restored

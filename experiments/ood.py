@@ -96,6 +96,8 @@ def resolved(config: Config) -> Config:
             raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
     if (config.training in _detectors.NEED_OUTLIERS) != (config.outliers is not None):
         raise ValueError(f"outliers must be given for {', '.join(_detectors.NEED_OUTLIERS)}, got {config.outliers!r}.")
+    if len(config.classes) == 1:
+        raise ValueError(f"classes must be at least two, got {config.classes}.")
     if config.open_set is not None:
         splits = _foreign.OPEN_SET_CLASSES.get(config.dataset.split(":")[0], ())
         if config.classes or not 0 <= config.open_set < len(splits):
@@ -104,6 +106,12 @@ def resolved(config: Config) -> Config:
                 f"{config.dataset} with classes {config.classes}."
             )
         return dataclasses.replace(config, classes=splits[config.open_set])
+    if config.checkpoint is not None:
+        theirs = _run.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
+        known = tuple(theirs.get("classes") or ())
+        if config.classes not in ((), known):
+            raise ValueError(f"classes must be those of checkpoint {config.checkpoint}, {known}, got {config.classes}.")
+        return dataclasses.replace(config, classes=known, seeds=1)
     if not config.classes and config.dataset == "digits" and not config.near:
         return dataclasses.replace(config, classes=tuple(range(6)))
     return config
@@ -114,7 +122,8 @@ def folder_of(config: Config) -> pathlib.Path:
     dataset = config.dataset.translate(UNSAFE)
     known = f"-{''.join(map(str, config.classes))}" if config.classes else ""
     trained = "" if config.training == "standard" else f"-{config.training}"
-    name = config.name if config.name is not None else f"{dataset}{known}-{config.model}{trained}"
+    of = "" if config.checkpoint is None else f"-of-{pathlib.Path(config.checkpoint).resolve().name}"
+    name = config.name if config.name is not None else f"{dataset}{known}-{config.model}{trained}{of}"
     if name in ("", ".", "..") or pathlib.Path(name).name != name:
         raise ValueError(f"name must be the name of a folder, got {name!r}.")
     return pathlib.Path(config.results_dir) / "ood" / name
@@ -129,6 +138,8 @@ def score_sets(
     console: Console,
 ) -> dict[str, float]:
     """Fits and scores the detectors that are not on disk yet; each is there before the next is begun.
+
+    A detector that cannot be fitted to these data is left out, and said so.
 
     Returns:
       Accuracy and calibration error on the known test images.
@@ -152,7 +163,8 @@ def score_sets(
             fitted = time.perf_counter()
             scores: dict[str, Any] = {part: np.asarray(score(images[part].image, outputs[part])) for part in images}
         except ValueError as error:
-            raise ValueError(f"{name}: {error} Detectors before it are kept.") from error
+            console.print(f"seed {seed}: {name} is left out: {error}", soft_wrap=True, highlight=False)
+            continue
         seconds = {"fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted}
         buffer = io.BytesIO()
         np.savez(buffer, **scores, **seconds)
@@ -178,6 +190,14 @@ def read_scores(config: Config, seed: int, detector: str) -> dict[str, np.ndarra
             return dict(scores)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to score again.") from error
+
+
+def finished(config: Config) -> list[str]:
+    """Detectors with scores of every seed, of this and of earlier calls, in the order of ``--list``."""
+    folders = [scores_path(config, seed, "").parent for seed in range(config.seeds)]
+    names = set.intersection(*({path.stem for path in folder.glob("*.npz")} for folder in folders))
+    order = {name: place for place, name in enumerate(_detectors.DEFAULT)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
 def tabulate(config: Config, sets: _foreign.Sets, names: list[str]) -> list[dict]:
@@ -276,7 +296,7 @@ def figures(config: Config, sets: _foreign.Sets, rows: list[dict], names: list[s
     images, ranked = np.concatenate(images), np.concatenate([shown[names[0]][part] for part in parts])
     order = np.argsort(ranked, kind="stable")
     ends = np.concatenate([order[:16], order[-16:]])
-    drawn[f"images_{names[0]}"] = plotting.image_grid(images[ends], titles=[labels[i][:12] for i in ends], columns=8)
+    drawn["images"] = plotting.image_grid(images[ends], titles=[labels[i][:12] for i in ends], columns=8)
     for name, figure in drawn.items():
         _run.write_whole(folder / f"{name}.png", _run.png_of(figure))
 
@@ -313,7 +333,9 @@ def report(config: Config, sets: _foreign.Sets, known: list[dict], names: list[s
     machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} x {platform.machine()}"
     settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
     text += ["", f"In-distribution: {len(sets.test):,} test images; at most {MAX_IMAGES:,} of a set are scored.", ""]
-    text += [*(f"- {size}" for size in sizes), "", *(f"![{name}](figures/{name})" for name in pictures), ""]
+    text += [*(f"- {size}" for size in sizes), ""]
+    text += [f"Images: the least and the most outlying of {names[0]}, seed 0.", ""]
+    text += [*(f"![{name}](figures/{name})" for name in pictures), ""]
     text += [f"Machine: {machine}, jax {jax.__version__}.", "", "| setting | value |", "|---|---|", *settings]
     _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
     _run.write_whole(folder / "metrics.json", json.dumps({**summary, "rows": rows}, indent=1) + "\n")
@@ -330,7 +352,7 @@ def run(config: Config) -> list[dict]:
     if config.list:
         _detectors.print_list(console)
         return []
-    config = resolved(config if config.checkpoint is None else dataclasses.replace(config, seeds=1))
+    config = resolved(config)
     names = _detectors.names_of(config.detectors)
     sets = _foreign.open_sets(
         config.dataset, config.data_dir, classes=config.classes, near=config.near, far=config.far,
@@ -343,6 +365,9 @@ def run(config: Config) -> list[dict]:
     for seed in range(config.seeds):
         classifier = _detectors.classifier_of(config, seed, sets, recipe, folder / f"seed-{seed}", console)
         known.append(score_sets(config, seed, classifier, sets, names, console))
+    names = finished(config)
+    if not names:
+        raise ValueError(f"detectors must be such as can be fitted, none of {config.detectors or 'all'} could.")
     return report(config, sets, known, names, console)
 
 

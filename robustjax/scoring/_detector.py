@@ -98,6 +98,8 @@ def make_detector(fit: Callable[..., Any] | None, score: Callable[[Any, Outputs]
     def checked_fit(outputs=None, labels=None, head=None):
         if outputs is not None:
             check_outputs(outputs)
+            if not outputs.logits.shape[0]:
+                raise ValueError("outputs must hold at least one row to fit on, got none.")
             for name, values in zip(outputs._fields, outputs, strict=True):
                 if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
                     row = int((~jnp.isfinite(values)).any(-1).argmax())
@@ -159,6 +161,9 @@ def _checked_head(head: Head | tuple, outputs: Outputs) -> Head:
         raise ValueError(f"head.kernel must be (dim, classes) = {wanted}, got {kernel.shape}.")
     if bias is not None and bias.shape != wanted[1:]:
         raise ValueError(f"head.bias must be ({wanted[1]},), got {bias.shape}.")
+    for name, values in (("kernel", kernel), ("bias", bias)):
+        if values is not None and not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
+            raise ValueError(f"head.{name} must be finite, it is not.")
     return Head(jnp.asarray(kernel), None if bias is None else jnp.asarray(bias))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -26,7 +28,7 @@ def knn(*, k: int = 50) -> Detector:
       k: which neighbour, from 1. The paper takes 50 for CIFAR-10, 200 for CIFAR-100 and 1000 for ImageNet.
 
     Returns:
-      The detector; its state are the unit training features, ``(rows, dim)``. ``fit`` raises ValueError for fewer than
+      The detector; its state is a ``Bank`` of all training features. ``fit`` raises ValueError for fewer than
       k rows.
 
     Reference:
@@ -38,21 +40,52 @@ def knn(*, k: int = 50) -> Detector:
         require("knn", outputs=outputs)
         if k > outputs.features.shape[0]:
             raise ValueError(f"k must be at most the number of training rows, {outputs.features.shape[0]}, got {k}.")
-        return _unit(outputs.features)
+        return _bank(outputs.features)
 
-    def score(bank, outputs):
-        rows = _unit(outputs.features)
+    def score(state, outputs):
+        rows = _unit(outputs.features) - state.origin[None]
         # The distance itself: the root of 2 - 2 cos has few digits where neighbours are near.
-        return jnp.linalg.norm(rows - bank[nearest(bank, rows, k)[:, -1]], axis=-1)
+        return jnp.linalg.norm(rows - state.rows[nearest(state.rows, rows, k, state.halves)[:, -1]], axis=-1)
 
     return make_detector(fit, score)
 
 
-def nearest(bank: Float[Array, "rows dim"], queries: Float[Array, "batch dim"], k: int) -> Int[Array, "batch k"]:
-    """Indices of the k rows of the bank with the largest inner products with each query, the largest first."""
+class Bank(NamedTuple):
+    """Unit training features, about their mean: there inner products of rows that lie close keep their digits.
+
+    Attributes:
+      origin: ``(dim,)``, the mean.
+      rows: ``(rows, dim)``, what is left of each.
+      halves: ``(rows,)``, half of their squared lengths.
+    """
+
+    origin: Float[Array, " dim"]
+    rows: Float[Array, "rows dim"]
+    halves: Float[Array, " rows"]
+
+
+@jax.jit
+def _bank(features):
+    unit = _unit(features)
+    origin = unit.mean(0)
+    rows = unit - origin[None]
+    return Bank(origin, rows, jnp.square(rows).sum(-1) / 2)
+
+
+def nearest(
+    bank: Float[Array, "rows dim"],
+    queries: Float[Array, "batch dim"],
+    k: int,
+    halves: Float[Array, " rows"] | None = None,
+) -> Int[Array, "batch k"]:
+    """Indices of the k rows of the bank with the largest inner products with each query, the largest first.
+
+    With ``halves``, half of the squared lengths of the rows, those at the smallest distances, the nearest first.
+    """
 
     def of_block(block):
-        return _largest(jnp.matmul(block, bank.T, precision=jax.lax.Precision.HIGHEST), k)
+        products = jnp.matmul(block, bank.T, precision=jax.lax.Precision.HIGHEST)
+        return _largest(products if halves is None else products - halves[None], k)
 
     batch, dim = queries.shape
     if batch <= _ROWS:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _detectors, _foreign, ood
-from robustjax import metrics, models
+from experiments import _classifier, _detectors, _foreign, ood
+from robustjax import metrics, models, training
 
 NOT_TESTED = "outliers must not be tested"
 TINY = {"num_epochs": 1, "seeds": 2, "detectors": "msp,energy,knn,react+energy"}
@@ -40,7 +40,7 @@ def test_a_run_leaves_its_folder(finished):
     for name in ("config.json", "metrics.csv", "metrics.json", "report.md", "scores/in.npz", "scores/held_out.npz"):
         assert (folder / name).is_file(), name
     pictures = {path.name for path in (folder / "figures").iterdir()}
-    assert pictures == {"score_histograms.png", "roc_near.png", "roc_far.png", "auroc.png", "images_msp.png"}
+    assert pictures == {"score_histograms.png", "roc_near.png", "roc_far.png", "auroc.png", "images.png"}
     written = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert len(written) == len(rows) == 2 * 4 * 4  # seeds, detectors, sets
     assert {row["group"] for row in written if row["set"] == "held_out"} == {"near"}
@@ -199,7 +199,8 @@ def test_slices_have_files_of_their_own():
     assert all(re.fullmatch(r"[\w@+-]+", name) for name in files), files
 
 
-def test_parts_of_a_set_are_tested_under_their_names(tmp_path):
+def test_parts_of_a_set_are_tested_under_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(_foreign, "overlap", lambda *_: False)  # digits stand in for a foreign set
     far = ("digits@train[:20]", "digits@train[20:50]")
     rows = ood.run(
         ood.Config(far=far, num_epochs=1, seeds=1, detectors="mahalanobis_ensemble", results_dir=str(tmp_path))
@@ -269,3 +270,51 @@ def test_tfds_sets_are_opened(data_dir, tmp_path):
     )  # fmt: skip
     rows = ood.run(config)
     assert {row["set"]: row["num_out"] for row in rows} == {"fashion_mnist": 8000, "omniglot": 5840, "cifar10": 10000}
+
+
+def test_more_detectors_join_and_what_cannot_be_fitted_is_left_out(tmp_path, capsys, monkeypatch):
+    settings = {"num_epochs": 1, "seeds": 1, "results_dir": str(tmp_path)}
+    ood.run(ood.Config(detectors="energy", **settings))
+    fit = _detectors.fit
+
+    def unfit(name, context):
+        if name == "she":
+            raise ValueError("no row of class 3.")
+        return fit(name, context)
+
+    monkeypatch.setattr(_detectors, "fit", unfit)
+    rows = ood.run(ood.Config(detectors="she,msp", **settings))
+    assert {row["detector"] for row in rows} == {"msp", "energy"}
+    assert "she is left out: no row of class 3." in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match="none of she could"):
+        ood.run(ood.Config(detectors="she", name="other", **settings))
+
+
+@pytest.mark.parametrize("near", ["digits", "digits@train", "digits@train[:10]"])
+def test_known_images_are_not_foreign(near, tmp_path):
+    with pytest.raises(ValueError, match="near and far must be foreign to digits"):
+        ood.run(ood.Config(near=(near,), results_dir=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_brings_its_classes(tmp_path):
+    (tmp_path / "config.json").write_text('{"dataset": "digits", "model": "cnn", "classes": [6, 7, 8]}')
+    config = ood.Config(checkpoint=str(tmp_path))
+    assert ood.resolved(config).classes == (6, 7, 8)
+    assert ood.folder_of(config).name.endswith(f"-of-{tmp_path.name}")
+    with pytest.raises(ValueError, match=r"classes must be those of checkpoint .*, \(6, 7, 8\), got \(0, 1\)"):
+        ood.resolved(ood.Config(checkpoint=str(tmp_path), classes=(0, 1)))
+    with pytest.raises(ValueError, match="has model cnn, got mlp; pass --model cnn"):
+        ood.resolved(ood.Config(checkpoint=str(tmp_path), model="mlp"))
+    with pytest.raises(ValueError, match="classes must be at least two"):
+        ood.resolved(ood.Config(classes=(3,)))
+
+
+def test_the_fine_tuned_model_is_the_one_of_its_run(tmp_path, monkeypatch):
+    for name in ("checkpoints", "fine_tuning"):
+        (tmp_path / "seed-0" / name).mkdir(parents=True)
+    seen = []
+    monkeypatch.setattr(training, "restore_model", lambda folder, state, log: seen.append(folder.name))
+    made = models.functional(models.create("mlp", jax.random.key(0), image_shape=(8, 8, 1)))
+    _classifier.restored(str(tmp_path), made, None)
+    assert seen == ["fine_tuning"]

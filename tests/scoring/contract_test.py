@@ -194,3 +194,16 @@ def test_what_is_missing_is_named(name):
         DETECTORS[name]().fit(outputs(0))
     except ValueError as error:
         assert "must be given to fit" in str(error)  # noqa: PT017
+
+
+def test_no_rows_and_a_broken_head_are_refused():
+    rows, labels = outputs(0, rows=20), jnp.arange(20) % CLASSES
+    empty = Outputs(rows.logits[:0], rows.features[:0])
+    with pytest.raises(ValueError, match="outputs must hold at least one row to fit on, got none"):
+        scoring.fdbd().fit(empty, labels[:0], scoring.Head(jnp.ones((DIM, CLASSES)), None))
+    for name, head in {
+        "kernel": scoring.Head(jnp.full((DIM, CLASSES), jnp.nan), None),
+        "bias": scoring.Head(jnp.ones((DIM, CLASSES)), jnp.full(CLASSES, jnp.inf)),
+    }.items():
+        with pytest.raises(ValueError, match=f"head.{name} must be finite"):
+            scoring.fdbd().fit(rows, labels, head)

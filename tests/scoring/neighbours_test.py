@@ -105,3 +105,16 @@ def test_queries_spread_over_devices_stay_there():
     compiled = jax.jit(detector.score).lower(bank, spread).compile().as_text()
     assert f"f32[{_neighbours._ROWS // 8},320]" in compiled  # each device compares its own rows
     assert f"f32[{_neighbours._ROWS},320]" not in compiled
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-2, 1.0])
+def test_neighbours_at_small_angles_are_told_apart(spread):
+    """Where cosines are all 1 in float32: against all distances in float64."""
+    rng = np.random.default_rng(0)
+    bank, queries = ((1 + spread * rng.standard_normal((n, 64))).astype(np.float32) for n in (2000, 50))
+    unit = lambda z: z.astype(np.float64) / np.linalg.norm(z.astype(np.float64), axis=1, keepdims=True)
+    distances = np.linalg.norm(unit(queries)[:, None] - unit(bank)[None], axis=-1)
+    detector = scoring.knn(k=10)
+    of = lambda z: Outputs(jnp.zeros((len(z), 2)), jnp.asarray(z))
+    scores = detector.score(detector.fit(of(bank)), of(queries))
+    np.testing.assert_allclose(scores, np.sort(distances, 1)[:, 9], rtol=1e-4)
