@@ -94,7 +94,7 @@ class APGD:
     def perturb(self, keys, logits_fn, x, labels, epsilon):
         """Runs all restarts, traceable."""
         model = Model(logits_fn, loss_of(self.loss), labels, self.samples, self.targeted)
-        return _best_of(self.restarts, self, lambda _: model, keys, x, epsilon, start_from(x)).x
+        return _best_of((0, self.restarts), self, lambda _: model, keys, x, epsilon, start_from(x)).x
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,8 +138,12 @@ class APGDTargeted:
         """Returns adversarial inputs; ValueError for inputs of the wrong kind and models of fewer than 4 classes."""
         return run(self, key, logits_fn, x, labels)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon):
-        """Runs all targets and restarts, traceable."""
+    def attempt(self, number, key, logits_fn, x, labels):
+        """The one of that number, of all targets and restarts; one program does for all numbers."""
+        return run(self, key, logits_fn, x, labels, number)
+
+    def perturb(self, keys, logits_fn, x, labels, epsilon, attempt=None):
+        """Runs all targets and restarts, or the one attempt of that number; traceable."""
         logits = Model(logits_fn, losses.margin, labels, self.samples).answer(fold_in(keys, 0), x)
         ranked = jnp.argsort(logits, axis=-1, descending=True)
         targets = min(self.num_targets, logits.shape[-1] - 1)
@@ -150,7 +154,8 @@ class APGDTargeted:
             return Model(logits_fn, loss, labels, self.samples)
 
         start = start_from(x)._replace(fooled=is_fooled(logits, labels))
-        best = _best_of(targets * self.restarts, self, model_of, fold_in(keys, 1), x, epsilon, start)
+        attempts = (0, targets * self.restarts) if attempt is None else (attempt, attempt + 1)
+        best = _best_of(attempts, self, model_of, fold_in(keys, 1), x, epsilon, start)
         if targets < self.num_targets:
             warnings.warn(
                 f"num_targets {self.num_targets} is more than a model of {logits.shape[-1]} classes has wrong answers: "
@@ -203,7 +208,7 @@ def _plan(attack, dtype) -> _Plan:
 
 
 def _best_of(attempts, attack, model_of, keys, x, epsilon, best) -> Best:
-    """The best of several attempts, each at the model of its number and from its own start."""
+    """The best of the attempts from one number to another, each at the model of its number and from its own start."""
     plan = _plan(attack, x.dtype)
     phases = plan.radii.shape[0]
 
@@ -220,14 +225,13 @@ def _best_of(attempts, attack, model_of, keys, x, epsilon, best) -> Best:
         start = _start(start_keys, x, plan.radii[0] * epsilon, attack.norm)
         return better(best, *jax.lax.fori_loop(0, phases, phase, start_from(start)))
 
-    return jax.lax.fori_loop(0, attempts, attempt, best)
+    return jax.lax.fori_loop(attempts[0], attempts[1], attempt, best)
 
 
 def _start(keys, x, radius, norm):
     """Draws from the surface of the ball, before the box cuts it; for l1 normal draws, which are projected later."""
-    draws = jax.vmap(lambda key: standard_normal(key, x.shape[1:]))(keys).astype(x.dtype)
-    if norm == "linf":
-        draws = jax.lax.erf(draws * math.sqrt(0.5))  # uniform in [-1, 1]; jax.random.uniform takes a second to compile
+    draw = _ball.uniform if norm == "linf" else standard_normal
+    draws = jax.vmap(lambda key: draw(key, x.shape[1:]))(keys).astype(x.dtype)
     return x + (draws if norm == "l1" else radius * _ball.unit(draws, norm))
 
 

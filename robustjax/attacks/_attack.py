@@ -68,33 +68,33 @@ def check_settings(*, epsilon: float | None = None, **at_least_1: int | None) ->
     _validate.at_least(1, **{name: value for name, value in at_least_1.items() if value is not None})
 
 
-def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels: Any) -> Any:
+def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels: Any, *traced: Any) -> Any:
     """Checks the arguments of an attack and calls its ``perturb``, compiled.
 
-    ``attack.perturb(keys, logits_fn, x, labels, epsilon)`` sees one key for each input. Its epsilon is traced, so that
-    a curve over epsilons compiles once; the float32 is never larger than the number that was asked for.
+    ``attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)`` sees one key for each input. Its epsilon is traced,
+    so that a curve over epsilons compiles once; the float32 is never larger than the number that was asked for.
     """
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     samples = getattr(attack, "samples", None)
     labels_are_classes = not callable(getattr(attack, "loss", None))
     if getattr(x, "ndim", 0) and not x.shape[0]:  # nothing of one black image, which has the shapes of a result
         one = (np.zeros((1, *a.shape[1:]), a.dtype) for a in (x, labels))
-        return jax.tree.map(lambda a: a[:0], run(attack, jax.random.key(0), logits_fn, *one))
+        return jax.tree.map(lambda a: a[:0], run(attack, jax.random.key(0), logits_fn, *one, *traced))
     check_inputs(key, logits_fn, x, labels, samples=samples, labels_are_classes=labels_are_classes)
     epsilon = getattr(attack, "epsilon", None)
     if epsilon is not None:
         attack = dataclasses.replace(attack, epsilon=0.0)
         nearest = np.float32(epsilon)
         epsilon = np.nextafter(nearest, np.float32(0)) if float(nearest) > epsilon else nearest
-    return _perturb(keys_of(key, x), logits_fn, jnp.asarray(x), labels, epsilon, attack=attack)
+    return _perturb(keys_of(key, x), logits_fn, jnp.asarray(x), labels, epsilon, *traced, attack=attack)
 
 
 keys_of = jax.jit(image_keys)  # one program, where some 25 operations would compile one by one
 
 
 @jax.jit(static_argnames="attack")
-def _perturb(keys, logits_fn, x, labels, epsilon, *, attack):
-    return attack.perturb(keys, logits_fn, x, labels, epsilon)
+def _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack):
+    return attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)
 
 
 def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, labels_are_classes: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 import warnings
@@ -66,8 +67,8 @@ class AutoAttack:
     on the DLR loss, with gradients of 20 draws. A model of fewer than 4 classes meets the DLR loss in place of the
     targeted one, one of 2 classes the margin.
 
-    An attack sees the inputs that stand so far, in blocks of two sizes, so that each attack compiles at most twice. It
-    runs on the host and cannot be traced.
+    An attack, and each of its targets, sees the inputs that stand so far, in blocks of two sizes, so that each attack
+    compiles at most twice. It runs on the host and cannot be traced.
 
     Attributes:
       epsilon: radius of the ball, in units of [0, 1] images.
@@ -274,20 +275,29 @@ class _Inputs(NamedTuple):
 
     def under(self, attack, place, evaluation):
         """Which inputs stand after an attack on those that stand, and what fools the model."""
-        standing = np.flatnonzero(evaluation.correct)
         correct, x_adv = evaluation.correct.copy(), evaluation.x_adv.copy()
-        if standing.size:
-            found, keys = self.x.copy(), _fold_in(self.keys, 2 + place)
-            for i in self.blocks(standing, parts=_PARTS):
-                found[i] = attack(keys[i], self.logits_fn, jnp.asarray(self.x[i]), jnp.asarray(self.labels[i]))
+        keys, part = _fold_in(self.keys, 2 + place), -(-self.size // _PARTS)
+        size = min(self.size, -(-int(correct.sum()) // part) * part)
+        for once in _attempts_of(attack):
+            standing = np.flatnonzero(correct)
+            if not standing.size:
+                break
+            found = self.x.copy()
+            for i in self.blocks(standing, size, part):
+                found[i] = once(keys[i], self.logits_fn, jnp.asarray(self.x[i]), jnp.asarray(self.labels[i]))
             fooled = standing[self.fooled(self.answers(found, standing), standing)]
             correct[fooled], x_adv[fooled] = False, found[fooled]
         return correct, x_adv
 
-    def blocks(self, places, parts=1):
+    @property
+    def size(self):
+        """Of a block, at most."""
+        return min(self.batch_size or -(-len(self.x) // -(-len(self.x) // _BLOCK)), len(self.x))
+
+    def blocks(self, places, size=None, part=None):
         """Places in blocks of one size, filled up with the last; the rest in parts of one if they are half as much."""
-        size = min(self.batch_size or -(-len(self.x) // -(-len(self.x) // _BLOCK)), len(self.x))
-        part, full = -(-size // parts), len(places) // size * size
+        size = size or self.size
+        part, full = part or size, len(places) // size * size
         if 2 * part * -(-(len(places) - full) // part) > size:
             part = size
         ends = [*range(0, full, size), *range(full, len(places), part)]
@@ -302,6 +312,14 @@ _fold_in = jax.jit(fold_in)
 @jax.jit(static_argnames="samples")
 def _answers(keys, logits_fn, x, labels, samples):
     return Model(logits_fn, losses.margin, labels, samples).answer(keys, x)
+
+
+def _attempts_of(attack):
+    """The attack, or one call for each of its targets, so that what has fallen to one is not taken to the next."""
+    inner = getattr(attack, "attack", attack)
+    if not hasattr(inner, "num_targets"):
+        return [attack]
+    return [functools.partial(attack.attempt, np.int32(i)) for i in range(inner.num_targets * inner.restarts)]
 
 
 def _queries_of(attack):

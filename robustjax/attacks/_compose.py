@@ -148,7 +148,14 @@ class AtBudget:
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs, the inputs themselves where none is near enough."""
-        found = self.attack(key, logits_fn, x, labels)
+        return self._within(self.attack(key, logits_fn, x, labels), x)
+
+    def attempt(self, number, *arguments):
+        """One attempt of an attack that makes several, such as :class:`FAB`."""
+        attack: Any = self.attack
+        return self._within(attack.attempt(number, *arguments), arguments[2])
+
+    def _within(self, found, x):
         return rows(found.distance <= self.epsilon, found.x, jnp.asarray(x))
 
 

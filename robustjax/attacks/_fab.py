@@ -14,6 +14,7 @@ from robustjax import _validate
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import Model, check_settings, fold_in, is_fooled, rows, run
 from robustjax.attacks._compose import MinimumNorm, nearer, unmoved
+from robustjax.perturbations import standard_normal
 from robustjax.typing import AnyArray, LogitsFn
 
 _LEAST_NORM = 1e-8  # weighs the two projections where one has nowhere to go; as in the authors' code
@@ -72,8 +73,12 @@ class FAB:
         """Returns the nearest adversarial inputs; the key matters for restarts alone. Raises as :class:`PGD`."""
         return run(self, key, logits_fn, x, labels)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon):
-        """Runs all walks, traceable."""
+    def attempt(self, number, key, logits_fn, x, labels):
+        """The one walk of that number, of all targets and restarts; one program does for all numbers."""
+        return run(self, key, logits_fn, x, labels, number)
+
+    def perturb(self, keys, logits_fn, x, labels, epsilon, attempt=None):
+        """Runs all walks, or the one of that number; traceable."""
         logits = logits_fn(x)
         num_targets = min(self.num_targets, logits.shape[-1] - 1)
         ranked = jax.lax.top_k(logits, num_targets + 1)[1]
@@ -107,13 +112,14 @@ class FAB:
             start = self._start(fold_in(keys, index), x, found.distance, epsilon, index % self.restarts > 0)
             return jax.lax.while_loop(goes_on, step, (jnp.int32(0), start, found))[2]
 
-        return jax.lax.fori_loop(0, num_targets * self.restarts, walk, unmoved(x, is_fooled(logits, labels)))
+        walks = (0, num_targets * self.restarts) if attempt is None else (attempt, attempt + 1)
+        return jax.lax.fori_loop(*walks, walk, unmoved(x, is_fooled(logits, labels)))
 
     def _start(self, keys, x, distance, epsilon, is_restart):
         if self.restarts == 1:
             return x
-        draw = functools.partial(jax.random.uniform, minval=-1.0) if self.norm == "linf" else jax.random.normal
-        direction = _ball.unit(jax.vmap(lambda key, x: draw(key, x.shape, x.dtype))(keys, x), self.norm)
+        draw = _ball.uniform if self.norm == "linf" else standard_normal
+        direction = _ball.unit(jax.vmap(lambda key: draw(key, x.shape[1:]))(keys).astype(x.dtype), self.norm)
         radius = distance if epsilon is None else jnp.minimum(distance, epsilon)
         radius = jnp.where(is_restart, jnp.where(jnp.isfinite(radius), radius, 1.0) / 2, 0.0)
         return jnp.clip(x + _ball.per_row(radius, x) * direction, 0.0, 1.0)

@@ -178,7 +178,9 @@ class Square:
 
 
 def _uniform(keys, shape, dtype):
-    return jax.vmap(lambda key: jax.random.uniform(key, shape, dtype))(keys)
+    """Draws from [0, 1)."""
+    draws = jax.vmap(lambda key: _ball.uniform(key, shape))(keys)
+    return jnp.minimum((1 + draws) / 2, np.float32(1 - 2**-24)).astype(dtype)
 
 
 def _square(random, side, x):

@@ -198,6 +198,29 @@ def targeted(**settings):
 
 
 @pytest.mark.parametrize(
+    "attack",
+    [
+        attacks.apgd_targeted(epsilon=0.03, num_targets=4, steps=10),
+        attacks.at_budget(attacks.fab(epsilon=0.03, num_targets=4, steps=10), 0.03),
+    ],
+)
+def test_targets_one_by_one_find_what_all_find(attack, inputs):
+    x, labels = inputs
+    fools = lambda z: np.asarray(network(z).argmax(-1) != labels)
+    found, fooled, fallen = np.array(x), np.zeros(len(x), bool), []
+    for number in range(4):
+        one = attack.attempt(np.int32(number), KEY, network, x, labels)
+        first = fools(one) & ~fooled
+        found[first], fooled = one[first], fooled | first
+        fallen.append(int(first.sum()))
+    together = attack(KEY, network, x, labels)
+    np.testing.assert_array_equal(fools(together), fooled)
+    np.testing.assert_allclose(together[fooled], found[fooled], atol=1e-6)
+    assert fooled.any()
+    assert not fooled.all(), fallen
+
+
+@pytest.mark.parametrize(
     ("make", "norm"), [(attacks.apgd, "linf"), (attacks.apgd, "l2"), (attacks.apgd, "l1"), (targeted, "linf")]
 )
 def test_promises(make, norm, inputs):

@@ -71,7 +71,7 @@ def test_an_attack_sees_what_stands_and_nothing_else(inputs, fakes):
     assert of("first") == set(range(1, 18))  # not the three that are misclassified
     assert of("second") == set(range(3, 18))
     assert of("square") == set(range(6, 18))
-    assert sizes == {"first": [16, 2], "second": [16], "square": [16]}
+    assert sizes == {"first": [16, 2], "second": [16], "square": [12]}  # blocks of no more than stand
     assert result.clean_accuracy == 17 / 20
     assert result.per_attack == {"first": 15 / 20, "second": 12 / 20, "square": 12 / 20}
     assert result.robust_accuracy == result.correct.mean() == 12 / 20
@@ -209,10 +209,10 @@ def test_blocks_hold_every_place_once(size):
     for count in range(1, 60):
         x = np.zeros((max(count, 40), 2, 2, 1), np.float32)
         places = np.arange(count) * 2
-        blocks = list(_autoattack._Inputs(None, None, x, None, None, size).blocks(places, parts=8))
+        whole = min(size or 256, len(x))
+        blocks = list(_autoattack._Inputs(None, None, x, None, None, size).blocks(places, part=-(-whole // 8)))
         np.testing.assert_array_equal(np.unique(np.concatenate(blocks)), places)
         assert len({len(block) for block in blocks}) <= 2
-        whole = min(size or 256, len(x))
         assert sum(map(len, blocks)) <= max(-(-count // whole) * whole, count)
         if whole == 40 and count <= 16:
             assert sum(map(len, blocks)) < count + 5

@@ -70,7 +70,7 @@ def test_rows_are_those_of_the_images(finished):
     train, test = _attacks.parts_of(adversarial.resolved(config))
     image = np.asarray(test[clean["id"]].image)
     functional = _classifier.build("mlp", train, dtype="float32", key=jax.random.key(1))
-    logits_fn = _attacks.restored(str(folder), functional, None).logits_fn()
+    logits_fn = _classifier.restored(str(folder), functional, None).logits_fn()
     for row in rows:
         if ":" in row["attack"]:
             continue
