@@ -202,9 +202,7 @@ def test_slices_have_files_of_their_own():
 def test_parts_of_a_set_are_tested_under_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr(_foreign, "overlap", lambda *_: False)  # digits stand in for a foreign set
     far = ("digits@train[:20]", "digits@train[20:50]")
-    rows = ood.run(
-        ood.Config(far=far, num_epochs=1, seeds=1, detectors="energy", results_dir=str(tmp_path))
-    )
+    rows = ood.run(ood.Config(far=far, num_epochs=1, seeds=1, detectors="energy", results_dir=str(tmp_path)))
     sizes = {row["set"]: row["num_out"] for row in rows}
     assert [sizes[name] for name in far] == [20, 30]
     assert len(list(tmp_path.glob("ood/*/scores/digits@train_*.npz"))) == 2
