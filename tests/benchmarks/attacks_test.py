@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 
@@ -136,9 +137,10 @@ def test_the_peers_attack_the_same_model(mlp):
     theirs, left_out = benchmark.their_attacks(mlp, "mlp", 0.06, 0)
     assert (list(theirs), left_out) == (NAMES, [])
     assert 0 <= mlp.robust_accuracy(theirs["PGD-40"](), 0.06) <= mlp.stands(mlp.x).mean()
-    mlp.state.params["head"]["bias"] = mlp.state.params["head"]["bias"] + 1
-    with pytest.raises(ValueError, match="the mlp of PyTorch must be the same function, got logits 1.0"):
-        benchmark.their_attacks(mlp, "mlp", 0.06, 0)
+    other, head = copy.copy(mlp), mlp.state.params["head"]
+    other.state = mlp.state._replace(params=mlp.state.params | {"head": head | {"bias": head["bias"] + 1}})
+    with pytest.raises(ValueError, match="the mlp of PyTorch must be the same function, got logits (1.0|0.9999)"):
+        benchmark.their_attacks(other, "mlp", 0.06, 0)
 
 
 def test_bad_settings_are_refused():
