@@ -139,7 +139,9 @@ ON_VALIDATION = ("temperature_scaling",)
 
 def names_of(detectors: str) -> list[str]:
     """The names in a comma-separated text, all of ``DEFAULT`` for an empty one; each is one that can be made."""
-    names = [name.strip() for name in detectors.split(",") if name.strip()] or list(DEFAULT)
+    names = [name.strip() for name in detectors.split(",") if name.strip()] if detectors else list(DEFAULT)
+    if not names:
+        raise ValueError(f"detectors must be names with commas between, got {detectors!r}.")
     if len(set(names)) < len(names):
         raise ValueError(f"detectors must name each one once, got {detectors!r}.")
     for name in names:

@@ -20,7 +20,6 @@ import os
 import pathlib
 import platform
 import time
-import zipfile
 from typing import Any, Literal
 
 import jax
@@ -166,9 +165,7 @@ def score_sets(
             console.print(f"seed {seed}: {name} is left out: {error}", soft_wrap=True, highlight=False)
             continue
         seconds = {"fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted}
-        buffer = io.BytesIO()
-        np.savez(buffer, **scores, **seconds)
-        _run.write_whole(path, buffer.getvalue())
+        _run.write_arrays(path, scores | seconds)
         console.print(f"seed {seed}: {name}, {sum(seconds.values()):.1f} s", soft_wrap=True, highlight=False)
     probabilities = np.asarray(jax.nn.softmax(outputs["in"].logits))
     return {
@@ -182,16 +179,6 @@ def scores_path(config: Config, seed: int, detector: str) -> pathlib.Path:
     return folder_of(config) / f"seed-{seed}" / "scores" / f"{detector}.npz"
 
 
-def read_scores(config: Config, seed: int, detector: str) -> dict[str, np.ndarray]:
-    """Scores by set, and seconds, of a detector that has finished."""
-    path = scores_path(config, seed, detector)
-    try:
-        with np.load(path) as scores:
-            return dict(scores)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to score again.") from error
-
-
 def finished(config: Config) -> list[str]:
     """Detectors with scores of every seed, of this and of earlier calls, in the order of ``--list``."""
     folders = [scores_path(config, seed, "").parent for seed in range(config.seeds)]
@@ -201,10 +188,15 @@ def finished(config: Config) -> list[str]:
 
 
 def tabulate(config: Config, sets: _foreign.Sets, names: list[str]) -> list[dict]:
-    """Computes one row of metrics for each seed, detector and set, and writes all of them to metrics.csv."""
-    scores = {(seed, name): read_scores(config, seed, name) for seed in range(config.seeds) for name in names}
-    rows = []
-    for (seed, name), of in scores.items():
+    """Computes one row of metrics for each seed, detector and set that is in the folder, and writes metrics.csv.
+
+    Returns:
+      The rows of these detectors and the seeds of ``config``.
+    """
+    paths = sorted(folder_of(config).glob("seed-*/scores/*.npz"))
+    scores = {(int(path.parts[-3].removeprefix("seed-")), path.stem): _run.read_arrays(path) for path in paths}
+    rows: list[dict[str, Any]] = []
+    for (seed, name), of in sorted(scores.items(), key=lambda item: item[0]):
         seconds = {key: float(of[key]) for key in ("fit_seconds", "score_seconds")}
         for part, foreign in sets.foreign.items():
             values = metrics.detection_metrics(of["in"], of[part])
@@ -217,13 +209,11 @@ def tabulate(config: Config, sets: _foreign.Sets, names: list[str]) -> list[dict
     writer.writerows(rows)
     _run.write_whole(folder_of(config) / "metrics.csv", buffer.getvalue())
     for part in ("in", *sets.foreign):
-        together: dict[str, Any] = {
-            name: np.stack([scores[seed, name][part] for seed in range(config.seeds)]) for name in names
+        together = {
+            name: np.stack([scores[pair][part] for pair in sorted(scores) if pair[1] == name]) for _, name in scores
         }
-        content = io.BytesIO()
-        np.savez(content, **together)
-        _run.write_whole(folder_of(config) / "scores" / f"{part.translate(UNSAFE)}.npz", content.getvalue())
-    return rows
+        _run.write_arrays(folder_of(config) / "scores" / f"{part.translate(UNSAFE)}.npz", together)
+    return [row for row in rows if row["seed"] < config.seeds and row["detector"] in names]
 
 
 def over_seeds(rows: list[dict], detector: str, metric: str, *, group: str | None = None, part: str | None = None):
@@ -234,44 +224,52 @@ def over_seeds(rows: list[dict], detector: str, metric: str, *, group: str | Non
     )
 
 
-def tables_of(config: Config, rows: list[dict], names: list[str]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Titles, headers and cells: AUROC of groups and sets, then the other metrics of each group; best in bold."""
+Section = tuple[str, list[str], list[list[str]]]
+"""Title, headers and rows of a table."""
+
+
+def tables_of(config: Config, rows: list[dict], names: list[str]) -> tuple[list[Section], list[Section]]:
+    """What is printed, AUROC of groups and sets, other metrics of groups, and seconds; and all metrics of each set."""
     groups = [group for group in GROUPS if any(row["group"] == group for row in rows)]
     members = {row["set"]: row["group"] for row in rows}
-    fpr = f"fpr_{config.positive}_positive"
-    sides = {"ood": "out-of-distribution positive", "id": "in-distribution positive"}
-    over = f"mean over {config.seeds} seed{'s' if config.seeds > 1 else ''}{', sd' if config.seeds > 1 else ''}"
-    wanted = [(f"AUROC, {over}", [(group, "auroc", {"group": group}) for group in groups])]
     parts = [part for part, group in members.items() if list(members.values()).count(group) > 1]
-    if parts:
-        wanted.append((f"AUROC of each set, {over}", [(part, "auroc", {"part": part}) for part in parts]))
-    for group in groups:
-        of_group = {"group": group}
-        cells = [("AUPR-in", "aupr_in", of_group), ("AUPR-out", "aupr_out", of_group), ("FPR@95TPR", fpr, of_group)]
-        wanted.append((f"{group}; FPR@95TPR with {sides[config.positive]}", cells))
-    tables = []
-    for title, cells in wanted:
+    over = f"mean over {config.seeds} seed{'s' if config.seeds > 1 else ''}{', sd' if config.seeds > 1 else ''}"
+    sides = {"ood": "out-of-distribution positive", "id": "in-distribution positive"}
+    fpr = f"fpr_{config.positive}_positive"
+    columns = {"AUROC": "auroc", "AUPR-in": "aupr_in", "AUPR-out": "aupr_out", "FPR@95TPR": fpr}
+    with_side = f"FPR@95TPR with {sides[config.positive]}"
+
+    def section(title: str, cells: list[tuple[str, str, dict[str, str]]]) -> Section:
+        """Of columns (header, metric, where), the best of each in bold."""
         values = {name: [over_seeds(rows, name, metric, **where) for _, metric, where in cells] for name in names}
-        least = [metric.startswith("fpr") for _, metric, _ in cells]
         means = np.asarray([[v.mean() for v in values[name]] for name in names])
-        best = [means[:, i].min() if low else means[:, i].max() for i, low in enumerate(least)]
+        best = [c.min() if metric == fpr else c.max() for c, (_, metric, _) in zip(means.T, cells, strict=True)]
         body = []
         for name, row in zip(names, means, strict=True):
             texts = [spread(v) for v in values[name]]
             body.append([name, *(f"**{t}**" if m == b else t for t, m, b in zip(texts, row, best, strict=True))])
-        tables.append((title, ["detector", *(header for header, _, _ in cells)], body))
-    seconds = [
-        [
-            name,
-            *(f"{over_seeds(rows, name, key, group=groups[0]).mean():.2f}" for key in ("fit_seconds", "score_seconds")),
-        ]
-        for name in names
-    ]
-    return [*tables, ("seconds, compilation included", ["detector", "fit", "score"], seconds)]
+        return title, ["detector", *(header for header, _, _ in cells)], body
+
+    printed = [section(f"AUROC, {over}", [(group, "auroc", {"group": group}) for group in groups])]
+    if parts:
+        printed.append(section(f"AUROC of each set, {over}", [(part, "auroc", {"part": part}) for part in parts]))
+    for group in groups:
+        cells = [(header, metric, {"group": group}) for header, metric in columns.items() if metric != "auroc"]
+        printed.append(section(f"{group}; {with_side}", cells))
+    seconds = []
+    for name in names:
+        spent = (over_seeds(rows, name, f"{task}_seconds", group=groups[0]).mean() for task in ("fit", "score"))
+        seconds.append([name, *(f"{value:.2f}" for value in spent)])
+    printed.append(("seconds, compilation included", ["detector", "fit", "score"], seconds))
+    each = []
+    for part in parts:
+        cells = [(header, metric, {"part": part}) for header, metric in columns.items()]
+        each.append(section(f"{part} ({members[part]}); {with_side}", cells))
+    return printed, each
 
 
 def spread(values: np.ndarray) -> str:
-    """Mean and standard deviation, as .912 ±.004."""
+    """Mean and standard deviation, as 0.912 ±.004; of one value, that value."""
     mean = f"{values.mean():.3f}"
     return f"{mean} ±{values.std(ddof=1):.3f}".replace("±0.", "±.") if len(values) > 1 else mean
 
@@ -279,7 +277,7 @@ def spread(values: np.ndarray) -> str:
 def figures(config: Config, sets: _foreign.Sets, rows: list[dict], names: list[str]) -> None:
     """Draws histograms and ROC curves of seed 0, AUROC of all seeds, and the images at both ends of a detector."""
     folder = folder_of(config) / "figures"
-    scores = {name: read_scores(config, 0, name) for name in names}
+    scores = {name: _run.read_arrays(scores_path(config, 0, name)) for name in names}
     known = config.dataset if not config.classes else f"{config.dataset} {','.join(map(str, config.classes))}"
     shown = {name: {known: s["in"], **{part: s[part] for part in sets.foreign}} for name, s in scores.items()}
     drawn = {"score_histograms": plotting.score_histograms(shown)}
@@ -301,11 +299,29 @@ def figures(config: Config, sets: _foreign.Sets, rows: list[dict], names: list[s
         _run.write_whole(folder / f"{name}.png", _run.png_of(figure))
 
 
+def print_table(console: Console, title: str, headers: list[str], body: list[list[str]]) -> None:
+    """Prints a table, as several where its columns do not fit side by side."""
+    widths = [max(len(cell.strip("*")) for cell in column) + 3 for column in zip(headers, *body, strict=True)]
+    first = 1
+    while first < len(headers):
+        last = first + 1
+        while last < len(headers) and widths[0] + sum(widths[first : last + 1]) < console.width:
+            last += 1
+        table = Table(headers[0], title=title, title_justify="left")
+        for header in headers[first:last]:
+            table.add_column(header, justify="right")
+        for name, *cells in body:
+            shown = (f"[bold]{c.strip('*')}[/bold]" if c.startswith("**") else c for c in cells[first - 1 : last - 1])
+            table.add_row(name, *shown)
+        console.print(table)
+        first = last
+
+
 def report(config: Config, sets: _foreign.Sets, known: list[dict], names: list[str], console: Console) -> list[dict]:
     """Prints the tables; writes metrics.csv, metrics.json, report.md and figures.
 
     Returns:
-      The rows of metrics.csv.
+      The rows that the tables are of.
     """
     rows = tabulate(config, sets, names)
     folder = folder_of(config)
@@ -316,13 +332,10 @@ def report(config: Config, sets: _foreign.Sets, known: list[dict], names: list[s
     )
     line = f"In-distribution accuracy {accuracy}, ECE (15 bins) {error}."
     text = [f"# Out-of-distribution detection: {about}", "", line]
-    for title, headers, body in tables_of(config, rows, names):
-        table = Table(*headers, title=title, title_justify="left")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for cells in body:
-            table.add_row(*(f"[bold]{cell.strip('*')}[/bold]" if cell.startswith("**") else cell for cell in cells))
-        console.print(table)
+    printed, each = tables_of(config, rows, names)
+    for section in printed:
+        print_table(console, *section)
+    for title, headers, body in (*printed, *each):
         text += ["", f"## {title}", "", f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}"]
         text += [f"| {' | '.join(cells)} |" for cells in body]
     console.print(line, highlight=False)

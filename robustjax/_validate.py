@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """``value`` as a float; NaN, which no range holds, for what is not a number."""
     try:
-        return math.nan if isinstance(value, (str, bool)) else float(value)
+        return math.nan if isinstance(value, (str, bool, np.bool_)) else float(value)
     except (TypeError, ValueError):
         return math.nan
 
@@ -29,8 +31,17 @@ def positive(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, jax.core.Tracer):
             continue
-        if not 0 < _number(value) < math.inf:
+        if not 0 < number(value) < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+
+
+def not_negative(**values: Any) -> None:
+    """Raises ValueError for a value that is not a finite number of at least 0."""
+    for name, value in values.items():
+        if isinstance(value, jax.core.Tracer):
+            continue
+        if not 0 <= number(value) < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
 
 
 def probability(**values: Any) -> None:
@@ -38,7 +49,7 @@ def probability(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, jax.core.Tracer):
             continue
-        if not 0 < _number(value) < 1:
+        if not 0 < number(value) < 1:
             raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}.")
 
 

@@ -17,3 +17,4 @@ from robustjax.metrics._detection import detection_error as detection_error
 from robustjax.metrics._detection import detection_metrics as detection_metrics
 from robustjax.metrics._detection import detection_metrics_on_device as detection_metrics_on_device
 from robustjax.metrics._detection import fpr_at_tpr as fpr_at_tpr
+from robustjax.metrics._detection import ranks as ranks

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, Shaped
+from jaxtyping import Array, Key
 
 from robustjax import _validate
-from robustjax.typing import AnyArray
+from robustjax.typing import ArrayLike
 
 _BATCH_SIZE = 2**21  # numbers resampled at once: tens of MB, and no slower than all at once
 
@@ -34,7 +34,7 @@ class BootstrapInterval(NamedTuple):
 def bootstrap_interval(
     key: Key[Array, ""],
     metric: Callable[..., Any],
-    *samples: Shaped[AnyArray, "_ ..."],
+    *samples: ArrayLike,
     num_resamples: int = 1000,
     alpha: float = 0.05,
 ) -> BootstrapInterval:
@@ -42,10 +42,11 @@ def bootstrap_interval(
 
     Each sample is resampled by itself, rows with replacement, so their sizes stay. For out-of-distribution detection::
 
-        bootstrap_interval(key, detection_metrics_on_device, scores_in, scores_out)
+        bootstrap_interval(key, detection_metrics_on_device, *ranks(scores_in, scores_out))
 
-    gives an interval for each of the metrics. Two detectors are compared on the same inputs with scores of shape
-    ``(m, 2)`` and a metric that returns a difference of its columns.
+    gives an interval for each of the metrics; the scores themselves would be rounded to float32, as all samples are.
+    Two detectors are compared on the same inputs with scores of shape ``(m, 2)`` and a metric that returns a difference
+    of its columns.
 
     Args:
       key: one typed key.
@@ -71,14 +72,15 @@ def bootstrap_interval(
     _validate.probability(alpha=alpha)
     if not samples:
         raise ValueError("samples must be one array at least, got none.")
-    for number, sample in enumerate(samples):
+    arrays = tuple(map(jnp.asarray, samples))
+    for number, sample in enumerate(arrays):
         if not sample.ndim or not sample.shape[0]:
             raise ValueError(f"samples[{number}] must have rows, got shape {sample.shape}.")
         if not isinstance(sample, jax.core.Tracer) and jnp.issubdtype(sample.dtype, jnp.floating):
             bad = int(jnp.isnan(sample).sum())
             if bad:
                 raise ValueError(f"samples[{number}] must have no NaN, got {bad} among {sample.size} values.")
-    estimate, resampled = _resampled(key, metric, tuple(map(jnp.asarray, samples)), num_resamples)
+    estimate, resampled = _resampled(key, metric, arrays, num_resamples)
     lower = jax.tree.map(lambda values: jnp.quantile(values, alpha / 2, axis=0), resampled)
     upper = jax.tree.map(lambda values: jnp.quantile(values, 1 - alpha / 2, axis=0), resampled)
     return BootstrapInterval(estimate, lower, upper)
@@ -91,9 +93,8 @@ def _resampled(key: Array, metric: Callable[..., Any], samples: tuple[Array, ...
         rows = [jax.random.randint(k, sample.shape[:1], 0, sample.shape[0]) for k, sample in zip(keys, samples)]
         return metric(*(sample[index] for sample, index in zip(samples, rows)))
 
-    # Batches of one size, the last filled up, because a remainder would compile the metric once more.
-    batches = math.ceil(num_resamples * sum(sample.size for sample in samples) / _BATCH_SIZE)
-    numbers = jnp.arange(batches * math.ceil(num_resamples / batches)).reshape(batches, -1)
-    resampled = jax.lax.map(jax.vmap(resample), numbers)
-    resampled = jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:])[:num_resamples], resampled)
-    return metric(*samples), resampled
+    # Batches of one size, because a remainder would compile the metric once more.
+    fewest = min(num_resamples, math.ceil(num_resamples * sum(sample.size for sample in samples) / _BATCH_SIZE))
+    batches = next(number for number in range(fewest, num_resamples + 1) if num_resamples % number == 0)
+    resampled = jax.lax.map(jax.vmap(resample), jnp.arange(num_resamples).reshape(batches, -1))
+    return metric(*samples), jax.tree.map(lambda values: values.reshape(-1, *values.shape[2:]), resampled)

@@ -31,7 +31,8 @@ def expected_calibration_error(
       labels: ``(batch,)`` integer true classes.
       num_bins: number of bins.
       binning: ``"width"`` cuts [0, 1] into bins of equal width, closed on the right, with edges in the dtype of the
-        probabilities; ``"mass"`` cuts the rows, sorted by confidence, into parts of equal size (adaptive ECE).
+        probabilities; ``"mass"`` cuts the rows, sorted by confidence, into parts of equal size (adaptive ECE), but for
+        equal confidences, which all go to the part of their first.
 
     Returns:
       The error in [0, 1].
@@ -167,10 +168,9 @@ def _bins(probabilities: ArrayLike, labels: ArrayLike, num_bins: int, binning: s
         edges = np.linspace(0, 1, num_bins + 1, dtype=confidence.dtype)
         index = np.searchsorted(edges[1:-1], confidence, side="left")
     elif binning == "mass":
-        parts = np.array_split(np.argsort(confidence, kind="stable"), num_bins)
-        index = np.empty(labels.size, np.int64)
-        for number, rows in enumerate(parts):
-            index[rows] = number
+        sizes = [part.size for part in np.array_split(confidence, num_bins)]
+        first = np.searchsorted(np.sort(confidence), confidence)  # among the sorted, so that no order of rows matters
+        index = np.repeat(np.arange(num_bins), sizes)[first]
     else:
         raise ValueError(f"binning must be 'width' or 'mass', got {binning!r}.")
     count = np.bincount(index, minlength=num_bins)

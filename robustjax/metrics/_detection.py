@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from robustjax import _validate
 from robustjax.typing import AnyArray, ArrayLike
 
 
@@ -211,6 +212,29 @@ def detection_metrics_on_device(
     return DetectionMetrics(*(jnp.where(has_nan, jnp.nan, value) for value in metrics))
 
 
+def ranks(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Replaces scores by their places in the order of all, tied scores by one place.
+
+    Every metric of this page is the same for ranks, and float32 holds them where it would tie float64 scores::
+
+        bootstrap_interval(key, detection_metrics_on_device, *ranks(scores_in, scores_out))
+
+    Args:
+      scores_in: ``(m,)`` scores of in-distribution inputs.
+      scores_out: ``(n,)`` scores of out-of-distribution inputs.
+
+    Returns:
+      ``(m,)`` and ``(n,)``, float32 whole numbers from 0, exact up to 2^24.
+
+    Raises:
+      ValueError: as ``auroc``.
+    """
+    scores_in, scores_out = _on_host("scores_in", scores_in), _on_host("scores_out", scores_out)
+    _, places = np.unique(np.concatenate([scores_in, scores_out]), return_inverse=True)
+    places = places.astype(np.float32)
+    return places[: scores_in.size], places[scores_in.size :]
+
+
 def _ordered_bits(scores: AnyArray) -> AnyArray:
     """Integers in the order of the scores: XLA on CPUs sorts them four times as fast as floats."""
     if scores.dtype.itemsize > 4:
@@ -279,8 +303,8 @@ def _all(below_in: Any, below_out: Any, needed_in: int, needed_out: int) -> Dete
 
 def _needed(tpr: float, total: int) -> int:
     """The least k with k / total >= tpr; ``ceil`` by itself may be one off, since tpr * total is rounded."""
-    if not 0 < tpr <= 1:
-        raise ValueError(f"tpr must lie in (0, 1], got {tpr}.")
+    if not 0 < _validate.number(tpr) <= 1:
+        raise ValueError(f"tpr must lie in (0, 1], got {tpr!r}.")
     near = math.ceil(tpr * total)
     return next(k for k in (near - 1, near, near + 1) if k / total >= tpr)
 

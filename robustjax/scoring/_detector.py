@@ -55,44 +55,64 @@ def cached_by_settings(factory: Callable[Settings, Detector]) -> Callable[Settin
     def once(*args: Settings.args, **kwargs: Settings.kwargs) -> Detector:
         settings = signature.bind(*args, **kwargs)
         settings.apply_defaults()
+        try:
+            hash((settings.args, *settings.kwargs.values()))
+        except TypeError:  # of an array or a list: the factory says whether it takes one
+            return factory(*args, **kwargs)
         return cached(*settings.args, **settings.kwargs)
 
     return once
 
 
-def make_detector(fit: Callable[..., Any] | None, score: Callable[[Any, Outputs], jax.Array]) -> Detector:
+def make_detector(
+    fit: Callable[..., Any] | None,
+    score: Callable[[Any, Outputs], jax.Array],
+    fitted_on: Callable[[Any], tuple[int | None, int | None]] = lambda state: (None, None),
+) -> Detector:
     """Makes a detector of two plain functions, behind the checks that all detectors share.
 
     Args:
       fit: ``(outputs, labels, head) -> state`` (a pytree), called outside ``jit`` with checked arguments; None where
         there is nothing to fit.
       score: ``(state, outputs) -> (batch,)``, traceable, each row by itself.
+      fitted_on: ``state -> (classes, dim)`` of the training outputs, None for what scored outputs need not share.
 
     Returns:
-      The detector. Its functions raise ValueError for logits that are not ``(batch, classes >= 2)``, for features,
-      labels or a head that do not fit them, for labels outside ``0, ..., classes - 1``, for training rows that are not
-      finite and for scored rows with NaN.
+      The detector. Both of its functions get outputs in float32 where they were coarser. They raise ValueError for
+      logits that are not ``(batch, classes >= 2)``, for features, labels or a head that do not fit them or the state,
+      for labels outside ``0, ..., classes - 1``, for rows that are not finite, and for scores that would be NaN. Under
+      ``jit``, which knows no values, a row that is not finite has the score NaN.
     """
 
-    @jax.jit
-    def score_and_suspect(state, outputs):
-        # The quickest sign of a NaN, in the one program that reads the rows; infinities of both signs give it, too.
-        return score(state, outputs), jnp.isnan(outputs.logits.sum(-1) + outputs.features.sum(-1))
+    def score_and_finite(state, outputs):
+        outputs = jax.tree.map(in_float32, outputs)
+        scores = score(state, outputs)
+        # The quickest sign, in the one program that reads the rows; of some finite rows, too, the sum is infinite.
+        return scores, jnp.isfinite(outputs.logits.sum(-1) + outputs.features.sum(-1)) & ~jnp.isnan(scores)
+
+    compiled = jax.jit(score_and_finite)
 
     @functools.wraps(score)
     def checked_score(state, outputs):
         check_outputs(outputs)
-        leaves = jax.tree.leaves((state, outputs))
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-            # By itself a NaN may not reach the score: on a CPU, XLA's max passes over it.
-            nan = jnp.isnan(outputs.logits).any(-1) | jnp.isnan(outputs.features).any(-1)
-            return jnp.where(nan, jnp.nan, score(state, outputs))
-        scores, suspect = in_blocks(score_and_suspect, state, outputs)
-        if suspect.any():
-            for name, values in zip(outputs._fields, outputs, strict=True):
-                nan = jnp.isnan(values).any(-1)
-                if nan.any():
-                    raise ValueError(f"outputs.{name} must hold no NaN, got one in row {int(nan.argmax())}.")
+        shapes = zip(("logits", "features"), fitted_shapes(fitted_on, state), strict=True)
+        for name, wanted in shapes:
+            got = getattr(outputs, name).shape
+            if wanted is not None and got[1] != wanted:
+                raise ValueError(f"outputs.{name} must be ({got[0]}, {wanted}), as the state was fitted on, got {got}.")
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, outputs))):
+            finite = jnp.isfinite(outputs.logits).all(-1) & jnp.isfinite(outputs.features).all(-1)
+            return jnp.where(finite, score_and_finite(state, outputs)[0], jnp.nan)
+        scores, finite = in_blocks(compiled, state, outputs)
+        if not finite.all():
+            check_finite("outputs.logits", outputs.logits)
+            check_finite("outputs.features", outputs.features)
+            nan = np.isnan(scores)
+            if nan.any():
+                raise ValueError(
+                    f"state and outputs must be finite and their scores within float32, {nan.sum()} of {nan.size} "
+                    f"scores are NaN, the first of row {nan.argmax()}."
+                )
         return scores
 
     def checked_fit(outputs=None, labels=None, head=None):
@@ -101,9 +121,8 @@ def make_detector(fit: Callable[..., Any] | None, score: Callable[[Any, Outputs]
             if not outputs.logits.shape[0]:
                 raise ValueError("outputs must hold at least one row to fit on, got none.")
             for name, values in zip(outputs._fields, outputs, strict=True):
-                if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
-                    row = int((~jnp.isfinite(values)).any(-1).argmax())
-                    raise ValueError(f"outputs.{name} must be finite to fit on, row {row} is not.")
+                check_finite(f"outputs.{name}", values)
+            outputs = jax.tree.map(in_float32, outputs)
             if labels is not None:
                 labels = checked_labels(labels, *outputs.logits.shape)
             if head is not None:
@@ -127,8 +146,33 @@ def check_detectors(name: str, *detectors: Detector) -> None:
             raise ValueError(f"{name} takes a Detector such as scoring.energy(), got {detector!r}.")
 
 
+def in_float32(values):
+    """Floating numbers of at least 32 bits, because linear algebra has no routines for coarser ones."""
+    fine = jnp.issubdtype(values.dtype, jnp.floating) and values.dtype.itemsize >= 4
+    return values if fine else values.astype(np.float32)
+
+
+def check_finite(name: str, values: AnyArray) -> None:
+    """Raises ValueError unless all rows are finite; what is traced passes."""
+    if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
+        bad = np.asarray(~jnp.isfinite(values)).reshape(values.shape[0], -1).any(-1)
+        raise ValueError(
+            f"{name} must be finite, {bad.sum()} of {bad.size} rows are not, the first is row {bad.argmax()}."
+        )
+
+
+def fitted_shapes(fitted_on: Callable[[Any], Any], state: Any) -> Any:
+    """``fitted_on(state)``, or ValueError where the state is that of another detector, or none."""
+    try:
+        return fitted_on(state)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"state must be what fit of this detector gives, got {type(state).__name__}.") from error
+
+
 def check_outputs(outputs: Outputs) -> None:
     """Raises ValueError unless ``outputs`` are logits (batch, classes >= 2) and features (batch, dim)."""
+    if not isinstance(outputs, Outputs):
+        raise ValueError(f"outputs must be Outputs(logits, features), got {type(outputs).__name__}.")
     shapes = {name: getattr(values, "shape", None) for name, values in zip(outputs._fields, outputs, strict=True)}
     logits, features = shapes["logits"], shapes["features"]
     if logits is None or len(logits) != 2 or logits[1] < 2:
@@ -155,7 +199,11 @@ def checked_labels(labels, rows: int, num_classes: int):
 
 
 def _checked_head(head: Head | tuple, outputs: Outputs) -> Head:
-    kernel, bias = head
+    if not isinstance(head, (tuple, list)) or len(head) != 2 or head[0] is None:
+        got = f"{type(head).__name__}{f' of {len(head)}' if isinstance(head, (tuple, list)) else ''}"
+        raise ValueError(f"head must be Head(kernel, bias), got {got}.")
+    kernel = in_float32(jnp.asarray(head[0]))
+    bias = None if head[1] is None else in_float32(jnp.asarray(head[1]))
     wanted = (outputs.features.shape[1], outputs.logits.shape[1])
     if kernel.shape != wanted:
         raise ValueError(f"head.kernel must be (dim, classes) = {wanted}, got {kernel.shape}.")
@@ -164,7 +212,7 @@ def _checked_head(head: Head | tuple, outputs: Outputs) -> Head:
     for name, values in (("kernel", kernel), ("bias", bias)):
         if values is not None and not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
             raise ValueError(f"head.{name} must be finite, it is not.")
-    return Head(jnp.asarray(kernel), None if bias is None else jnp.asarray(bias))
+    return Head(kernel, bias)
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from robustjax.scoring._detector import Detector, cached_by_settings, check_detectors, make_detector, require
+from robustjax.scoring._detector import (
+    Detector,
+    cached_by_settings,
+    check_detectors,
+    check_outputs,
+    fitted_shapes,
+    make_detector,
+    require,
+)
 from robustjax.typing import Outputs
 
 
@@ -36,6 +44,12 @@ def _fit_member(index: int, detector: Detector, outputs, labels, head) -> Member
             f"{float(member.deviation):g}."
         )
     return member
+
+
+def _check_members(state: Any, number: int) -> tuple[None, None]:
+    if len([member.deviation for member in state]) != number:
+        raise ValueError(f"state must have {number} members, got {len(state)}.")
+    return None, None
 
 
 def _mean_standardised(members, scores) -> jax.Array:
@@ -72,7 +86,7 @@ def ensemble(*detectors: Detector) -> Detector:
         scores = [detector.score(member.state, outputs) for detector, member in zip(detectors, state)]
         return _mean_standardised(state, scores)
 
-    return make_detector(fit, score)
+    return make_detector(fit, score, lambda state: _check_members(state, len(detectors)))
 
 
 @cached_by_settings
@@ -102,6 +116,9 @@ def model_ensemble(detector: Detector) -> Detector:
         return tuple(_fit_member(i, detector, one, labels, head) for i, (one, head) in enumerate(zip(outputs, heads)))
 
     def score(state, outputs):
+        fitted_shapes(lambda state: _check_members(state, len(state)), state)
+        for one in outputs:
+            check_outputs(one)
         rows = {one.logits.shape[0] for one in outputs}
         if len(outputs) != len(state) or len(rows) != 1:
             raise ValueError(

@@ -71,7 +71,12 @@ def she() -> Detector:
     def score(state, outputs):
         return -(outputs.features * state[outputs.logits.argmax(-1)]).sum(-1)
 
-    return make_detector(fit, score)
+    return make_detector(fit, score, _shape)
+
+
+def _shape(state):
+    rows, columns = state.shape
+    return rows, columns
 
 
 @jax.jit
@@ -120,7 +125,7 @@ def nnguide(*, k: int = 10) -> Detector:
         guidance = (directions * guides).sum(-1)
         return -guidance * jax.nn.logsumexp(outputs.logits, axis=-1)
 
-    return make_detector(fit, score)
+    return make_detector(fit, score, lambda state: (None, _shape(state)[1]))
 
 
 @jax.jit
@@ -164,7 +169,7 @@ def fdbd() -> Detector:
         to_boundaries = (gaps / state.distances[logits.argmax(-1)]).sum(-1) / (logits.shape[1] - 1)
         return -to_boundaries / jnp.maximum(jnp.linalg.norm(outputs.features - state.mean[None], axis=-1), 1e-8)
 
-    return make_detector(fit, score)
+    return make_detector(fit, score, lambda state: (state.distances.shape[0], state.mean.shape[0]))
 
 
 @jax.jit
@@ -206,7 +211,7 @@ def nci(*, alpha: float = 1e-4) -> Detector:
     Reference:
       Liu and Qin, "Detecting out-of-distribution through the lens of neural collapse", arXiv:2311.01479.
     """
-    if not 0 <= alpha < math.inf:
+    if not 0 <= _validate.number(alpha) < math.inf:
         raise ValueError(f"alpha must be finite and at least 0, got {alpha!r}.")
 
     def fit(outputs, labels, head):
@@ -218,4 +223,4 @@ def nci(*, alpha: float = 1e-4) -> Detector:
         projected = (centred * state.weights[outputs.logits.argmax(-1)]).sum(-1)
         return -projected / _lengths(centred) - alpha * jnp.abs(outputs.features).sum(-1)
 
-    return make_detector(fit, score)
+    return make_detector(fit, score, lambda state: _shape(state.weights))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from robustjax import _validate
-from robustjax.scoring._detector import Detector, in_blocks
+from robustjax.scoring._detector import Detector, check_finite, in_blocks
 from robustjax.scoring._logits import msp
 from robustjax.typing import LogitsFn, Outputs
 
@@ -21,7 +21,7 @@ IMAGES = 128
 
 def check_step(epsilon: float) -> None:
     """Raises ValueError unless ``epsilon`` is a finite number of at least 0."""
-    if not 0 <= epsilon < math.inf:
+    if not 0 <= _validate.number(epsilon) < math.inf:
         raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon!r}.")
 
 
@@ -31,7 +31,7 @@ def as_state(function: Callable) -> jax.tree_util.Partial:
 
 
 def of_inputs(function: Callable[[Any, Any], Any], state: Any, x: Any) -> Any:
-    """``function(state, x)`` by blocks of ``IMAGES`` rows; ValueError unless all of ``x`` is floating and finite."""
+    """``function(state, x)`` by blocks of ``IMAGES`` rows; ValueError unless ``x`` is floating, and both are finite."""
     leaves = jax.tree.leaves(x)
     if not leaves or any(not jnp.issubdtype(getattr(leaf, "dtype", jnp.int32), jnp.floating) for leaf in leaves):
         got = ", ".join(str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves) or "no array"
@@ -39,10 +39,11 @@ def of_inputs(function: Callable[[Any, Any], Any], state: Any, x: Any) -> Any:
     if any(leaf.ndim == 0 for leaf in leaves) or len({leaf.shape[0] for leaf in leaves}) != 1:
         raise ValueError(f"x must have the batch as first axis, got {', '.join(str(leaf.shape) for leaf in leaves)}.")
     for leaf in leaves:
-        if not isinstance(leaf, jax.core.Tracer) and not bool(jnp.isfinite(leaf).all()):
-            row = int((~jnp.isfinite(leaf)).reshape(leaf.shape[0], -1).any(-1).argmax())
-            raise ValueError(f"x must be finite, row {row} is not.")
-    return in_blocks(function, state, x, IMAGES)
+        check_finite("x", leaf)
+    found = in_blocks(function, state, x, IMAGES)
+    for leaf in jax.tree.leaves(found):
+        check_finite("what the model gives for x", leaf)
+    return found
 
 
 def descend(loss: Callable[[Any], Float[Array, " batch"]], x: Any, epsilon: Any) -> Any:

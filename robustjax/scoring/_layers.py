@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from robustjax import _validate
-from robustjax.scoring._detector import Detector, checked_labels, make_detector, require
+from robustjax.scoring._detector import Detector, checked_labels, fitted_shapes, make_detector, require
 from robustjax.scoring._inputs import as_state, check_step, descend, of_inputs
 from robustjax.scoring._mahalanobis import mahalanobis
 from robustjax.typing import Outputs
@@ -166,7 +166,8 @@ def nac(
     for value in _values(share):
         _validate.probability(share=value)
     if layers_fn is None:
-        return _nac_of_features(_single("steepness", steepness), _single("num_bins", num_bins), _single("share", share))
+        alpha, bins, r = _single("steepness", steepness), _single("num_bins", num_bins), _single("share", share)
+        return _nac_of_features(float(alpha), int(bins), float(r))
     model = as_state(layers_fn)
 
     def setting(name, value, layer):
@@ -187,6 +188,7 @@ def nac(
         return CoveredBins(covered, None)
 
     def score(state, x):
+        fitted_shapes(lambda state: state.covered.items(), state)
         slopes = {layer: setting("steepness", steepness, layer) for layer in state.covered}
         return of_inputs(_nac, (model, slopes, state.covered), x)
 
@@ -218,7 +220,7 @@ def _nac_of_features(steepness, num_bins, share):
     def score(state, outputs):
         return -_coverage(state.covered["features"], states(state.kernel, outputs), steepness)
 
-    return make_detector(fit, score)
+    return make_detector(fit, score, lambda state: state.kernel.shape[::-1])
 
 
 def _bins(states, steepness, num_bins):
@@ -244,6 +246,12 @@ def _nac(state, x):
     layers_fn, steepness, covered = state
     layers = _pooled(layers_fn, x)
     _check_layers(layers, covered)
+    for name, states in layers.items():
+        if states.shape[1] != covered[name].shape[1]:
+            raise ValueError(
+                f"layers_fn must give the {covered[name].shape[1]} fitted channels for layer {name!r}, got "
+                f"{states.shape[1]}."
+            )
     return -jnp.stack([_coverage(covered[name], states, steepness[name]) for name, states in layers.items()]).mean(0)
 
 
@@ -303,6 +311,7 @@ def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detect
         return WeightedLayers(gaussians, dict(zip(layers, weights)), bias)
 
     def score(state, x):
+        fitted_shapes(lambda state: state.gaussians.items(), state)
         by_layer = of_inputs(distances, (model, state.gaussians, epsilon), x)
         return state.bias + sum(state.weights[name] * distance for name, distance in by_layer.items())
 

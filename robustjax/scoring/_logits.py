@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax import _validate
-from robustjax.scoring._detector import Detector, cached_by_settings, checked_labels, make_detector, require
+from robustjax.scoring._detector import (
+    Detector,
+    cached_by_settings,
+    check_finite,
+    checked_labels,
+    in_float32,
+    make_detector,
+    require,
+)
 from robustjax.typing import AnyArray
 
 SPAN = 5.0
@@ -59,7 +67,6 @@ def _log_probabilities(logits):
 def _logsumexp(logits):
     """That of ``jax.nn``; a product with ones, since on a CPU XLA adds the numbers that it computes at half speed."""
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    top = jnp.where(jnp.isfinite(top), top, 0)
     ones = jnp.ones_like(logits, shape=logits.shape[-1:])
     return jnp.log(jnp.matmul(jnp.exp(logits - top), ones, precision=jax.lax.Precision.HIGHEST)) + top[:, 0]
 
@@ -80,7 +87,7 @@ def msp() -> Detector:
 
     It ranks as the literal :math:`-\max_k p_k` does in exact arithmetic, and ``expm1(s)`` is that number. In float32
     the literal form is -1 for every row whose largest logit leads by more than 17, which ties the most certain rows;
-    this one still tells them apart. One infinite logit gives ``-inf``.
+    this one still tells them apart.
 
     Returns:
       The detector; there is nothing to fit.
@@ -193,7 +200,8 @@ def temperature_scaling() -> Detector:
         require("temperature_scaling", outputs=outputs, labels=labels)
         return fit_temperature(outputs.logits, labels)
 
-    return make_detector(fit, lambda state, outputs: _log_doubt(outputs.logits / state.temperature))
+    score = lambda state, outputs: _log_doubt(outputs.logits / state.temperature)
+    return make_detector(fit, score, lambda state: (None, None, state.temperature)[:2])
 
 
 def fit_temperature(logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]) -> Temperature:
@@ -221,11 +229,8 @@ def fit_temperature(logits: Float[AnyArray, "batch classes"], labels: Int[AnyArr
     if logits.ndim != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
         raise ValueError(f"logits must be (batch >= 1, classes >= 2), got {logits.shape}.")
     labels = checked_labels(labels, *logits.shape)
-    if not isinstance(logits, jax.core.Tracer) and not bool(jnp.isfinite(logits).all()):
-        raise ValueError(
-            f"logits must be finite to fit on, row {int((~jnp.isfinite(logits)).any(-1).argmax())} is not."
-        )
-    return _fit_temperature(jnp.asarray(logits), labels)
+    check_finite("logits", logits)
+    return _fit_temperature(in_float32(jnp.asarray(logits)), labels)
 
 
 @jax.jit
@@ -276,7 +281,7 @@ def kl_matching() -> Detector:
         divergence = _negative_entropy(log_p)[:, None] - cross
         return jnp.where(state.seen[None], divergence, jnp.inf).min(-1)
 
-    return make_detector(fit, score)
+    return make_detector(fit, score, lambda state: (state.log_templates.shape[0], None))
 
 
 @jax.jit

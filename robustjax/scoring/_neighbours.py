@@ -47,7 +47,7 @@ def knn(*, k: int = 50) -> Detector:
         # The distance itself: the root of 2 - 2 cos has few digits where neighbours are near.
         return jnp.linalg.norm(rows - state.rows[nearest(state.rows, rows, k, state.halves)[:, -1]], axis=-1)
 
-    return make_detector(fit, score)
+    return make_detector(fit, score, lambda state: (None, state.rows.shape[1]))
 
 
 class Bank(NamedTuple):

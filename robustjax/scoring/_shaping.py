@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robustjax import _validate
 from robustjax.scoring._detector import Detector, Head, cached_by_settings, check_detectors, make_detector, require
 from robustjax.typing import Outputs
 
@@ -48,12 +49,12 @@ def _shaped_detector(
     def score(state, outputs):
         return detector.score(state.base, shaped(state.learned, state.head, outputs.features))
 
-    return make_detector(fit, score)
+    return make_detector(fit, score, lambda state: state.head.kernel.shape[::-1])
 
 
 def _check_percentiles(**values: float) -> None:
     for name, value in values.items():
-        if not 0 < value < 100:
+        if not 0 < _validate.number(value) < 100:
             raise ValueError(f"{name} must lie strictly between 0 and 100, got {value!r}.")
 
 

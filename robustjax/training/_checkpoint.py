@@ -24,7 +24,8 @@ from robustjax.typing import ModelState
 _METADATA = "metadata.json"
 _SUMS = "SHA256SUMS"
 _UNFINISHED = "unfinished"
-_ADVICE = "delete the folder or pass overwrite=True to start anew"
+_START_ANEW = "delete the folder or pass overwrite=True to start anew"
+_READ_ANOTHER = "name the folder of another run, one of this model"
 
 
 class Restored(NamedTuple):
@@ -77,10 +78,10 @@ def restore(folder: pathlib.Path, template: TrainState, log: Callable[[str], Non
     Raises:
       ValueError: all checkpoints are damaged, or the newest whole one is of another model or optimizer.
     """
-    found = _newest_whole(folder, log)
+    found = _newest_whole(folder, log, _START_ANEW)
     if found is None:
         return None
-    parts, metadata = _load(found, _parts(template))
+    parts, metadata = _load(found, _parts(template), _START_ANEW)
     key = jax.random.wrap_key_data(parts["training"].pop("key"), impl=jax.random.key_impl(template.key))
     return Restored(TrainState(key=key, model=parts["model"], **parts["training"]), metadata)
 
@@ -102,10 +103,10 @@ def restore_model(
       FileNotFoundError: the folder has no checkpoint.
       ValueError: all checkpoints are damaged, or they are of another model.
     """
-    found = _newest_whole(pathlib.Path(folder), log or to_stderr)
+    found = _newest_whole(pathlib.Path(folder), log or to_stderr, _READ_ANOTHER)
     if found is None:
         raise FileNotFoundError(f"no checkpoint in {folder}; train first, or name the folder that fit was given.")
-    return _load(found, {"model": template})[0]["model"]
+    return _load(found, {"model": template}, _READ_ANOTHER)[0]["model"]
 
 
 def to_stderr(message: str) -> None:
@@ -133,7 +134,7 @@ def _found(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted((p for p in folder.glob("*") if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name))
 
 
-def _newest_whole(folder: pathlib.Path, log: Callable[[str], None]) -> pathlib.Path | None:
+def _newest_whole(folder: pathlib.Path, log: Callable[[str], None], advice: str) -> pathlib.Path | None:
     found = _found(folder)
     for path in reversed(found):
         sums = path / _SUMS
@@ -141,7 +142,7 @@ def _newest_whole(folder: pathlib.Path, log: Callable[[str], None]) -> pathlib.P
             return path
         log(f"The checkpoint {path} is damaged; falling back to the one before.")
     if found:
-        raise ValueError(f"folder={str(folder)!r} has no readable checkpoint; {_ADVICE}.")
+        raise ValueError(f"folder={str(folder)!r} has no readable checkpoint; {advice}.")
     return None
 
 
@@ -159,7 +160,7 @@ def _describe(parts: dict[str, Any]) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def _load(path: pathlib.Path, template: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _load(path: pathlib.Path, template: dict[str, Any], advice: str) -> tuple[dict[str, Any], dict[str, Any]]:
     from orbax.checkpoint import v1 as ocp
 
     metadata = json.loads((path / _METADATA).read_text())
@@ -169,7 +170,7 @@ def _load(path: pathlib.Path, template: dict[str, Any]) -> tuple[dict[str, Any],
         if there.get(name) != wanted.get(name):
             raise ValueError(
                 f"the checkpoint {path} is of another model or optimizer: at {name} it has "
-                f"{there.get(name, 'nothing')}, wanted is {wanted.get(name, 'nothing')}; {_ADVICE}."
+                f"{there.get(name, 'nothing')}, wanted is {wanted.get(name, 'nothing')}; {advice}."
             )
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
     return ocp.load_checkpointables(str(path), jax.tree.map(place, template)), metadata

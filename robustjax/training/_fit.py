@@ -160,7 +160,10 @@ def _check_finite(state: TrainState) -> None:
 
 
 def _not_finite(what: str, step: int) -> str:
-    return f"{what} at step {step}; training stopped, checkpoints written before are kept. Try a lower learning rate."
+    return (
+        f"{what} at step {step}; training stopped, checkpoints written before are kept. Try a lower learning rate, and "
+        "look for labels out of range."
+    )
 
 
 def _check_same_run(

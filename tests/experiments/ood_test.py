@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import os
 import random
@@ -15,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments import _classifier, _detectors, _foreign, ood
-from robustjax import metrics, models, training
+from robustjax import data, metrics, models, training
 
 NOT_TESTED = "outliers must not be tested"
 TINY = {"num_epochs": 1, "seeds": 2, "detectors": "msp,energy,knn,react+energy"}
@@ -35,6 +37,12 @@ def finished(tmp_path_factory):
     return config, rows, ood.folder_of(ood.resolved(config))
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Most of a small run would go into drawing; ``finished``, which is made before, has its figures."""
+    monkeypatch.setattr(ood, "figures", lambda *_: None)
+
+
 def test_a_run_leaves_its_folder(finished):
     _, rows, folder = finished
     for name in ("config.json", "metrics.csv", "metrics.json", "report.md", "scores/in.npz", "scores/held_out.npz"):
@@ -44,7 +52,15 @@ def test_a_run_leaves_its_folder(finished):
     written = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert len(written) == len(rows) == 2 * 4 * 4  # seeds, detectors, sets
     assert {row["group"] for row in written if row["set"] == "held_out"} == {"near"}
-    assert "FPR@95TPR with out-of-distribution positive" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    for part in ("near", "far", "textures (far)", "uniform_noise (far)", "permuted_pixels (far)"):
+        assert f"## {part}; FPR@95TPR with out-of-distribution positive" in report
+    by_set = report.split("## textures (far)")[1].split("##")[0].splitlines()
+    assert by_set[2] == "| detector | AUROC | AUPR-in | AUPR-out | FPR@95TPR |"
+    of_msp = [r for r in rows if (r["detector"], r["set"]) == ("msp", "textures")]
+    want = [np.mean([r[m] for r in of_msp]) for m in ("auroc", "aupr_in", "aupr_out", "fpr_ood_positive")]
+    [found] = [line.replace("*", "").split("|")[2:-1] for line in by_set if "| msp |" in line]
+    assert [float(cell.split()[0]) for cell in found] == pytest.approx(want, abs=6e-4)
 
 
 def test_rows_are_the_metrics_of_the_scores(finished):
@@ -74,6 +90,16 @@ def test_groups_are_unweighted_means():
     np.testing.assert_allclose(ood.over_seeds(rows, "d", "auroc", part="b"), [0.6, 1.6])
 
 
+def test_tables_are_cut_where_columns_do_not_fit():
+    headers, body = ["detector", *(f"a_far_set_{i}" for i in range(6))], [["d" * 24, *["**0.912 ±.004**"] * 6]]
+    console = Console(width=80, record=True, file=io.StringIO())
+    ood.print_table(console, "AUROC", headers, body)
+    lines = console.export_text().splitlines()
+    assert [sum(header in line.split() for line in lines) for header in headers] == [2, *[1] * 6]
+    assert sum(line.count("0.912 ±.004") for line in lines) == 6
+    assert ood.spread(np.array([0.908, 0.912, 0.916])) == "0.912 ±.004"
+
+
 def test_more_detectors_join_what_is_there(finished):
     config, _, folder = finished
     before = {path: path.stat().st_mtime_ns for path in folder.glob("seed-*/scores/*.npz")}
@@ -81,6 +107,9 @@ def test_more_detectors_join_what_is_there(finished):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (folder / "seed-0/scores/entropy.npz").is_file()
     assert not (folder / "seed-1/scores/entropy.npz").exists()
+    written = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert len(written) == 2 * 4 * 4 + 4  # of the other seed and of the new detector's one
+    assert read(folder / "scores" / "in.npz")["msp"].shape[0] == 2
 
 
 def test_another_config_is_refused(finished):
@@ -98,27 +127,22 @@ def test_a_model_of_another_experiment_is_scored(finished, tmp_path):
 
 def test_killed_at_random_it_ends_with_the_same_scores(finished, tmp_path):
     config, _, folder = finished
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.ood",
-        "--num-epochs",
-        "1",
-        "--seeds",
-        "1",
-        "--detectors",
-        "msp,energy",
-    ]
-    command += ["--results-dir", str(tmp_path), "--name", folder.name]
+    ours_folder = tmp_path / "ood" / folder.name
+    command = [sys.executable, "-m", "experiments.ood", "--num-epochs", "1", "--seeds", "1", "--name", folder.name]
+    command += ["--detectors", "msp,energy", "--results-dir", str(tmp_path)]
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    for _ in range(2):
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(random.uniform(3, 12))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+    # Not while it is importing: in training, while checkpoints are written, between two detectors.
+    begun = ours_folder / random.choice(["config.json", "seed-0/checkpoints", "seed-0/scores/msp.npz"])
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    ood.run(dataclasses.replace(config, detectors="msp,energy", seeds=1, results_dir=str(tmp_path), name=folder.name))
     for part in ("in", "held_out"):
-        ours = read(tmp_path / "ood" / folder.name / "scores" / f"{part}.npz")
+        ours = read(ours_folder / "scores" / f"{part}.npz")
         for name in ("msp", "energy"):
             theirs = read(folder / "seed-0" / "scores" / f"{name}.npz")[part]
             np.testing.assert_allclose(ours[name][0], theirs, rtol=1e-4, atol=1e-4)
@@ -140,6 +164,7 @@ def test_every_training_runs(training, tmp_path):
     ("settings", "message"),
     [
         ({"detectors": "mahalanobs"}, r"got 'mahalanobs'. Did you mean .*mahalanobis"),
+        ({"detectors": ","}, "detectors must be names with commas between, got ','"),
         ({"detectors": "react"}, r"must end in what scores, such as react\+energy"),
         ({"detectors": "msp+energy"}, r"must have only react, .* before \+"),
         ({"detectors": "react+odin"}, "outputs behind"),
@@ -261,13 +286,20 @@ def test_outliers_are_another_part_of_the_set_that_is_tested(data_dir):
 
 
 @pytest.mark.data
-def test_tfds_sets_are_opened(data_dir, tmp_path):
+def test_tfds_sets_are_opened(data_dir, tmp_path, monkeypatch):
+    splits = data.splits
+    few = data.Splits("train[:1000]", "train[90%:91%]", "test[:500]")
+    monkeypatch.setattr(data, "splits", lambda name: few if name == "mnist" else splits(name))
+    monkeypatch.setattr(ood, "MAX_IMAGES", 200)
     config = ood.Config(
         dataset="mnist", data_dir=data_dir, near=("fashion_mnist",), far=("omniglot", "cifar10"), model="mlp",
         num_epochs=1, seeds=1, detectors="energy", results_dir=str(tmp_path),
     )  # fmt: skip
     rows = ood.run(config)
-    assert {row["set"]: row["num_out"] for row in rows} == {"fashion_mnist": 8000, "omniglot": 5840, "cifar10": 10000}
+    assert {row["set"]: row["num_out"] for row in rows} == {"fashion_mnist": 200, "omniglot": 200, "cifar10": 200}
+    report = (ood.folder_of(config) / "report.md").read_text()
+    for line in ("fashion_mnist (near): 8,000", "omniglot (far): 5,840", "cifar10 (far): 10,000"):
+        assert f"- {line} images\n" in report
 
 
 def test_more_detectors_join_and_what_cannot_be_fitted_is_left_out(tmp_path, capsys, monkeypatch):

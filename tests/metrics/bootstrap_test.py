@@ -81,12 +81,33 @@ def test_samples_are_drawn_apart():
 def test_resamples_depend_on_the_key_and_not_on_their_number_or_batches(monkeypatch):
     sample = normal(50)
     few, other = (_bootstrap._resampled(jax.random.key(seed), jnp.mean, (sample,), 7)[1] for seed in (0, 1))
-    monkeypatch.setattr(_bootstrap, "_BATCH_SIZE", 150)  # 20 resamples in 7 batches of 3
+    monkeypatch.setattr(
+        _bootstrap, "_BATCH_SIZE", 150
+    )  # 20 resamples in 10 batches of 2, seven would do but not divide them
     _, many = _bootstrap._resampled(jax.random.key(0), jnp.mean, (sample,), 20)
     assert many.shape == (20,)
     assert len(np.unique(many)) == 20
     np.testing.assert_allclose(few, many[:7], rtol=1e-5)
     assert not np.isclose(few[:, None], other).any()
+
+
+def test_as_many_resamples_are_made_as_asked(monkeypatch):
+    monkeypatch.setattr(_bootstrap, "_BATCH_SIZE", 10)  # a sample of 50 is more than a batch by itself
+    drawn = []
+    noted = lambda a: jax.debug.callback(drawn.append, a[0]) or jnp.mean(a)
+    _, resampled = _bootstrap._resampled(jax.random.key(0), noted, (normal(50),), 6)
+    jax.effects_barrier()
+    assert resampled.shape == (6,)
+    assert len(drawn) == 6 + 1  # and the sample itself
+
+
+def test_float64_scores_that_float32_would_tie_are_ranked():
+    scores_in, scores_out = 1 + 1e-12 * np.arange(40), 1 + 1e-12 * np.arange(20, 60)
+    found = metrics.bootstrap_interval(
+        jax.random.key(0), auroc_of, *metrics.ranks(scores_in, scores_out), num_resamples=20
+    )
+    assert float(found.estimate) == pytest.approx(metrics.auroc(scores_in, scores_out), abs=1e-6)
+    assert 0.5 < found.lower < found.upper < 1
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -98,6 +119,7 @@ def test_resamples_depend_on_the_key_and_not_on_their_number_or_batches(monkeypa
         (None, [jnp.ones(3), jnp.ones(0)], {}, r"samples\[1\] must have rows, got shape \(0,\)"),
         (None, [jnp.float32(3.0)], {}, r"samples\[0\] must have rows, got shape \(\)"),
         (None, [np.array([1, np.nan])], {}, r"samples\[0\] must have no NaN, got 1 among 2 values"),
+        (None, [[1.0, math.nan]], {}, r"samples\[0\] must have no NaN, got 1 among 2 values"),
         (None, [jnp.ones(3)], {"num_resamples": 1}, "num_resamples must be an integer of at least 2, got 1"),
         (None, [jnp.ones(3)], {"alpha": 1.0}, "alpha must lie strictly between 0 and 1, got 1.0"),
     ],

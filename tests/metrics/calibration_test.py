@@ -81,6 +81,19 @@ def test_adaptive_bins_with_fewer_rows_than_bins():
     assert error == pytest.approx((0.4 + 0.7) / 2)
 
 
+def test_equal_confidences_share_a_bin_in_any_order():
+    probabilities, order = (
+        binary(np.repeat([0.6, 0.7, 0.8, 0.9], [30, 10, 60, 100])),
+        np.random.default_rng(1).permutation(200),
+    )
+    labels = draw(classes=2)[1]
+    error = metrics.expected_calibration_error(probabilities, labels, num_bins=4, binning="mass")
+    again = metrics.expected_calibration_error(probabilities[order], labels[order], num_bins=4, binning="mass")
+    expected = gaps(probabilities, labels, [np.arange(100), np.arange(100, 200)])  # 0.8 begins in the first bin of 50
+    assert error == pytest.approx(sum(n * gap for n, gap in expected) / 200, abs=1e-12)
+    assert again == pytest.approx(error, abs=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_proper_scores_equal_scikit_learn(dtype):
     probabilities, labels = draw(dtype=dtype)

@@ -210,10 +210,11 @@ def test_bad_scores_are_named(name, scores_in, scores_out, message):
         getattr(metrics, name)(scores_in, scores_out)
 
 
-@pytest.mark.parametrize("tpr", [0.0, -0.1, 1.01, 95.0, float("nan")])
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("tpr", [0.0, -0.1, 1.01, 95.0, float("nan"), "0.95"])
 def test_bad_tpr_is_named(tpr):
     for function in (metrics.fpr_at_tpr, metrics.detection_metrics):
-        with pytest.raises(ValueError, match=rf"tpr must lie in \(0, 1\], got {tpr}"):
+        with pytest.raises(ValueError, match=rf"tpr must lie in \(0, 1\], got {tpr!r}"):
             function(ONE, ONE, tpr=tpr)
     with pytest.raises(ValueError, match="tpr must lie in"):
         metrics.detection_metrics_on_device(jnp.ones(3), jnp.ones(3), tpr=tpr)
@@ -242,6 +243,14 @@ def test_unknown_choices_are_named():
 def test_bad_scores_on_device_are_named(scores_in, scores_out, message):
     with pytest.raises(ValueError, match=message):
         metrics.detection_metrics_on_device(scores_in, scores_out)
+
+
+def test_ranks_have_the_order_and_the_ties_of_the_scores():
+    scores_in, scores_out = np.array([0.3, -np.inf, 1 + 1e-12]), np.array([np.inf, 1.0, 0.3, 1 + 1e-12])
+    found = metrics.ranks(scores_in, scores_out)
+    assert [part.tolist() for part in found] == [[1, 0, 3], [4, 2, 1, 3]]
+    assert {part.dtype for part in found} == {np.dtype(np.float32)}
+    assert metrics.auroc(*found) == metrics.auroc(scores_in, scores_out)
 
 
 def test_under_jit_the_host_metrics_point_to_the_one_on_a_device():

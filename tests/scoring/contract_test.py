@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -152,12 +153,14 @@ def test_equal_settings_are_the_same_object(name):
 
 
 @every_detector
-def test_a_row_with_nan_is_refused_and_under_jit_spoils_itself_alone(name):
+def test_a_row_that_is_not_finite_is_refused_and_under_jit_spoils_itself_alone(name):
     detector, near = DETECTORS[name](), outputs(2, rows=1100)  # among so many, XLA's max passes over a NaN
     spoilt = Outputs(*(a.at[3, 1].set(jnp.nan) for a in near))
-    for field in Outputs._fields:
-        one = near._replace(**{field: getattr(spoilt, field)})
-        with pytest.raises(ValueError, match=f"outputs.{field} must hold no NaN, got one in row 3"):
+    for field, value in itertools.product(Outputs._fields, (jnp.nan, jnp.inf, -jnp.inf)):
+        one = near._replace(**{field: getattr(near, field).at[3, 1].set(value)})
+        with pytest.raises(
+            ValueError, match=f"outputs.{field} must be finite, 1 of 1100 rows are not, the first is row 3"
+        ):
             detector.score(fitted(name), one)
         assert np.flatnonzero(np.isnan(jax.jit(detector.score)(fitted(name), one))).tolist() == [3]
     scores, whole = (
@@ -194,6 +197,87 @@ def test_what_is_missing_is_named(name):
         DETECTORS[name]().fit(outputs(0))
     except ValueError as error:
         assert "must be given to fit" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "name", ["kl_matching", "knn", "mahalanobis", "react", "relative_mahalanobis", "residual", "vim"]
+)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_coarse_outputs_are_taken_as_float32(name, dtype):
+    detector = DETECTORS[name]()
+    train, test = (jax.tree.map(lambda a: a.astype(dtype), some) for some in (outputs(0), outputs(2, rows=40)))
+    wide, tested = (jax.tree.map(lambda a: a.astype(np.float32), some) for some in (train, test))
+    coarse = jax.tree.map(lambda a: a.astype(dtype), head())
+    found = detector.score(detector.fit(train, labels(), coarse), test)
+    want = detector.score(detector.fit(wide, labels(), jax.tree.map(lambda a: a.astype(np.float32), coarse)), tested)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
+
+
+OF_CLASSES = ["dice", "fdbd", "kl_matching", "nac", "nci", "react", "she"]
+OF_FEATURES = [name for name in OF_CLASSES if name != "kl_matching"]
+OF_FEATURES += ["knn", "mahalanobis", "nnguide", "relative_mahalanobis", "residual", "vim"]
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [*((name, "logits") for name in OF_CLASSES), *((name, "features") for name in OF_FEATURES)],
+)
+def test_rows_of_another_width_than_the_fitted_ones_are_refused(name, field):
+    near = outputs(2, rows=40)
+    columns = getattr(near, field).shape[1]
+    for width in (columns - 1, columns + 1):
+        other = near._replace(**{field: jnp.ones((40, width))})
+        message = rf"outputs.{field} must be \(40, {columns}\), as the state was fitted on, got \(40, {width}\)"
+        with pytest.raises(ValueError, match=message):
+            DETECTORS[name]().score(fitted(name), other)
+
+
+@pytest.mark.parametrize("name", ["ensemble", "temperature_scaling", *{*OF_CLASSES, *OF_FEATURES}])
+def test_a_state_of_another_detector_is_refused(name):
+    for state in (None, (), fitted("vim" if name != "vim" else "residual")):
+        message = f"state must be what fit of this detector gives, got {type(state).__name__}"
+        with pytest.raises(ValueError, match=message):
+            DETECTORS[name]().score(state, outputs(2, rows=40))
+
+
+def test_scores_beyond_float32_are_refused():
+    near = outputs(2, rows=40)
+    huge = near._replace(features=near.features.at[7].set(1e38))
+    with pytest.raises(
+        ValueError, match="state and outputs must be finite .*, 1 of 40 scores are NaN, the first of row 7"
+    ):
+        scoring.relative_mahalanobis().score(fitted("relative_mahalanobis"), huge)
+
+
+def test_a_head_may_be_nested_lists():
+    state = scoring.fdbd().fit(outputs(0), head=tuple(a.tolist() for a in head()))
+    assert all((a == b).all() for a, b in zip(state, fitted("fdbd")))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: scoring.fdbd().fit(outputs(0), head=(*head(), 1)),
+            r"head must be Head\(kernel, bias\), got tuple of 3",
+        ),
+        (lambda: scoring.fdbd().fit(outputs(0), head=head().kernel), r"head must be Head\(kernel, bias\), got ndarray"),
+        (lambda: scoring.fdbd().fit(outputs(0), head=(None, 1)), r"head must be Head\(kernel, bias\), got tuple of 2"),
+        (lambda: scoring.msp().fit(tuple(outputs(0))), r"outputs must be Outputs\(logits, features\), got tuple"),
+        (lambda: scoring.msp().score((), tuple(outputs(0))), r"outputs must be Outputs\(logits, features\), got tuple"),
+        (lambda: scoring.knn(k=np.array([3])), r"k must be an integer of at least 1, got array\(\[3\]\)"),
+        (
+            lambda: scoring.react(scoring.energy(), percentile="90"),
+            "percentile must lie strictly between 0 and 100, got '90'",
+        ),
+        (lambda: scoring.nci(alpha="1"), "alpha must be finite and at least 0, got '1'"),
+    ],
+)
+def test_other_types_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_no_rows_and_a_broken_head_are_refused():

@@ -102,8 +102,13 @@ def test_models_of_one_architecture_and_all_settings_share_a_program():
         (lambda: scoring.odin(logits_fn).score((), np.float32(1)), r"x must have the batch as first axis, got \(\)"),
         (
             lambda: scoring.odin(logits_fn).score((), np.where(np.arange(4)[:, None] == 2, np.nan, np.ones((4, 4)))),
-            r"x must be finite, row 2 is not",
+            r"x must be finite, 1 of 4 rows are not, the first is row 2",
         ),
+        (
+            lambda: scoring.odin(lambda x: linear(KERNEL, x / (x - 1))).score((), np.ones((5, 4), "f")),
+            r"what the model gives for x must be finite, 5 of 5 rows are not, the first is row 0",
+        ),
+        (lambda: scoring.odin(linear, epsilon="0.1"), r"epsilon must be at least 0 and finite, got '0\.1'"),
         (
             lambda: scoring.odin(lambda x: x[:, 0, 0]).score((), X[:3]),
             r"logits_fn must give \(128, classes >= 2\), got \(128, 1\)",
@@ -118,6 +123,7 @@ def test_models_of_one_architecture_and_all_settings_share_a_program():
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -229,6 +229,18 @@ def test_a_row_does_not_see_its_batch(fitted, name):
     np.testing.assert_allclose(jax.jit(detector.score)(state, TEST), scores, rtol=1e-4, atol=1e-5)
 
 
+def test_a_state_of_other_layers_is_refused(fitted):
+    narrow = TEST | {"first": TEST["first"][..., :1]}
+    detector = scoring.nac(as_they_are)
+    with pytest.raises(ValueError, match="fitted channels for layer 'first', got 1"):
+        detector.score(detector.fit(TRAIN), narrow)
+    with pytest.raises(ValueError, match="outputs.features must be .*, as the state was fitted on"):
+        fitted[0].score(fitted[1], narrow)
+    for one in (detector, fitted[0]):
+        with pytest.raises(ValueError, match="state must be what fit of this detector gives, got NoneType"):
+            one.score(None, TEST)
+
+
 def fit_ensemble(x=TRAIN, labels=LABELS, **known):
     return scoring.mahalanobis_ensemble(as_they_are).fit(x, labels, **KNOWN | known)
 
@@ -273,7 +285,10 @@ def fit_ensemble(x=TRAIN, labels=LABELS, **known):
         (lambda: fit_ensemble(labels=LABELS - 1), r"labels must lie in 0, \.\.\."),
         (lambda: fit_ensemble(labels=2 * LABELS), r"class 1"),
         (lambda: fit_ensemble(inliers=layers_of(4, 0)), r"inliers must be at least 5 rows, got 4"),
-        (lambda: fit_ensemble(x=TRAIN | {"first": TRAIN["first"] * np.inf}), r"x must be finite, row 0 is not"),
+        (
+            lambda: fit_ensemble(x=TRAIN | {"first": TRAIN["first"] * np.inf}),
+            r"x must be finite, 60 of 60 rows are not, the first",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):
