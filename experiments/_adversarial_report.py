@@ -84,8 +84,12 @@ def tables_of(rows: list[dict], found: dict) -> list[tuple[str, list[str], list[
     return tables
 
 
-def figures(folder: pathlib.Path, target: Target, found: dict, steps: dict, certificate: Any) -> None:
-    """Draws robust accuracy over the radius, adversarial images, and the loss over the steps of PGD, for each norm."""
+def figures(folder: pathlib.Path, target: Target, found: dict, steps: dict, certificate: Any) -> list[str]:
+    """Draws robust accuracy over the radius, adversarial images, and the loss over the steps of PGD, for each norm.
+
+    Returns:
+      The names of the files.
+    """
     drawn = {}
     clean = _run.read_arrays(folder / "adversarial" / "clean.npz")["correct"]
     for norm in dict.fromkeys(norm for norm, _, _ in found):
@@ -106,6 +110,7 @@ def figures(folder: pathlib.Path, target: Target, found: dict, steps: dict, cert
         drawn[f"loss_over_steps_{norm}"] = plotting.loss_over_steps(curves)
     for name, figure in drawn.items():
         _run.write_whole(folder / "figures" / f"{name}.png", _run.png_of(figure))
+    return [f"{name}.png" for name in drawn]
 
 
 def _grid(target: Target, rows: np.ndarray, arrays: dict) -> Any:
@@ -148,7 +153,7 @@ def report(
     count = len(target.id)
     notes = [
         f"{count:,} images: two standard errors of an accuracy are at most {1 / np.sqrt(count):.3f}. "
-        "Queries: points at which the model is asked about an image, at most. Seconds: of all radii, with compilation."
+        "Queries: steps, or for Square points, that may be spent on an image. Seconds: of all radii, with compilation."
     ]
     if certificate is not None:
         abstained = max(row["abstained"] for row in rows)
@@ -175,8 +180,7 @@ def report(
     console.print("\nSanity checks", style="italic")
     console.print(grid)
     console.print(f"\nRun folder: {folder}", soft_wrap=True)
-    figures(folder, target, found, steps, certificate)
-    pictures = sorted(path.name for path in (folder / "figures").glob("*.png"))
+    pictures = figures(folder, target, found, steps, certificate)
     machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} x {platform.machine()}"
     settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
     text += ["", "## Sanity checks", "", *(f"- {finding.word}: {finding.text}" for finding in findings), ""]

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from rich.console import Console
 from rich.table import Table
 
 from experiments import _classifier, _foreign
-from robustjax import losses, scoring, training
+from robustjax import attacks, losses, scoring, training
 from robustjax.typing import AnyArray, LogitsFn, Outputs
 
 TRAINING = ("standard", "logit_norm", "mixup", "cutmix", "outlier_exposure", "energy_bounded")
@@ -88,13 +87,9 @@ COMBINATORS: dict[str, tuple[Callable[[scoring.Detector], scoring.Detector], str
 def fast_gradient_sign(
     logits_fn: LogitsFn, images: Float[AnyArray, "batch ..."], labels: Int[AnyArray, " batch"]
 ) -> Float[Array, "batch ..."]:
-    """Moves every pixel by ``FGSM_EPSILON``, but not out of [0, 1], the way that raises the cross-entropy."""
-
-    def attacked(row):
-        image, label = row
-        gradient = jax.grad(lambda x: losses.cross_entropy(logits_fn(x[None]), label[None])[0])(image)
-        return jnp.clip(image + FGSM_EPSILON * jnp.sign(gradient), 0, 1)
-
+    """Attacks images by one step of ``attacks.fgsm``, few at a time."""
+    attack, key = attacks.fgsm(epsilon=FGSM_EPSILON), jax.random.key(0)  # without a random start, no key is used
+    attacked = lambda row: attack(key, logits_fn, row[0][None], row[1][None])[0]
     return jax.lax.map(attacked, (images, labels), batch_size=128)
 
 

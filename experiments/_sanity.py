@@ -94,7 +94,7 @@ def more_steps(correct: Correct, steps: Mapping[str, dict[str, np.ndarray]]) -> 
             where = f"{norm} {_attacks.text_of(epsilon)}, {STEPS[-1]} steps against {STEPS[-2]} from the image"
             pairs[where] = left[-1], left[-2]
     if not pairs:
-        return Finding(None, "whether more steps help the defender: needs pgd_20 and pgd_40 among the attacks.")
+        return Finding(None, "Whether more steps help the defender: needs pgd_20 and pgd_40 among the attacks.")
     return compared(
         pairs,
         "More steps of PGD help the defender by no more than noise",
@@ -102,19 +102,20 @@ def more_steps(correct: Correct, steps: Mapping[str, dict[str, np.ndarray]]) -> 
     )
 
 
-def square_and_apgd(correct: Correct) -> Finding:
-    """Whether an attack without gradients is not stronger than those with them, of AutoAttack too, together."""
+def square_and_gradients(correct: Correct) -> Finding:
+    """Whether an attack without gradients does not find what those with them, of AutoAttack too, together miss."""
     pairs = {}
     for (norm, epsilon, name), left in correct.items():
-        rivals = [of for (n, e, other), of in correct.items() if (n, e) == (norm, epsilon) and "apgd" in other]
-        if name == "square" and rivals:
-            pairs[f"{norm} {_attacks.text_of(epsilon)}"] = np.all(rivals, axis=0), left
+        same = {other: of for (n, e, other), of in correct.items() if (n, e) == (norm, epsilon)}
+        rivals = [of for other, of in same.items() if "apgd" in other or "fab" in other]
+        if name.endswith("square") and rivals:  # that of AutoAttack sees what those before it have left
+            pairs[f"{norm} {_attacks.text_of(epsilon)}, {name}"] = np.all(rivals, axis=0), left
     if not pairs:
-        return Finding(None, "whether Square is stronger than APGD: needs square and apgd_ce among the attacks.")
+        return Finding(None, "Whether Square is stronger than APGD: needs autoattack, or square and apgd_ce.")
     return compared(
         pairs,
-        "Square, which sees no gradients, is not stronger than APGD by more than noise",
-        "Square, which sees no gradients, is stronger than APGD: gradients seem to be masked, or its loss misleads",
+        "Square, which sees no gradients, is not stronger than attacks that do by more than noise",
+        "Square, which sees no gradients, is stronger than attacks that do: gradients are masked, or losses mislead",
     )
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _attacks, _classifier
+from experiments import _classifier
 from robustjax import attacks, certification
 
 ALPHA = 0.001
@@ -80,7 +80,7 @@ class Target(NamedTuple):
         images = self.perturbed(jax.random.fold_in(key, 0), attack)
         seconds = time.perf_counter() - started
         answers = self.answers(jax.random.fold_in(key, 1), images)
-        queries = _attacks.queries_of(attack)
+        queries = attacks.queries_of(attack)
         return {"x_adv": images, "answer": answers, "seconds": seconds, "queries": queries}
 
     def under_autoattack(self, key: jax.Array, attack: Any, *, kept: dict | None, keep: Callable) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Trains a classifier, attacks it and tells how much of its accuracy is left, at each radius and under each attack.
 
 Leaves results/adversarial/NAME with config.json, the adversarial images of every attack, metrics.csv, report.md and
-figures. The same command continues a run that was interrupted; more attacks, radii or norms are added to what is there.
+figures. The same command continues a run that was interrupted. With other attacks, radii or norms it makes what is not
+there yet, and reports what it was asked for.
 
     python -m experiments.adversarial
     python -m experiments.adversarial --training trades --norms l2 --epsilons 0.25,0.5,1
@@ -61,10 +62,9 @@ class Config:
     epsilons: str = ""
     """Comma-separated radii, such as 0.1,8/255, of the one norm; empty: by data set and norm."""
     attacks: str = ""
-    """Comma-separated; empty: fgsm,pgd_20,pgd_40,apgd_ce,square,autoattack, or fgsm,pgd_20 where smoothed.
-    See --list."""
+    """Comma-separated; empty: fgsm,pgd_20,pgd_40,autoattack, or fgsm,pgd_20 where smoothed. See --list."""
     num_images: int | None = None
-    """Attack at most so many images, evenly spaced; None: all, but 80 of the digits."""
+    """Attack at most so many images, evenly spaced; None: all, but 64 of the digits."""
     batch_size: int | None = None
     """Images that are attacked at once; None: at most 250."""
     checkpoint: str | None = None
@@ -116,7 +116,7 @@ def resolved(config: Config) -> Config:
         norms=norms,
         training=trained,
         num_epochs=config.num_epochs or (25 if adversarial and config.dataset == "digits" else None),
-        num_images=config.num_images or (80 if config.dataset == "digits" else None),
+        num_images=config.num_images or (64 if config.dataset == "digits" else None),
     )
     if adversarial:
         norm = config.train_norm or norms[0]
@@ -245,7 +245,7 @@ def check(
         for (norm, epsilon, _), arrays in found.items()
         if "warnings" in arrays
     }
-    findings += [_sanity.more_steps(correct, steps), _sanity.square_and_apgd(correct)]
+    findings += [_sanity.more_steps(correct, steps), _sanity.square_and_gradients(correct)]
     return [*findings, *_sanity.diagnosis(target, jax.random.fold_in(key, 1), told)]
 
 

@@ -80,5 +80,5 @@ def as_pytree(**functions: Any) -> Any:
     """
     [(name, function)] = functions.items()
     if not callable(function):
-        raise ValueError(f"{name} must be a function from inputs to logits, got {function!r}.")
+        raise ValueError(f"{name} must be a function of inputs, got {function!r}.")
     return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function

@@ -5,6 +5,7 @@ from robustjax.attacks._apgd import APGDTargeted as APGDTargeted
 from robustjax.attacks._apgd import apgd as apgd
 from robustjax.attacks._apgd import apgd_targeted as apgd_targeted
 from robustjax.attacks._attack import Attack as Attack
+from robustjax.attacks._attack import queries_of as queries_of
 from robustjax.attacks._autoattack import AutoAttack as AutoAttack
 from robustjax.attacks._autoattack import Evaluation as Evaluation
 from robustjax.attacks._autoattack import autoattack as autoattack

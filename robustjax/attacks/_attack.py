@@ -56,23 +56,46 @@ def loss_of(loss: str | LossFn) -> LossFn:
     """The loss of that name, or the function itself; ValueError for an unknown name."""
     if callable(loss):
         return loss
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, or a function, got {loss!r}.")
     return LOSSES[loss]
 
 
-def check_settings(*, epsilon: float | None = None, **at_least_1: int | None) -> None:
-    """Raises ValueError for an epsilon below 0 or not finite, and for numbers below 1; None passes."""
-    if epsilon is not None and (isinstance(epsilon, (bool, str)) or not 0 <= epsilon < math.inf):
-        raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon!r}.")
-    _validate.at_least(1, **{name: value for name, value in at_least_1.items() if value is not None})
+def check_settings(*, epsilon: float = 0.0, **at_least_1: int | None) -> None:
+    """Raises ValueError for an epsilon below 0 or not finite, and for numbers below 1; some of them may be None."""
+    _validate.not_negative(epsilon=epsilon)
+    optional = {name for name in ("samples", "batch_size") if at_least_1.get(name) is None}
+    _validate.at_least(1, **{name: value for name, value in at_least_1.items() if name not in optional})
+
+
+def queries_of(attack: Any) -> int:
+    """Counts the steps, or for Square the points, that an attack may spend on an input.
+
+    Args:
+      attack: with all its targets, restarts and draws; of :func:`at_budget` what is inside. Unknown ones count 1.
+
+    Returns:
+      The number, at most; a step may ask the model more than once.
+    """
+    attack = getattr(attack, "attack", attack)
+    names = ("queries", "steps", "num_targets", "restarts", "binary_search_steps", "samples")
+    return math.prod(getattr(attack, name, None) or 1 for name in names)
+
+
+def check_result(attack: Any, x_adv: Any, x: AnyArray) -> None:
+    """Raises ValueError for what is no array of the shape of x."""
+    if getattr(x_adv, "shape", None) != x.shape:
+        got = getattr(x_adv, "shape", type(x_adv).__name__)
+        hint = ": see attacks.at_budget" if hasattr(x_adv, "distance") else ""
+        raise ValueError(f"attack must give inputs of shape {x.shape}, {attack!r} gave {got}{hint}.")
 
 
 def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels: Any, *traced: Any) -> Any:
     """Checks the arguments of an attack and calls its ``perturb``, compiled.
 
     ``attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)`` sees one key for each input. Its epsilon is traced,
-    so that a curve over epsilons compiles once; the float32 is never larger than the number that was asked for.
+    so that a curve over epsilons compiles once; the float32 is never larger than the number that was asked for. The
+    result is a constant to differentiation.
     """
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     samples = getattr(attack, "samples", None)
@@ -84,9 +107,18 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
     epsilon = getattr(attack, "epsilon", None)
     if epsilon is not None:
         attack = dataclasses.replace(attack, epsilon=0.0)
-        nearest = np.float32(epsilon)
-        epsilon = np.nextafter(nearest, np.float32(0)) if float(nearest) > epsilon else nearest
-    return _perturb(keys_of(key, x), logits_fn, jnp.asarray(x), labels, epsilon, *traced, attack=attack)
+        epsilon = epsilon if isinstance(epsilon, jax.core.Tracer) else _float32_below(epsilon)
+    try:
+        hash(attack)
+    except TypeError as error:
+        raise ValueError(f"settings of an attack must be hashable, Python's own numbers, got {attack!r}.") from error
+    logits_fn, x, epsilon = jax.lax.stop_gradient((logits_fn, jnp.asarray(x), epsilon))
+    return _perturb(keys_of(key, x), logits_fn, x, labels, epsilon, *traced, attack=attack)
+
+
+def _float32_below(value):
+    nearest = np.float32(min(float(value), float(np.finfo(np.float32).max)))
+    return np.nextafter(nearest, np.float32(0)) if float(nearest) > value else nearest
 
 
 keys_of = jax.jit(image_keys)  # one program, where some 25 operations would compile one by one
@@ -104,10 +136,12 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
     if x.ndim < 2:
         raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
     _validate.key(key, x.shape[0])
-    # Not the least and the largest value: on CPUs XLA's min and max pass over a NaN.
-    if not isinstance(x, jax.core.Tracer) and not bool(((x >= 0) & (x <= 1)).all()):
+    with jax.ensure_compile_time_eval():  # a constant is seen under jit too
+        # Not the least and the largest value: on CPUs XLA's min and max pass over a NaN.
+        inside = isinstance(x, jax.core.Tracer) or bool(((x >= 0) & (x <= 1)).all())
+    if not inside:
         low, high = float(np.nanmin(x)), float(np.nanmax(x))
-        also = " and NaN" if bool(jnp.isnan(x).any()) else ""
+        also = " and NaN" if np.isnan(x).any() else ""
         raise ValueError(f"x must lie in [0, 1], got values from {low} to {high}{also}.")
     if not isinstance(labels, (jax.Array, np.ndarray)) or labels.shape[:1] != x.shape[:1]:
         raise ValueError(f"labels must be an array of {x.shape[0]}, got {getattr(labels, 'shape', labels)}.")
@@ -115,12 +149,14 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(f"logits_fn must give ({x.shape[0]}, classes >= 2), got {got}.")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"logits_fn must give floating logits, got {logits.dtype}.")
     if not labels_are_classes:
         return
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be ({x.shape[0]},) integers, got {labels.dtype} of shape {labels.shape}.")
     if not isinstance(labels, jax.core.Tracer) and labels.size:
-        low, high = int(labels.min()), int(labels.max())
+        low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
         if low < 0 or high >= logits.shape[1]:
             raise ValueError(f"labels must be 0 to {logits.shape[1] - 1}, got values from {low} to {high}.")
 

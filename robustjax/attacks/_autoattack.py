@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from robustjax import _validate, losses
 from robustjax.attacks import _ball
 from robustjax.attacks._apgd import apgd, apgd_targeted
-from robustjax.attacks._attack import Attack, Model, _logits, check_inputs, check_settings, fold_in, keys_of
+from robustjax.attacks._attack import Attack, Model, _logits, check_inputs, check_settings, fold_in, keys_of, queries_of
 from robustjax.attacks._compose import at_budget
 from robustjax.attacks._diagnose import Diagnosis, diagnose
 from robustjax.attacks._fab import fab
@@ -97,7 +96,7 @@ class AutoAttack:
         self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns what fools the model, the inputs themselves where nothing does; raises as :meth:`evaluate`."""
-        return jnp.asarray(self.evaluate(key, logits_fn, x, labels).x_adv if x.shape[0] else x)
+        return jnp.asarray(x if np.shape(x)[:1] == (0,) else self.evaluate(key, logits_fn, x, labels).x_adv)
 
     def attacks(self, num_classes: int) -> dict[str, Attack]:
         """The attacks on a model of so many classes, by name, in the order in which they run."""
@@ -205,7 +204,7 @@ class AutoAttack:
                 per_attack={**evaluation.per_attack, name: accuracy},
                 correct=correct,
                 x_adv=x_adv,
-                queries={**evaluation.queries, name: _queries_of(attack)},
+                queries={**evaluation.queries, name: queries_of(attack)},
                 seconds={**evaluation.seconds, name: time.perf_counter() - start},
             )
             if on_attack is not None:
@@ -320,12 +319,6 @@ def _attempts_of(attack):
     if not hasattr(inner, "num_targets"):
         return [attack]
     return [functools.partial(attack.attempt, np.int32(i)) for i in range(inner.num_targets * inner.restarts)]
-
-
-def _queries_of(attack):
-    attack = getattr(attack, "attack", attack)
-    counts = (getattr(attack, name, None) for name in ("queries", "steps", "num_targets", "restarts", "samples"))
-    return math.prod(count or 1 for count in counts)
 
 
 autoattack = AutoAttack

@@ -68,15 +68,16 @@ def linf_bounds(
     x: Float[Array, "batch ..."], epsilon: Float[Array, ""]
 ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
     """Smallest and largest floats of the linf ball in [0, 1]: no rounding of x - epsilon or x + epsilon leaves it."""
+    return jnp.maximum(_no_farther(x, -epsilon), 0.0), jnp.minimum(_no_farther(x, epsilon), 1.0)
 
-    def toward(x, step):
-        # The rounding error of x + step, exactly (Knuth 1969); outward where it has the sign of -step.
-        total = x + step
-        back = total - x
-        error = (x - (total - back)) + (step - back)
-        return jnp.where(error * jnp.sign(step) < 0, jnp.nextafter(total, x), total)
 
-    return jnp.maximum(toward(x, -epsilon), 0.0), jnp.minimum(toward(x, epsilon), 1.0)
+def _no_farther(x, step):
+    """``x + step``, rounded towards x."""
+    # The rounding error of x + step, exactly (Knuth 1969); outward where it has the sign of -step.
+    total = x + step
+    back = total - x
+    error = (x - (total - back)) + (step - back)
+    return jnp.where(error * jnp.sign(step) < 0, jnp.nextafter(total, x), total)
 
 
 def project(
@@ -125,9 +126,10 @@ def settle(
     z = project(z, x, epsilon, norm)
     if norm == "linf":
         return z
-    length = norms_of(z - x, norm)
-    shrink = jnp.where(length > epsilon, epsilon / jnp.where(length > 0, length, 1.0) * np.float32(1 - 2**-20), 1.0)
-    return jnp.where(per_row(length > epsilon, x), jnp.clip(x + (z - x) * per_row(shrink, x), 0.0, 1.0), z)
+    length, limit = norms_of(z - x, norm), epsilon * np.float32(1 - 2**-21)  # the sum rounds too
+    shrink = limit / jnp.where(length > limit, length, 1.0)
+    nearer = jnp.clip(_no_farther(x, (z - x) * per_row(shrink, x)), 0.0, 1.0)
+    return jnp.where(per_row(length > limit, x), nearer, z)
 
 
 def uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:

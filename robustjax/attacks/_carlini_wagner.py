@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +53,7 @@ class CarliniWagner:
     def __post_init__(self):
         check_settings(steps=self.steps, binary_search_steps=self.binary_search_steps)
         _validate.positive(learning_rate=self.learning_rate, initial_c=self.initial_c)
-        if not 0 <= self.confidence < math.inf:
-            raise ValueError(f"confidence must be at least 0 and finite, got {self.confidence!r}.")
+        _validate.not_negative(confidence=self.confidence)
 
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray

@@ -16,6 +16,7 @@ from robustjax.attacks._attack import (
     Attack,
     better,
     check_inputs,
+    check_result,
     check_settings,
     fold_in,
     is_fooled,
@@ -64,8 +65,8 @@ class WorstOf:
     attacks: tuple[Attack, ...]
 
     def __post_init__(self):
-        if not self.attacks:
-            raise ValueError("attacks must be at least one, got none.")
+        if not self.attacks or not all(callable(attack) for attack in self.attacks):
+            raise ValueError(f"attacks must be at least one, each a function, got {self.attacks!r}.")
 
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
@@ -76,7 +77,9 @@ class WorstOf:
         x, keys = jnp.asarray(x), keys_of(key, x)
         best = start_from(x)
         for index, attack in enumerate(self.attacks):
-            best = _worse(best, logits_fn, attack(fold_in(keys, index), logits_fn, x, labels), labels)
+            x_adv = attack(fold_in(keys, index), logits_fn, x, labels)
+            check_result(attack, x_adv, x)
+            best = _worse(best, logits_fn, x_adv, labels)
         return best.x
 
 
@@ -96,7 +99,7 @@ def worst_of(*attacks: Attack) -> WorstOf:
       The attack, :class:`WorstOf`.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or one is no function.
     """
     return WorstOf(attacks)
 
@@ -156,6 +159,8 @@ class AtBudget:
         return self._within(attack.attempt(number, *arguments), arguments[2])
 
     def _within(self, found, x):
+        if not isinstance(found, MinimumNorm):
+            raise ValueError(f"attack must give a MinimumNorm, {self.attack!r} gave {type(found).__name__}.")
         return rows(found.distance <= self.epsilon, found.x, jnp.asarray(x))
 
 
@@ -201,7 +206,8 @@ def robust_accuracy(
       The accuracy in [0, 1].
 
     Raises:
-      ValueError: inputs of the wrong kind, or none; or the attack left [0, 1] or gave numbers that are not finite.
+      ValueError: inputs of the wrong kind, or none; logits that are not finite, of the inputs or of what the attack
+        gave; or the attack gave no inputs in [0, 1].
     """
     _validate.at_least(1, batch_size=batch_size)
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
@@ -211,14 +217,23 @@ def robust_accuracy(
     correct = []
     for block_keys, block, block_labels in blocks_of(batch_size, keys_of(key, x), np.asarray(x), np.asarray(labels)):
         adversarial = attack(block_keys, logits_fn, jnp.asarray(block), jnp.asarray(block_labels))
+        check_result(attack, adversarial, block)
         if not bool(((adversarial >= 0) & (adversarial <= 1)).all()):
             raise ValueError(f"attack must stay in [0, 1], {attack!r} did not.")
-        stands = ~_fooled(logits_fn, block, block_labels) & ~_fooled(logits_fn, adversarial, block_labels)
-        correct.append(np.asarray(stands))
+        stands = np.ones(batch_size, bool)
+        for of, points in (("the inputs", block), ("what the attack gave", adversarial)):
+            finite, fooled = (np.asarray(a) for a in _judged(logits_fn, points, block_labels))
+            if not finite.all():
+                raise ValueError(f"logits_fn must give finite logits, of {of} it does not.")
+            stands &= ~fooled
+        correct.append(stands)
     return float(np.concatenate(correct)[: x.shape[0]].mean())
 
 
-_fooled = jax.jit(lambda logits_fn, x, labels: is_fooled(logits_fn(x), labels))
+@jax.jit
+def _judged(logits_fn, x, labels):
+    logits = logits_fn(x)
+    return jnp.isfinite(logits).all(-1), is_fooled(logits, labels)
 
 
 def blocks_of(size: int, *arrays: Any) -> Any:

@@ -61,10 +61,11 @@ class FAB:
     epsilon: float | None = None
 
     def __post_init__(self):
-        check_settings(epsilon=self.epsilon, steps=self.steps, num_targets=self.num_targets, restarts=self.restarts)
+        check_settings(steps=self.steps, num_targets=self.num_targets, restarts=self.restarts)
+        check_settings(epsilon=0.0 if self.epsilon is None else self.epsilon)
         _ball.check_norm(self.norm)
         _validate.probability(alpha_max=self.alpha_max, beta=self.beta)
-        if not 1 <= self.eta < math.inf:
+        if not 1 <= _validate.number(self.eta) < math.inf:
             raise ValueError(f"eta must be at least 1 and finite, got {self.eta!r}.")
 
     def __call__(

@@ -71,7 +71,7 @@ class PGD:
             raise ValueError(f"keep must be best or last, got {self.keep!r}.")
         if self.step_size is not None:
             _validate.positive(step_size=self.step_size)
-            if self.step_size * self.steps < self.epsilon:
+            if not isinstance(self.epsilon, jax.core.Tracer) and self.step_size * self.steps < self.epsilon:
                 warnings.warn(
                     f"{self.steps} steps of step_size {self.step_size} cannot reach epsilon {self.epsilon}: "
                     "the attack is weaker than it says.",
@@ -215,7 +215,7 @@ class MomentumIterative:
         loss_of(self.loss)
         if self.step_size is not None:
             _validate.positive(step_size=self.step_size)
-        if not 0 <= self.decay <= 1:
+        if not 0 <= _validate.number(self.decay) <= 1:
             raise ValueError(f"decay must lie in [0, 1], got {self.decay!r}.")
 
     def __call__(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robustjax import losses
+from robustjax import _validate, losses
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import Model, better, check_settings, fold_in, run, start_from
 from robustjax.typing import AnyArray
@@ -57,7 +57,7 @@ class Square:
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, queries=self.queries, restarts=self.restarts, samples=self.samples)
         _ball.check_norm(self.norm)
-        if not 0 < self.initial_fraction <= 1:
+        if not 0 < _validate.number(self.initial_fraction) <= 1:
             raise ValueError(f"initial_fraction must be above 0 and at most 1, got {self.initial_fraction!r}.")
 
     def __call__(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from robustjax import _validate
 from robustjax.losses._adversarial import boosted_cross_entropy, entropy, kl_divergence
 from robustjax.losses._classification import cross_entropy
 from robustjax.losses._objectives import Augment, Aux
@@ -122,7 +122,9 @@ class TRADES:
     augment: Augment | None = None
 
     def __post_init__(self):
-        _check_not_negative(beta=self.beta)
+        _validate.not_negative(beta=self.beta)
+        if isinstance(loss := getattr(self.attack, "loss", None), str):
+            raise ValueError(f"attack must have a loss of clean logits, losses.kl_divergence, got {loss!r}.")
 
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
@@ -168,7 +170,7 @@ class MART:
     augment: Augment | None = None
 
     def __post_init__(self):
-        _check_not_negative(beta=self.beta)
+        _validate.not_negative(beta=self.beta)
 
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
@@ -216,7 +218,7 @@ class LogitPairing:
     augment: Augment | None = None
 
     def __post_init__(self):
-        _check_not_negative(weight=self.weight)
+        _validate.not_negative(weight=self.weight)
 
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
@@ -259,7 +261,7 @@ class EntropyRegularization:
     augment: Augment | None = None
 
     def __post_init__(self):
-        _check_not_negative(weight=self.weight)
+        _validate.not_negative(weight=self.weight)
 
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
@@ -297,7 +299,7 @@ class AWP:
     gamma: float = 0.01
 
     def __post_init__(self):
-        _check_not_negative(gamma=self.gamma)
+        _validate.not_negative(gamma=self.gamma)
         if not isinstance(self.objective, AdversarialObjective):
             raise ValueError(f"objective must have the methods examples and loss, got {self.objective!r}.")
 
@@ -339,6 +341,9 @@ def _attacked(
     constant_state, constant_images = jax.lax.stop_gradient((state, images))
     logits_fn = jax.tree_util.Partial(_logits_of(apply), constant_state)
     adversarial = attack(attack_key, logits_fn, constant_images, batch.label)
+    if getattr(adversarial, "shape", None) != images.shape:
+        got = getattr(adversarial, "shape", type(adversarial).__name__)
+        raise ValueError(f"attack must give images of shape {images.shape}, got {got}.")
     return Examples(images, jax.lax.stop_gradient(adversarial), batch.label)
 
 
@@ -360,9 +365,3 @@ def _metrics(loss: Array, clean: Array, adversarial: Array, labels: Array) -> di
 
 def _accuracy(logits: Array, labels: Array) -> Array:
     return (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if isinstance(value, (bool, str)) or not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")

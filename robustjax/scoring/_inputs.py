@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +16,6 @@ from robustjax.typing import LogitsFn, Outputs
 
 IMAGES = 128
 """Inputs that go through a model at once."""
-
-
-def check_step(epsilon: float) -> None:
-    """Raises ValueError unless ``epsilon`` is a finite number of at least 0."""
-    if not 0 <= _validate.number(epsilon) < math.inf:
-        raise ValueError(f"epsilon must be at least 0 and finite, got {epsilon!r}.")
-
-
-def as_state(function: Callable) -> jax.tree_util.Partial:
-    """A callable as a tree, so that the arrays of a ``Partial`` are arguments of a compiled program, not constants."""
-    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
 
 
 def of_inputs(function: Callable[[Any, Any], Any], state: Any, x: Any) -> Any:
@@ -86,8 +74,8 @@ def odin(logits_fn: LogitsFn, *, temperature: float = 1000.0, epsilon: float = 0
       arXiv:1706.02690. The authors' code moves a pixel without gradient by the whole step.
     """
     _validate.positive(temperature=temperature)
-    check_step(epsilon)
-    model = as_state(logits_fn)
+    _validate.not_negative(epsilon=epsilon)
+    model = _validate.as_pytree(logits_fn=logits_fn)
     return Detector(lambda *_, **__: (), lambda state, images: of_inputs(_odin, (model, temperature, epsilon), images))
 
 

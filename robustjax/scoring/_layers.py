@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from robustjax import _validate
 from robustjax.scoring._detector import Detector, checked_labels, fitted_shapes, make_detector, require
-from robustjax.scoring._inputs import as_state, check_step, descend, of_inputs
+from robustjax.scoring._inputs import descend, of_inputs
 from robustjax.scoring._mahalanobis import mahalanobis
 from robustjax.typing import Outputs
 
@@ -168,7 +168,7 @@ def nac(
     if layers_fn is None:
         alpha, bins, r = _single("steepness", steepness), _single("num_bins", num_bins), _single("share", share)
         return _nac_of_features(float(alpha), int(bins), float(r))
-    model = as_state(layers_fn)
+    model = _validate.as_pytree(layers_fn=layers_fn)
 
     def setting(name, value, layer):
         if not isinstance(value, Mapping):
@@ -295,8 +295,8 @@ def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detect
       arXiv:1807.03888. Their distances have a factor of 1/2 and are not standardised, and their penalty is chosen by
       accuracy, which often says of all ten that they are equally good.
     """
-    check_step(epsilon)
-    model = as_state(layers_fn)
+    _validate.not_negative(epsilon=epsilon)
+    model = _validate.as_pytree(layers_fn=layers_fn)
     distances = functools.partial(_distances, descends=epsilon > 0)
 
     def fit(x, labels=None, head=None, *, inliers=None, outliers=None):

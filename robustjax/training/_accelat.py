@@ -92,7 +92,7 @@ def accelat(
         return AccelATState(jnp.float32(learning_rate), zeros, jnp.int32(0), jnp.int32(patience))
 
     def update(state: AccelATState, validation_accuracy: Array | float) -> tuple[AccelATState, Array]:
-        if not isinstance(validation_accuracy, jax.core.Tracer) and not 0 <= validation_accuracy <= 1:
+        if not isinstance(validation_accuracy, jax.core.Tracer) and not 0 <= _validate.number(validation_accuracy) <= 1:
             raise ValueError(f"validation_accuracy must lie in [0, 1], got {validation_accuracy!r}.")
         newest = jnp.asarray(validation_accuracy, jnp.float32)
         gain = (newest - state.accuracies[0]) / window  # of the mean, which loses its oldest term

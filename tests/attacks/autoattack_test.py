@@ -233,7 +233,7 @@ def test_the_ensemble_is_the_published_one():
     }
     of_l1 = autoattack(epsilon=12.0, norm="l1").attacks(10)
     assert (of_l1["apgd-ce"].restarts, of_l1["apgd-t"].num_targets, of_l1["fab-t"].attack.num_targets) == (5, 5, 9)
-    queries = {name: _autoattack._queries_of(attack) for name, attack in autoattack(**ball).attacks(10).items()}
+    queries = {name: attacks.queries_of(attack) for name, attack in autoattack(**ball).attacks(10).items()}
     assert queries == {"apgd-ce": 100, "apgd-t": 900, "fab-t": 900, "square": 5000}
 
 

@@ -64,6 +64,16 @@ def test_projection_is_inside_and_leaves_what_is_inside(norm, epsilon):
     np.testing.assert_allclose(project(inside, X, np.float32(epsilon), norm), inside, atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_many_small_changes_do_not_round_out_of_the_ball(norm):
+    x = RNG.random((2, 150528)).astype(np.float32)  # an image of 224 x 224 x 3
+    for epsilon in (0.001, 0.1, 1.0, 12.0):
+        for size in (1.0, epsilon / 1000):
+            z = x + size * RNG.standard_normal(x.shape).astype(np.float32)
+            change = np.asarray(settle(z, x, np.float32(epsilon), norm), np.float64) - x
+            assert np.linalg.norm(change, ORDER[norm], axis=-1).max() <= float(np.float32(epsilon))
+
+
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_projection_is_the_nearest_point(norm):
     epsilon = 0.4

@@ -125,9 +125,11 @@ def test_equal_settings_are_equal():
         ({"binary_search_steps": 0}, "binary_search_steps must be an integer of at least 1, got 0."),
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0."),
         ({"initial_c": -1.0}, "initial_c must be positive and finite, got -1.0."),
+        ({"confidence": None}, "confidence must be at least 0 and finite, got None."),
         ({"confidence": -0.5}, "confidence must be at least 0 and finite, got -0.5."),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError) as error:
         carlini_wagner(**settings)

@@ -77,8 +77,31 @@ def test_an_attack_that_leaves_the_images_is_refused():
         attacks.robust_accuracy(KEY, Towards(2.0, (1,)), network, X, LABELS)
     with pytest.raises(ValueError, match=r"attack must stay in \[0, 1\]"):
         attacks.robust_accuracy(KEY, Towards(float("nan"), (1,)), network, X, LABELS)
+    with pytest.raises(
+        ValueError, match=r"attack must give inputs of shape \(256, 4, 4, 1\), .* gave \(2, 4, 4, 1\)\."
+    ):
+        attacks.robust_accuracy(KEY, lambda key, logits_fn, x, labels: x[:2], network, X, LABELS)
     with pytest.raises(ValueError, match="x must hold at least one input"):
         attacks.robust_accuracy(KEY, PGD, network, X[:0], LABELS[:0])
+
+
+def test_a_model_that_gives_nan_has_no_accuracy():
+    broken = lambda x: jnp.where(x.reshape(x.shape[0], 16)[:, :1] > 0.9, jnp.nan, network(x))
+    with pytest.raises(ValueError, match="logits_fn must give finite logits, of what the attack gave it does not"):
+        attacks.robust_accuracy(KEY, Towards(1.0, (1,)), broken, X.at[:, 0, 0].min(0.9), LABELS)
+    with pytest.raises(ValueError, match="logits_fn must give finite logits, of the inputs it does not"):
+        attacks.robust_accuracy(KEY, PGD, broken, X.at[0].set(1.0), LABELS)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_attack_is_named():
+    with pytest.raises(ValueError, match=r"attacks must be at least one, each a function, got \(\[PGD"):
+        attacks.worst_of([PGD])
+    search = lambda key, logits_fn, x, labels: attacks.MinimumNorm(x, jnp.zeros(13), jnp.zeros(13, bool))
+    with pytest.raises(ValueError, match=r"of shape \(13, 4, 4, 1\), .* gave MinimumNorm: see attacks.at_budget\."):
+        attacks.worst_of(search)(KEY, network, X, LABELS)
+    with pytest.raises(ValueError, match=r"attack must give a MinimumNorm, PGD\(.* gave ArrayImpl"):
+        attacks.at_budget(PGD, 0.1)(KEY, network, X, LABELS)
 
 
 def test_expectation_over_a_model_without_noise_is_the_attack_itself():

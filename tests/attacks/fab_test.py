@@ -227,10 +227,12 @@ def test_equal_settings_are_equal():
         ({"restarts": 0}, "restarts must be an integer of at least 1, got 0."),
         ({"alpha_max": 1.0}, "alpha_max must lie strictly between 0 and 1, got 1.0."),
         ({"beta": 0.0}, "beta must lie strictly between 0 and 1, got 0.0."),
+        ({"eta": "a"}, "eta must be at least 1 and finite, got 'a'."),
         ({"eta": 0.9}, "eta must be at least 1 and finite, got 0.9."),
         ({"epsilon": -0.1}, "epsilon must be at least 0 and finite, got -0.1."),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError) as error:
         fab(**settings)

@@ -158,6 +158,10 @@ def test_losses_by_name_and_by_function(loss):
     [
         ({"epsilon": -0.1}, "epsilon must be at least 0 and finite, got -0.1"),
         ({"epsilon": float("nan")}, "epsilon must be at least 0 and finite, got nan"),
+        ({"epsilon": None}, "epsilon must be at least 0 and finite, got None"),
+        ({"epsilon": np.array([0.1, 0.2])}, r"epsilon must be at least 0 and finite, got array\(\[0.1, 0.2\]\)"),
+        ({"steps": None}, "steps must be an integer of at least 1, got None"),
+        ({"loss": ["ce"]}, r"loss must be one of .* or a function, got \['ce'\]"),
         ({"norm": "l0"}, "norm must be one of linf, l2, l1, got 'l0'"),
         ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
         ({"restarts": 0}, "restarts must be an integer of at least 1, got 0"),
@@ -172,6 +176,14 @@ def test_losses_by_name_and_by_function(loss):
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         attacks.pgd(**{"epsilon": 0.1, **settings})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_settings_must_be_hashable():
+    with pytest.raises(ValueError, match=r"settings of an attack must be hashable, Python's own numbers, got PGD\("):
+        attacks.pgd(epsilon=0.1, step_size=jnp.float32(0.1))(KEY, network, X, LABELS)
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\], got 'x'"):
+        attacks.momentum_iterative(epsilon=0.1, decay="x")
 
 
 def test_steps_that_cannot_reach_the_ball_are_told():
@@ -190,7 +202,8 @@ def test_steps_that_cannot_reach_the_ball_are_told():
         ({"labels": LABELS[:3]}, r"labels must be an array of 12, got \(3,\)"),
         ({"labels": LABELS.astype(jnp.float32)}, r"labels must be \(12,\) integers, got float32"),
         ({"logits_fn": lambda x: network(x)[:, 0]}, r"logits_fn must give \(12, classes >= 2\), got \(12,\)"),
-        ({"logits_fn": 3}, "logits_fn must be a function from inputs to logits, got 3"),
+        ({"logits_fn": lambda x: network(x).astype(int)}, "logits_fn must give floating logits, got int32"),
+        ({"logits_fn": 3}, "logits_fn must be a function of inputs, got 3"),
         ({"key": 0}, "key must be a typed key from jax.random.key, got 0"),
         ({"logits_fn": lambda x: network(x)[:, :2], "labels": LABELS % 2}, "needs logits of at least 3 classes, got 2"),
     ],
@@ -200,6 +213,26 @@ def test_bad_inputs_are_named(change, message):
     arguments = {"key": KEY, "logits_fn": network, "x": X, "labels": LABELS, **change}
     with pytest.raises(ValueError, match=message):
         attacks.pgd(epsilon=0.1, steps=2, loss="dlr")(**arguments)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_it_is_a_constant_to_differentiation(norm):
+    attack = attacks.pgd(epsilon=0.05, norm=norm, steps=2)
+    gradient = jax.grad(lambda x: jnp.square(attack(KEY, network, x, LABELS)).sum())(X)
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_inside_a_compiled_program_it_is_the_same():
+    """With inputs and labels that are constants there, and with an epsilon that is not."""
+    expected = attacks.pgd(epsilon=0.05, steps=2)(KEY, network, X, LABELS)
+    x_adv = jax.jit(lambda x: attacks.pgd(epsilon=0.05, steps=2)(KEY, network, x, LABELS))(X)
+    np.testing.assert_allclose(x_adv, expected, atol=1e-6)
+    x_adv = jax.jit(lambda e: attacks.pgd(epsilon=e, steps=2)(KEY, network, X, LABELS))(0.05)
+    np.testing.assert_allclose(x_adv, expected, atol=1e-6)
+    wrong = LABELS + 4
+    with pytest.raises(ValueError, match="labels must be 0 to 4, got values from 4 to"):
+        jax.jit(lambda x: attacks.pgd(epsilon=0.05, steps=2)(KEY, network, x, wrong))(X)
 
 
 def test_a_nan_fools_nobody_and_moves_nothing():

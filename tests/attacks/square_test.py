@@ -184,6 +184,7 @@ def test_bad_input(problem, monkeypatch):
         ({"epsilon": 0.1, "norm": "l3"}, "norm must be one of linf, l2, l1, got 'l3'"),
         ({"epsilon": 0.1, "queries": 0}, "queries must be an integer of at least 1, got 0"),
         ({"epsilon": 0.1, "restarts": 0}, "restarts must be an integer of at least 1, got 0"),
+        ({"epsilon": 0.1, "initial_fraction": "a"}, "initial_fraction must be above 0 and at most 1, got 'a'"),
         ({"epsilon": 0.1, "initial_fraction": 0.0}, "initial_fraction must be above 0 and at most 1, got 0.0"),
     ]:
         with pytest.raises(ValueError, match=message):

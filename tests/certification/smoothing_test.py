@@ -244,7 +244,7 @@ def test_too_few_draws_ever_to_certify_are_told():
         ({"num_selection": 2.5}, "num_selection must be an integer of at least 1, got 2.5"),
         ({"num_estimation": 2**31}, "draw indices within int32"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
-        ({"logits_fn": None}, "logits_fn must be a function from inputs to logits, got None"),
+        ({"logits_fn": None}, "logits_fn must be a function of inputs, got None"),
         ({"measure": 0.5}, "measure must be a smoothing measure such as gaussian(0.5), got 0.5"),
         ({"alpha": 0.0}, "alpha must lie strictly between 0 and 1, got 0.0"),
         (

@@ -69,21 +69,24 @@ def test_masked_gradients_are_told():
     assert sound == (True, "The model has gradients at all 8 images tried, is deterministic, and gives logits.")
 
 
-def test_square_must_not_be_stronger_than_apgd():
+def test_square_must_not_be_stronger_than_attacks_with_gradients():
     stands = np.arange(100) < 60
     table = {("linf", 0.1, "apgd_ce"): stands, ("linf", 0.1, "square"): np.arange(100) < 58}
-    finding = _sanity.square_and_apgd(table)
+    finding = _sanity.square_and_gradients(table)
     assert finding.word == "pass"
-    assert finding.text.endswith("by more than noise (at worst +0.020, two standard errors 0.028, at linf 0.1).")
-    finding = _sanity.square_and_apgd({**table, ("linf", 0.1, "square"): np.arange(100) < 40})
+    assert finding.text.endswith("than noise (at worst +0.020, two standard errors 0.028, at linf 0.1, square).")
+    finding = _sanity.square_and_gradients({**table, ("linf", 0.1, "square"): np.arange(100) < 40})
     assert finding.word == "WARNING"
-    assert (
-        "stronger than APGD: gradients seem to be masked, or its loss misleads (+0.200, two standard errors 0.080"
-        in finding.text
-    )
+    warned = "stronger than attacks that do: gradients are masked, or losses mislead (+0.200, two standard errors 0.080"
+    assert warned in finding.text
     better = {("linf", 0.1, "square"): np.arange(100) < 40, ("linf", 0.1, "autoattack: apgd-t"): np.arange(100) < 30}
-    assert _sanity.square_and_apgd({**table, **better}).word == "pass"
-    assert _sanity.square_and_apgd({("linf", 0.1, "square"): stands}).word == "not checked"
+    assert _sanity.square_and_gradients({**table, **better}).word == "pass"
+    parts = {"apgd-ce": stands, "fab-t": np.arange(100) < 50, "square": np.arange(100) < 30}
+    finding = _sanity.square_and_gradients({("linf", 0.1, f"autoattack: {name}"): of for name, of in parts.items()})
+    assert finding.word == "WARNING"
+    assert "(+0.200, two standard errors 0.080, at linf 0.1, autoattack: square)" in finding.text
+    finding = _sanity.square_and_gradients({("linf", 0.1, "square"): stands})
+    assert finding == (None, "Whether Square is stronger than APGD: needs autoattack, or square and apgd_ce.")
 
 
 def test_more_steps_must_not_help():

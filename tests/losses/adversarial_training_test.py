@@ -330,7 +330,7 @@ def test_defaults_are_those_of_the_papers_and_equal_settings_are_equal():
     assert losses.TRADES(attack=brighter).beta == losses.MART(attack=brighter).beta == 6.0
     assert losses.LogitPairing(attack=brighter).weight == 0.5
     assert losses.AWP(objective=losses.TRADES(attack=brighter)).gamma == 0.01
-    awp = lambda: losses.awp(objective=losses.trades(attack=attacks.pgd(epsilon=0.1)))
+    awp = lambda: losses.awp(objective=losses.mart(attack=attacks.pgd(epsilon=0.1)))
     assert awp() == awp()
     assert hash(awp()) == hash(awp())
 
@@ -359,7 +359,8 @@ def test_awp_refuses_an_objective_without_an_attack():
         losses.AWP.__post_init__(unchecked)
 
 
-def test_an_attack_on_labels_inside_trades_is_refused(state, batch):
-    objective = losses.trades(attack=attacks.pgd(epsilon=0.1, keep="last"))
-    with pytest.raises(ValueError, match=r"labels must be \(7,\) integers, got float32 of shape \(7, 3\)"):
-        run(objective, state, batch)
+def test_an_attack_that_does_not_fit_is_refused(state, batch):
+    with pytest.raises(ValueError, match="attack must have a loss of clean logits, losses.kl_divergence, got 'ce'"):
+        losses.trades(attack=attacks.pgd(epsilon=0.1, loss="ce", keep="last"))
+    with pytest.raises(ValueError, match=r"attack must give images of shape \(7, .*\), got MinimumNorm"):
+        run(losses.adversarial_training(attack=lambda key, logits_fn, x, y: attacks.MinimumNorm(x, y, y)), state, batch)
