@@ -110,7 +110,40 @@ def check_ood(found):
         assert after < before
 
 
-CHECKS = {"certify": (CERTIFY, check_certify, 2), "ood": (OOD, check_ood, 3)}
+ATTACK = """{
+    "clean": {name: float((logits_fn(images).argmax(-1) == labels).mean()) for name, logits_fn in logits_fns.items()},
+    "left": {name: [found.clean_accuracy, *found.per_attack.values()] for name, found in evaluations.items()},
+    "curves": {name: accuracies for name, (_, accuracies) in curves.items()},
+    "own": own, "masked": masked_accuracy, "warned": [name for name, of in diagnoses.items() if of.warnings],
+}"""
+
+
+def check_attack(found):
+    for name, left in found["left"].items():
+        assert left[0] == pytest.approx(found["clean"][name])
+        assert left == sorted(left, reverse=True)
+        assert left[-1] <= min(found["own"][name]["PGD"], 1) + 0.02
+        for attack in ("FGSM", "PGD"):
+            curve = found["curves"][f"{name}, {attack}"]
+            assert curve[0] == left[0]
+            assert curve[-1] < 0.5 * curve[0]
+            assert all(later <= earlier + 0.03 for earlier, later in zip(curve, curve[1:]))
+        alone = [accuracy for attack, accuracy in found["own"][name].items() if attack != "worst_of both"]
+        assert found["own"][name]["worst_of both"] <= min(alone) + 0.01
+    assert found["clean"]["standard"] > 0.95 and found["clean"]["adversarial"] > 0.9
+    assert found["left"]["standard"][-1] < 0.2 < 0.4 < found["left"]["adversarial"][-1]
+    assert found["warned"] == ["rounded"]
+    honest, rounded, scaled = (found["masked"][name] for name in ("standard", "rounded", "scaled"))
+    assert rounded["PGD"] > honest["PGD"] + 0.4 and scaled["PGD"] > honest["PGD"] + 0.4
+    assert scaled["PGD, DLR loss"] < honest["PGD"] + 0.1
+    assert rounded["Square"] < 0.4 and scaled["Square"] < 0.4
+
+
+CHECKS = {
+    "attack": (ATTACK, check_attack, 2),
+    "certify": (CERTIFY, check_certify, 2),
+    "ood": (OOD, check_ood, 3),
+}
 """By notebook: what to read from its kernel, what must hold of that, and how many figures it draws."""
 
 NOTEBOOKS = pytest.mark.parametrize("path", sorted((ROOT / "colab").glob("*.ipynb")), ids=lambda path: path.stem)
