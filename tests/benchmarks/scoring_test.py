@@ -102,7 +102,7 @@ def test_only_what_is_compiled_counts():
 @pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="reads memory as Linux tells it")
 def test_memory_is_what_is_used_beyond_the_features():
     large = dataclasses.replace(TINY, dim=64, train_rows=100_000)  # features of 25 MiB, which knn keeps once more
-    assert 24 < benchmark.extra_memory("knn", large) < 300
+    assert 24 < benchmark.extra_memory("knn", large) < 400  # what compiling takes is in it
 
 
 def test_bad_settings_are_refused():
