@@ -233,7 +233,7 @@ def test_rows_of_another_width_than_the_fitted_ones_are_refused(name, field):
             DETECTORS[name]().score(fitted(name), other)
 
 
-@pytest.mark.parametrize("name", ["ensemble", "temperature_scaling", *{*OF_CLASSES, *OF_FEATURES}])
+@pytest.mark.parametrize("name", ["ensemble", "temperature_scaling", *sorted({*OF_CLASSES, *OF_FEATURES})])
 def test_a_state_of_another_detector_is_refused(name):
     for state in (None, (), fitted("vim" if name != "vim" else "residual")):
         message = f"state must be what fit of this detector gives, got {type(state).__name__}"
