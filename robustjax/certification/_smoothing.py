@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from robustjax import _validate
@@ -38,12 +39,13 @@ class Certificate(NamedTuple):
     abstained: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames=("measure", "batch_size"))
-def _votes(key, logits_fn, x, edges, *, measure, batch_size):
+@functools.partial(jax.jit, static_argnames=("measure", "batch_size", "sharding"))
+def _votes(key, logits_fn, x, edges, *, measure, batch_size, sharding=None):
     """Counts votes of draws ``edges[g] <= index < edges[g + 1]``: (batch, groups, classes).
 
     The number of draws is an argument of the compiled program (a loop with a traced end; a scan's length would be part
-    of it), so that one compilation serves every number.
+    of it), so that one compilation serves every number. With a sharding, each device of its mesh works on its share of
+    the images, and devices with the same images take turns with the blocks.
     """
     noisy = jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jnp.float32)
     logits = jax.eval_shape(logits_fn, noisy)
@@ -56,23 +58,50 @@ def _votes(key, logits_fn, x, edges, *, measure, batch_size):
         raise ValueError(f"logits_fn must give floating logits, got {logits.dtype}.")
     num_classes = logits.shape[1]
 
-    def of_image(args):
-        image_key, image = args
+    def of_images(keys, logits_fn, x, edges, turn, turns):
+        def of_image(args):
+            image_key, image = args
 
-        def block(i, counts):
-            draws = edges[0] + i * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, draws)
-            logits = logits_fn(jax.vmap(measure.sample, (0, None))(keys, image))
-            # A row that is not finite is an error of the model: it votes for no class (argmax would elect one).
-            votes = jax.nn.one_hot(logits.argmax(-1), num_classes, dtype=bool)
-            votes &= jnp.isfinite(logits).all(-1, keepdims=True)
-            member = (edges[:-1, None] <= draws[None]) & (draws[None] < edges[1:, None])
-            return counts + (member[:, :, None] & votes[None]).sum(1, dtype=jnp.int32)
+            def block(i, counts):
+                draws = edges[0] + (turn + i * turns) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, draws)
+                logits = logits_fn(jax.vmap(measure.sample, (0, None))(keys, image))
+                # A row that is not finite is an error of the model: it votes for no class (argmax would elect one).
+                votes = jax.nn.one_hot(logits.argmax(-1), num_classes, dtype=bool)
+                votes &= jnp.isfinite(logits).all(-1, keepdims=True)
+                member = (edges[:-1, None] <= draws[None]) & (draws[None] < edges[1:, None])
+                return counts + (member[:, :, None] & votes[None]).sum(1, dtype=jnp.int32)
 
-        blocks = (edges[-1] - edges[0] - 1) // batch_size + 1  # in this order, which cannot overflow
-        return jax.lax.fori_loop(0, blocks, block, jnp.zeros((edges.size - 1, num_classes), jnp.int32))
+            blocks = (edges[-1] - edges[0] - 1) // batch_size + 1  # in this order, which cannot overflow
+            zero = jnp.zeros((edges.size - 1, num_classes), jnp.int32)
+            return jax.lax.fori_loop(0, (blocks - turn - 1) // turns + 1, block, zero)
 
-    return jax.lax.map(of_image, (image_keys(key, x), x))
+        return jax.lax.map(of_image, (keys, x))
+
+    keys = image_keys(key, x)
+    if sharding is None:
+        return of_images(keys, logits_fn, x, edges, 0, 1)
+    mesh, rows = sharding.mesh, PartitionSpec(*sharding.spec[:1])
+    split = rows[0] if rows else None
+    split = split if isinstance(split, tuple) else (split,)
+    shared = tuple(axis for axis in mesh.axis_names if axis not in split)
+
+    def of_device(keys, logits_fn, x, edges):
+        counts = of_images(keys, logits_fn, x, edges, jax.lax.axis_index(shared), jax.lax.axis_size(shared))
+        return jax.lax.psum(counts, shared)
+
+    everywhere = PartitionSpec()
+    return jax.shard_map(
+        of_device, mesh=mesh, in_specs=(rows, everywhere, rows, everywhere), out_specs=rows, check_vma=False
+    )(keys, logits_fn, x, edges)
+
+
+def _sharding_of_images(x) -> NamedSharding | None:
+    """How whole images lie on several devices; None for one, and where images themselves are split."""
+    sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1 or any(sharding.spec[1:]):
+        return None
+    return sharding
 
 
 def _count(key, logits_fn, x, measure, edges, batch_size) -> Int[Array, "batch groups classes"]:
@@ -90,7 +119,9 @@ def _count(key, logits_fn, x, measure, edges, batch_size) -> Int[Array, "batch g
     if not isinstance(edges[-1], jax.core.Tracer) and edges[-1] > np.iinfo(np.int32).max:
         raise ValueError(f"num_samples must keep draw indices within int32, got {edges[-1]} draws.")
     edges = jnp.asarray(edges, jnp.int32)
-    return _votes(key, logits_fn, x, edges, measure=measure, batch_size=int(batch_size))
+    return _votes(
+        key, logits_fn, x, edges, measure=measure, batch_size=int(batch_size), sharding=_sharding_of_images(x)
+    )
 
 
 def sample_counts(
@@ -122,7 +153,8 @@ def sample_counts(
     Args:
       key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
       logits_fn: maps ``(batch_size, ...)`` float32 to ``(batch_size, classes)``.
-      x: ``(batch, ...)``, floating; may be sharded.
+      x: ``(batch, ...)``, floating. Images that are split over some axes of a mesh are counted there, and devices with
+        the same images share their draws.
       measure: what noise to add, for example ``gaussian(0.5)``.
       num_samples: draws for each input, at least 1; may be traced.
       first_sample: index of the first draw.

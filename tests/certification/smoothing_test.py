@@ -87,11 +87,13 @@ def test_counts_by_hand():
 def test_counts_are_the_same_on_many_devices_and_under_jit():
     assert jax.device_count() == 8
     x = np.concatenate([X, X[:2] + np.float32(0.01)])
-    alone = counts(x)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    for spec in (PartitionSpec("data"), PartitionSpec()):
-        np.testing.assert_array_equal(counts(jax.device_put(x, NamedSharding(mesh, spec))), alone)
-    spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    alone, few = counts(x), counts(x, num_samples=70)
+    for shape, specs in {(8, 1): ("data",), (2, 4): ("data", ("data", "noise"), None)}.items():
+        mesh = jax.make_mesh(shape, ("data", "noise"), axis_types=(AxisType.Auto,) * 2)
+        for spec in specs:
+            spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec(spec)))
+            np.testing.assert_array_equal(counts(spread), alone)
+            np.testing.assert_array_equal(counts(spread, num_samples=70), few)  # a block for some devices
     jitted = jax.jit(lambda k, x, n: certification.sample_counts(k, linear, x, MEASURE, num_samples=n))
     np.testing.assert_array_equal(jitted(jax.random.key(0), spread, 500), alone)
 
