@@ -152,7 +152,9 @@ def measure(attacks: list[Callable[[], Any]], rounds: int) -> tuple[np.ndarray, 
     seconds, results = np.empty((len(attacks), rounds)), [[] for _ in attacks]
     for i in range(rounds):
         for j, attack in enumerate(attacks):
-            seconds[j, i] = cpu_seconds(lambda attack=attack, j=j: results[j].append(attack()))
+            # What is appended is finished: an array that is still being computed would be timed as nothing.
+            take = lambda attack=attack, j=j: results[j].append(jax.block_until_ready(attack()))
+            seconds[j, i] = cpu_seconds(take)
     return seconds, results
 
 
