@@ -5,6 +5,7 @@ from robustjax.training._accelat import AccelATState as AccelATState
 from robustjax.training._accelat import accelat as accelat
 from robustjax.training._checkpoint import restore_model as restore_model
 from robustjax.training._fit import FitResult as FitResult
+from robustjax.training._fit import Preempted as Preempted
 from robustjax.training._fit import fit as fit
 from robustjax.training._mesh import make_mesh as make_mesh
 from robustjax.training._mesh import replicate as replicate

@@ -2,21 +2,29 @@
 
 A folder holds one folder per step, named by it. Each is written under another name and moved when it is complete, so
 that a process killed at any moment leaves only whole ones; ``SHA256SUMS`` inside covers every file, so that later
-damage is seen before Orbax reads it (``sha256sum -c SHA256SUMS`` checks by hand).
+damage is seen before Orbax reads it (``sha256sum -c SHA256SUMS`` checks by hand). Object stores move a folder file by
+file: there it is written in its place, and what has no ``SHA256SUMS``, the last to be written, is unfinished. Orbax
+itself goes to ``gs://`` alone, and takes names for patterns; to and from other stores, such as ``s3://``, and folders
+with ``*?[`` in their names a temporary folder is copied.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import pathlib
-import shutil
+import logging
+import os
+import re
 import sys
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
 
 from robustjax.training._step import TrainState
 from robustjax.typing import ModelState
@@ -24,6 +32,8 @@ from robustjax.typing import ModelState
 _METADATA = "metadata.json"
 _SUMS = "SHA256SUMS"
 _UNFINISHED = "unfinished"
+_NONE, _ALL_DAMAGED = -1, -2  # in place of the step of a whole checkpoint
+_GLOB = {*"*?["}
 _START_ANEW = "delete the folder or pass overwrite=True to start anew"
 _READ_ANOTHER = "name the folder of another run, one of this model"
 
@@ -40,32 +50,75 @@ class Restored(NamedTuple):
     metadata: dict[str, Any]
 
 
-def save(folder: pathlib.Path, state: TrainState, metadata: dict[str, Any], *, keep: int) -> None:
-    """Writes the checkpoint of ``state.step`` and deletes all but the ``keep`` newest.
+def as_folder(path: str | os.PathLike[str]) -> epath.Path:
+    """The folder as a path of :mod:`etils.epath`; a local one absolute, as Orbax wants it."""
+    text = os.fspath(path)
+    if "://" in text:
+        return epath.Path(text)
+    if re.match(r"[a-z0-9]+:/", text):
+        raise ValueError(f"folder={text!r} is a URL that lost a slash; pass it as text or as etils.epath.Path.")
+    return epath.Path(os.path.abspath(text))
+
+
+def check_shared(folder: epath.Path) -> None:
+    """Raises ValueError where Orbax cannot write from several processes."""
+    if jax.process_count() > 1 and _is_staged(folder):
+        raise ValueError(
+            f"folder={str(folder)!r} must lie on a file system that the {jax.process_count()} processes share or on "
+            "gs://, and have none of *?[ in its name."
+        )
+
+
+def save(folder: epath.Path, state: TrainState, metadata: dict[str, Any], *, keep: int) -> None:
+    """Writes the checkpoint of ``state.step`` and deletes all but the ``keep`` newest; all processes call it.
 
     Args:
-      folder: on a file system that all processes share.
+      folder: from :func:`as_folder`, on a file system that all processes share.
       state: train state.
       metadata: anything that JSON can hold.
       keep: number of checkpoints left.
+
+    Raises:
+      OSError: it could not be written; those written before stay.
     """
     from orbax.checkpoint import v1 as ocp
 
-    step, parts, unfinished = int(state.step), _parts(state), folder / _UNFINISHED
-    if jax.process_index() == 0:
-        _delete(folder.glob(f"{_UNFINISHED}*"))
-    ocp.save_checkpointables(str(unfinished), parts)
-    if jax.process_index() == 0:
-        (unfinished / _METADATA).write_text(json.dumps({**metadata, "arrays": _describe(parts)}, indent=1))
-        (unfinished / _SUMS).write_text(_sums(unfinished))
-        damaged = [path for path in _found(folder) if int(path.name) >= step]  # or they would have been restored
-        _delete(damaged)
-        unfinished.rename(folder / f"{step:08d}")
-        _delete(_found(folder)[:-keep])
+    step, parts, first = int(state.step), _parts(state), jax.process_index() == 0
+    content = json.dumps({**metadata, "arrays": _describe(parts)}, indent=1)
+    final = folder / f"{step:08d}"
+    written = final if _is_remote(folder) else folder / _UNFINISHED
+    try:
+        if first:
+            _delete(_unfinished(folder))
+            if written == final:
+                _delete(_from(folder, step))
+        with _near(written) as near:
+            with _quiet():
+                ocp.save_checkpointables(str(near), parts)
+            if first:
+                (near / _METADATA).write_text(content)
+                (near / _SUMS).write_text(_sums(near))
+                if near != written:
+                    _copy(near, written)
+        if first:
+            if written != final:
+                _delete(_from(folder, step))
+                written.rename(final)
+            _delete(_found(folder)[:-keep])
+    except Exception as error:  # of any kind: what a full disk raises is up to Orbax and TensorStore
+        if first:
+            with contextlib.suppress(Exception):  # room for others
+                _delete(_unfinished(folder))
+        raise OSError(
+            f"the checkpoint of step {step} could not be written to {folder} ({_first_line(error)}); those written "
+            "before are kept, and the same run started again continues from them."
+        ) from error
+    if jax.process_count() > 1:  # none reads the folder, or ends, before the first has moved it
+        multihost_utils.sync_global_devices(f"checkpoint {final}")
 
 
-def restore(folder: pathlib.Path, template: TrainState, log: Callable[[str], None]) -> Restored | None:
-    """Reads the newest whole checkpoint.
+def restore(folder: epath.Path, template: TrainState, log: Callable[[str], None]) -> Restored | None:
+    """Reads the newest whole checkpoint, in all processes the one that the first finds.
 
     Args:
       folder: as for :func:`save`.
@@ -78,7 +131,10 @@ def restore(folder: pathlib.Path, template: TrainState, log: Callable[[str], Non
     Raises:
       ValueError: all checkpoints are damaged, or the newest whole one is of another model or optimizer.
     """
-    found = _newest_whole(folder, log, _START_ANEW)
+    step = _newest_whole(folder, log) if jax.process_index() == 0 else _NONE
+    if jax.process_count() > 1:
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+    found = _checkpoint_of(folder, step, _START_ANEW)
     if found is None:
         return None
     parts, metadata = _load(found, _parts(template), _START_ANEW)
@@ -87,14 +143,16 @@ def restore(folder: pathlib.Path, template: TrainState, log: Callable[[str], Non
 
 
 def restore_model(
-    folder: str | pathlib.Path, template: ModelState, *, log: Callable[[str], None] | None = None
+    folder: str | os.PathLike[str], template: ModelState, *, log: Callable[[str], None] | None = None
 ) -> ModelState:
     """Reads parameters and batch statistics alone from the newest whole checkpoint of a run.
 
+    Each of several processes reads for itself; since Orbax counts what it does, all should.
+
     Args:
-      folder: the checkpoint folder that :func:`robustjax.training.fit` was given.
+      folder: the checkpoint folder that :func:`robustjax.training.fit` was given, a path or URL.
       template: a state of the same model; gives shapes, dtypes and placement.
-      log: told of every damaged checkpoint that was passed over; None for standard error.
+      log: told, in the first process, of every damaged checkpoint that was passed over; None for standard error.
 
     Returns:
       The trained model state.
@@ -103,7 +161,9 @@ def restore_model(
       FileNotFoundError: the folder has no checkpoint.
       ValueError: all checkpoints are damaged, or they are of another model.
     """
-    found = _newest_whole(pathlib.Path(folder), log or to_stderr, _READ_ANOTHER)
+    path, log = as_folder(folder), log or to_stderr
+    step = _newest_whole(path, log if jax.process_index() == 0 else lambda message: None)
+    found = _checkpoint_of(path, step, _READ_ANOTHER)
     if found is None:
         raise FileNotFoundError(f"no checkpoint in {folder}; train first, or name the folder that fit was given.")
     return _load(found, {"model": template}, _READ_ANOTHER)[0]["model"]
@@ -114,10 +174,9 @@ def to_stderr(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
-def clear(folder: pathlib.Path) -> None:
+def clear(folder: epath.Path) -> None:
     """Deletes all checkpoints of the folder, and nothing else."""
-    if jax.process_index() == 0:
-        _delete([*_found(folder), *folder.glob(f"{_UNFINISHED}*")])
+    _delete([*_found(folder), *_unfinished(folder)])
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -125,34 +184,109 @@ def _parts(state: TrainState) -> dict[str, Any]:
     return {"model": state.model, "training": training}
 
 
-def _delete(paths: Iterable[pathlib.Path]) -> None:
+def _is_remote(folder: epath.Path) -> bool:
+    return "://" in str(folder)
+
+
+def _is_staged(folder: epath.Path) -> bool:
+    return _is_remote(folder) and not str(folder).startswith("gs://") or not _GLOB.isdisjoint(str(folder))
+
+
+@contextlib.contextmanager
+def _near(path: epath.Path) -> Iterator[epath.Path]:
+    """The path itself or, where Orbax cannot go there, one in a temporary folder in its place."""
+    if not _is_staged(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield epath.Path(folder) / path.name
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    for file in sorted(_files(source), key=lambda file: file == source / _SUMS):  # the sums last
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+
+
+def _delete(paths: Iterable[epath.Path]) -> None:
     for path in paths:
-        shutil.rmtree(path)
+        (path / _SUMS).unlink(missing_ok=True)  # at once no checkpoint, however far the rest gets
+        path.rmtree()
 
 
-def _found(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted((p for p in folder.glob("*") if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name))
+def _children(folder: epath.Path) -> list[epath.Path]:
+    return [path for path in folder.iterdir() if path != folder] if folder.is_dir() else []
 
 
-def _newest_whole(folder: pathlib.Path, log: Callable[[str], None], advice: str) -> pathlib.Path | None:
+def _found(folder: epath.Path) -> list[epath.Path]:
+    is_one = lambda path: (path / _SUMS).exists() if _is_remote(folder) else path.is_dir()
+    return sorted((p for p in _children(folder) if p.name.isdecimal() and is_one(p)), key=lambda p: int(p.name))
+
+
+def _from(folder: epath.Path, step: int) -> list[epath.Path]:
+    """Checkpoints of this step and later ones: damaged, or they would have been restored."""
+    return [path for path in _found(folder) if int(path.name) >= step]
+
+
+def _unfinished(folder: epath.Path) -> list[epath.Path]:
+    left_behind = lambda path: path.name.partition(".")[0].isdecimal() and not (path / _SUMS).exists()
+    return [
+        path for path in _children(folder)
+        if path.name.startswith(_UNFINISHED) or (_is_remote(folder) and left_behind(path))
+    ]  # fmt: skip
+
+
+def _newest_whole(folder: epath.Path, log: Callable[[str], None]) -> int:
+    """The step of the newest whole checkpoint, ``_NONE`` or ``_ALL_DAMAGED``."""
     found = _found(folder)
     for path in reversed(found):
         sums = path / _SUMS
-        if sums.is_file() and sums.read_bytes() == _sums(path).encode():
-            return path
+        if sums.exists() and sums.read_bytes() == _sums(path).encode():
+            return int(path.name)
         log(f"The checkpoint {path} is damaged; falling back to the one before.")
-    if found:
+    return _ALL_DAMAGED if found else _NONE
+
+
+def _checkpoint_of(folder: epath.Path, step: int, advice: str) -> epath.Path | None:
+    if step == _ALL_DAMAGED:
         raise ValueError(f"folder={str(folder)!r} has no readable checkpoint; {advice}.")
-    return None
+    return None if step == _NONE else folder / f"{step:08d}"
 
 
-def _sums(path: pathlib.Path) -> str:
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p != path / _SUMS)
-    digests = []
-    for file in files:
-        with file.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return "".join(f"{digest}  {file.relative_to(path)}\n" for digest, file in zip(digests, files, strict=True))
+def _files(path: epath.Path) -> Iterator[epath.Path]:
+    for child in _children(path):
+        if child.is_dir():
+            yield from _files(child)
+        else:
+            yield child
+
+
+def _sums(path: epath.Path) -> str:
+    lines = []
+    for file in sorted(_files(path)):
+        if file != path / _SUMS:
+            digest = hashlib.sha256()
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+            lines.append(f"{digest.hexdigest()}  {file.relative_to(path)}\n")
+    return "".join(lines)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's log of the error that it raises too."""
+    logger = logging.getLogger("absl")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _describe(parts: dict[str, Any]) -> dict[str, str]:
@@ -160,7 +294,7 @@ def _describe(parts: dict[str, Any]) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def _load(path: pathlib.Path, template: dict[str, Any], advice: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _load(path: epath.Path, template: dict[str, Any], advice: str) -> tuple[dict[str, Any], dict[str, Any]]:
     from orbax.checkpoint import v1 as ocp
 
     metadata = json.loads((path / _METADATA).read_text())
@@ -173,4 +307,11 @@ def _load(path: pathlib.Path, template: dict[str, Any], advice: str) -> tuple[di
                 f"{there.get(name, 'nothing')}, wanted is {wanted.get(name, 'nothing')}; {advice}."
             )
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-    return ocp.load_checkpointables(str(path), jax.tree.map(place, template)), metadata
+    context = ocp.Context()
+    if jax.process_count() > 1:  # each process reads what it needs and waits for no other
+        context.multiprocessing.primary_host = jax.process_index()
+        context.multiprocessing.active_processes = {jax.process_index()}
+    with _near(path) as near, context:
+        if near != path:
+            _copy(path, near)
+        return ocp.load_checkpointables(str(near), jax.tree.map(place, template)), metadata

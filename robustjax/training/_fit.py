@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
-import pathlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from robustjax import _validate
 from robustjax.data import BatchIterator
@@ -24,6 +26,10 @@ from robustjax.training._step import TrainState, make_step
 from robustjax.typing import Apply
 
 _SECONDS_BETWEEN_LINES = 60
+
+
+class Preempted(Exception):
+    """Training was asked to stop before its end; its words say what was kept."""
 
 
 class FitResult(NamedTuple):
@@ -46,7 +52,7 @@ def fit(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     num_steps: int,
-    folder: str | pathlib.Path | None = None,
+    folder: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1000,
     keep: int = 2,
     config: Mapping[str, Any] | None = None,
@@ -55,13 +61,19 @@ def fit(
     log_every: int = 50,
     progress: bool = True,
     log: Callable[[str], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
+    on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> FitResult:
     """Trains for a number of steps, and can be killed at any moment and started again.
 
     With a ``folder``, the run continues from the newest whole checkpoint in it: state of model and optimizer, PRNG key,
     position of the iterator and history. A run that was killed and started again with the same arguments on the same
-    machine ends with the same parameters, bit for bit where the device computes deterministically, as CPUs do. The loop
-    waits for the device only to log, one interval behind, and to save.
+    machine ends with the same parameters, bit for bit where the device computes deterministically, as CPUs do; on
+    another number of devices or processes it ends with the same up to rounding. The loop waits for the device only to
+    log, one interval behind, and to save.
+
+    With several processes (``jax.distributed``), all call it alike with a mesh of all devices, and each gives its rows
+    of every batch. Process 0 alone shows progress, logs and reports metrics.
 
     Args:
       apply: the model.
@@ -70,7 +82,8 @@ def fit(
       objective: what to minimise.
       optimizer: the one that ``state`` was made with.
       num_steps: steps to take in all, those before a resumption included.
-      folder: where checkpoints go; None for none.
+      folder: where checkpoints go, shared by all processes: a path, or a URL that :mod:`etils.epath` and Orbax know,
+        such as ``gs://bucket/run``; None for none.
       checkpoint_every: steps between checkpoints; one more is written at the end.
       keep: number of checkpoints kept.
       config: settings of the run, kept with its checkpoints; other settings on the same folder are refused.
@@ -79,24 +92,35 @@ def fit(
       log_every: steps between rows of the history.
       progress: whether to show a progress bar or, where standard error is no terminal, to log a line a minute.
       log: told of resumption, of damaged checkpoints and of progress without a terminal; None for standard error.
+      stop: asked after each step, with its number. Once it is true, a checkpoint is written, if there is a folder, and
+        training ends with :class:`Preempted`. With several processes it is enough that one is asked to stop: all do,
+        after the same step, which may be the one that follows.
+      on_metrics: told of each row of the history when it is recorded: the step and the metrics.
 
     Returns:
       The trained state and the history.
 
     Raises:
       FloatingPointError: the loss or the parameters are no longer finite; checkpoints written before stay.
+      OSError: a checkpoint could not be written, for want of room perhaps; those written before stay.
+      Preempted: ``stop`` was true.
       ValueError: an argument is out of range, the folder belongs to another run, or it has no readable checkpoint.
     """
     _validate.at_least(1, num_steps=num_steps, checkpoint_every=checkpoint_every, keep=keep, log_every=log_every)
     mesh = make_mesh() if mesh is None else mesh
-    log = _checkpoint.to_stderr if log is None else log
-    folder = None if folder is None else pathlib.Path(folder).absolute()
+    log, first = log or _checkpoint.to_stderr, jax.process_index() == 0
+    if not first:  # what all know is said once
+        log, progress, on_metrics = lambda message: None, False, None
+    folder = None if folder is None else _checkpoint.as_folder(folder)
     config = json.loads(json.dumps(config))
     state, columns = replicate(state, mesh), {}
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            _checkpoint.clear(folder)
+        _check_spans_processes(mesh)
+        _checkpoint.check_shared(folder)
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                _checkpoint.clear(folder)
         restored = _checkpoint.restore(folder, state, log)
         if restored is not None:
             _check_same_run(folder, restored, config, num_steps)
@@ -113,6 +137,7 @@ def fit(
     start = int(state.step)
     # Virtual CPU devices share one pool of threads, on which the collectives of several steps in flight can deadlock.
     one_at_a_time = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    stopping = _agreed(stop, mesh, steps_late=0 if one_at_a_time else 1)
     waiting: list[dict[str, jax.Array]] = []  # metrics of the last interval, which the device has had time to compute
     recent: list[dict[str, jax.Array]] = []  # and of the present one
     with _progress(start, num_steps, shown=progress, log=log) as report:
@@ -125,22 +150,55 @@ def fit(
             if one_at_a_time:
                 jax.block_until_ready(state)
             recent.append(metrics)
-            closing = count == num_steps or (folder is not None and count % checkpoint_every == 0)
+            preempted = stopping(count)
+            closing = preempted or count == num_steps or (folder is not None and count % checkpoint_every == 0)
             if closing or count % log_every == 0:
-                _record(columns, count - len(recent), waiting)
+                _record(columns, count - len(recent), waiting, on_metrics)
                 waiting, recent = recent, []
                 report(count, len(batch.label), columns)
             if closing:
-                _record(columns, count, waiting)
+                _record(columns, count, waiting, on_metrics)
                 waiting = []
                 _check_finite(state)
                 if folder is not None:
                     metadata = {"config": config, "batches": batches.get_state(), "history": columns}
                     _checkpoint.save(folder, state, metadata, keep=keep)
+            if preempted:
+                kept = "without a folder nothing was kept" if folder is None else f"its checkpoint is in {folder}"
+                raise Preempted(f"training was stopped after step {count} of {num_steps}; {kept}.")
     return FitResult(state, {name: np.asarray(column) for name, column in columns.items()})
 
 
-def _record(columns: dict[str, list], last_step: int, metrics: Sequence[Mapping[str, jax.Array]]) -> None:
+def _agreed(stop: Callable[[int], bool] | None, mesh: Mesh, *, steps_late: int) -> Callable[[int], bool]:
+    """``stop``, true in all processes at the same step, so many after the first one said so."""
+    if stop is None or not mesh.is_multi_process:
+        return lambda step: stop is not None and bool(stop(step))
+    sharding, any_asked = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), jax.jit(jnp.any)
+    under_way: collections.deque[jax.Array] = collections.deque()
+
+    def stopping(step: int) -> bool:
+        asked = np.full(len(mesh.local_devices), bool(stop(step)))
+        under_way.append(any_asked(jax.make_array_from_process_local_data(sharding, asked)))
+        return len(under_way) > steps_late and bool(under_way.popleft())
+
+    return stopping
+
+
+def _check_spans_processes(mesh: Mesh) -> None:
+    """Processes that write one folder must train together: a mesh of some of them would leave the others waiting."""
+    there, count = {device.process_index for device in mesh.devices.flat}, jax.process_count()
+    if len(there) < count:
+        raise ValueError(
+            f"mesh must have devices of all {count} processes to train with a folder, got those of {len(there)}."
+        )
+
+
+def _record(
+    columns: dict[str, list],
+    last_step: int,
+    metrics: Sequence[Mapping[str, jax.Array]],
+    on_metrics: Callable[[int, Mapping[str, float]], None] | None,
+) -> None:
     """Appends one row, the means over the steps that end with ``last_step``."""
     if not metrics:
         return
@@ -148,9 +206,11 @@ def _record(columns: dict[str, list], last_step: int, metrics: Sequence[Mapping[
     for step, values in enumerate(fetched, last_step + 1 - len(fetched)):
         if not np.isfinite(values["loss"]):
             raise FloatingPointError(_not_finite(f"the loss is {values['loss']}", step))
-    columns.setdefault("step", []).append(last_step)
-    for name in fetched[0]:
-        columns.setdefault(name, []).append(float(np.mean([values[name] for values in fetched], dtype=np.float64)))
+    row = {name: float(np.mean([values[name] for values in fetched], dtype=np.float64)) for name in fetched[0]}
+    for name, value in {"step": last_step, **row}.items():
+        columns.setdefault(name, []).append(value)
+    if on_metrics is not None:
+        on_metrics(last_step, row)
 
 
 def _check_finite(state: TrainState) -> None:
@@ -167,7 +227,7 @@ def _not_finite(what: str, step: int) -> str:
 
 
 def _check_same_run(
-    folder: pathlib.Path, restored: _checkpoint.Restored, config: Mapping[str, Any] | None, num_steps: int
+    folder: epath.Path, restored: _checkpoint.Restored, config: Mapping[str, Any] | None, num_steps: int
 ) -> None:
     there = restored.metadata["config"]
     if config is not None and there is not None and config != there:

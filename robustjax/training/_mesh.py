@@ -2,52 +2,82 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from robustjax import _validate
 from robustjax.typing import Batch
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
-    """Makes a mesh with the single axis ``data``.
+def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes a mesh of devices with named axes.
+
+    Training splits rows over all axes (:func:`shard_batch`); :mod:`robustjax.certification` splits images over the axes
+    that they are sharded by, and noise over the others.
 
     Args:
-      num_devices: how many devices, the first of ``jax.devices()``; None for all of them, of all processes.
+      axes: how many devices along each axis, by name, the slowest first, for example ``{"data": 4, "noise": 2}``; None
+        for one axis ``data`` of all devices. Fewer than there are take the first ones.
+      devices: the devices to take; None for ``jax.devices()``, those of all processes.
 
     Returns:
-      The mesh; its axis is ``Auto``, so plain functions under ``jit`` are partitioned by the compiler.
+      The mesh; its axes are ``Auto``, so plain functions under ``jit`` are partitioned by the compiler.
 
     Raises:
-      ValueError: there are not that many devices.
+      ValueError: an axis is shorter than 1; there are not that many devices; or there are more, of several processes,
+        one of which might be left out.
     """
-    available = jax.device_count()
-    num_devices = available if num_devices is None else num_devices
-    if not 1 <= num_devices <= available:
-        raise ValueError(f"num_devices must be between 1 and {available}, the devices there are, got {num_devices}.")
-    devices = jax.devices()[:num_devices]
-    return jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    devices = jax.devices() if devices is None else list(devices)
+    axes = {"data": len(devices)} if axes is None else dict(axes)
+    _validate.at_least(1, **{f"axes[{name!r}]": size for name, size in axes.items()})
+    wanted, processes = math.prod(axes.values()), len({device.process_index for device in devices})
+    text = " * ".join(f"{name}={size}" for name, size in axes.items()) + f" = {wanted}" if axes else "none"
+    if not axes or wanted > len(devices):
+        raise ValueError(f"axes must name at least 1 and at most {len(devices)} devices, got {text}.")
+    if processes > 1 and wanted < len(devices):
+        raise ValueError(
+            f"axes must take all {len(devices)} devices of the {processes} processes, got {text}; "
+            "pass devices=jax.local_devices() for a mesh of this process alone."
+        )
+    return jax.make_mesh(
+        tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices[:wanted]
+    )
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies a pytree onto every device of the mesh; the copies share no memory with the argument.
 
     Args:
-      tree: pytree of arrays, the same in every process.
+      tree: pytree of arrays, the same in every process, which is not checked; a tree that is replicated over another
+        mesh, of all processes perhaps, is one.
       mesh: from :func:`make_mesh`.
 
     Returns:
       The pytree, replicated.
     """
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()), may_alias=False)
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if not mesh.is_multi_process and all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree)):
+        return jax.device_put(tree, sharding, may_alias=False)
+
+    def place(leaf: Any) -> jax.Array:  # device_put would gather every array from all processes to compare them
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        return jax.make_array_from_callback(leaf.shape, sharding, np.array(leaf).__getitem__)
+
+    return jax.tree.map(place, tree)
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Splits a batch along its first axis over the devices of the mesh.
+    """Splits a batch along its first axis over the devices of the mesh, over all its axes.
 
     Args:
-      batch: host arrays; with several processes, the rows of this one.
+      batch: host arrays; with several processes, the rows of this one: the whole batch is those of the processes in
+        the order of their devices in the mesh.
       mesh: from :func:`make_mesh`.
 
     Returns:
@@ -60,7 +90,7 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     if rows % devices:
         raise ValueError(
             f"the batch size must be divisible by the number of devices, got {rows} images for {devices} devices; "
-            "change the batch size or pass make_mesh(num_devices=...)."
+            "change the batch size or pass a mesh of fewer devices, make_mesh({'data': ...})."
         )
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)

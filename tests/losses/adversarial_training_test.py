@@ -319,7 +319,7 @@ def test_eight_devices_equal_one(state, batch):
     eight = jax.tree.map(lambda rows: jnp.concatenate([rows, rows[:1]]), batch)
     results = []
     for devices in (1, 8):
-        mesh = training.make_mesh(devices)
+        mesh = training.make_mesh({"data": devices})
         initial = training.replicate(training.init(jax.random.key(0), state, optimizer), mesh)
         results.append(training.make_step(objective, optimizer)(apply, initial, training.shard_batch(eight, mesh)))
     for one, many in zip(*map(jax.tree.leaves, ([r[0].model, r[1]] for r in results)), strict=True):

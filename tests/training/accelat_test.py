@@ -76,7 +76,7 @@ def test_under_jit_and_scan_as_outside():
 
 def test_drives_the_optimizer_of_a_fit_between_epochs(problem):
     """Epochs of five steps in one loop: three at a rate of 0.2, one at 0.1."""
-    mesh = training.make_mesh(1)
+    mesh = training.make_mesh({"data": 1})
 
     def fit(state, stream, optimizer, num_steps):
         settings = dict(objective=losses.standard(), optimizer=optimizer, mesh=mesh, progress=False)

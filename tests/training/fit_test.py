@@ -23,7 +23,7 @@ def fit(problem):
         settings = {"objective": OBJECTIVE, "optimizer": OPTIMIZER, "checkpoint_every": 5, "log_every": 4, **settings}
         return training.fit(
             problem.apply, state, stream or problem.Stream(), num_steps=num_steps,
-            mesh=mesh or training.make_mesh(1), **{"progress": False, **settings},
+            mesh=mesh or training.make_mesh({"data": 1}), **{"progress": False, **settings},
         )  # fmt: skip
 
     return run
@@ -239,6 +239,41 @@ def test_parameters_that_are_not_finite_are_not_saved(problem, fit, tmp_path):
     assert steps(tmp_path) == []
 
 
+@pytest.mark.parametrize("at", [3, 5, 12])
+def test_a_run_that_is_asked_to_stop_saves_at_once_and_continues(fit, tmp_path, at):
+    asked = []
+
+    def stop(step):
+        asked.append(step)
+        return np.bool_(step == at)
+
+    kept = f"training was stopped after step {at} of 12; its checkpoint is in {tmp_path}."
+    with pytest.raises(training.Preempted, match=f"^{re.escape(kept)}$"):
+        fit(12, folder=tmp_path, stop=stop)
+    assert asked == list(range(1, at + 1))
+    assert steps(tmp_path)[-1] == at
+    resumed = fit(12, folder=tmp_path, stop=lambda step: False, log=len)
+    assert same(resumed.state, fit(12).state)
+    assert resumed.history["step"].tolist() == sorted({4, 5, 8, 10, 12, at})
+
+
+def test_a_run_without_a_folder_that_is_asked_to_stop_keeps_nothing(fit):
+    with pytest.raises(training.Preempted, match="stopped after step 2 of 20; without a folder nothing was kept"):
+        fit(20, stop=lambda step: step == 2)
+
+
+def test_metrics_are_told_as_the_history_grows(problem, fit, tmp_path):
+    told, stream = [], problem.Stream()
+    first = fit(10, folder=tmp_path, stream=stream, on_metrics=lambda *row: told.append((stream.position, *row)))
+    assert [(position, step) for position, step, _ in told] == [(5, 4), (5, 5), (10, 8), (10, 10)]
+    rows = {name: column for name, column in first.history.items() if name != "step"}
+    assert [row for *_, row in told] == [
+        {name: column[i] for name, column in rows.items()} for i in range(len(told))
+    ]  # fmt: skip
+    fit(12, folder=tmp_path, log=len, on_metrics=lambda *row: told.append((None, *row)))
+    assert [step for _, step, _ in told] == [4, 5, 8, 10, 12]
+
+
 def test_batches_that_end(problem, fit):
     with pytest.raises(ValueError, match="batches ended after 3 of num_steps=10"):
         fit(10, stream=problem.Stream(length=3))
@@ -272,7 +307,7 @@ def test_the_bar_shows_on_a_terminal_only(problem, fit, monkeypatch):
         monkeypatch.setattr("sys.stderr", stream)
         training.fit(
             problem.apply, training.init(jax.random.key(0), problem.model, OPTIMIZER), problem.Stream(),
-            objective=OBJECTIVE, optimizer=OPTIMIZER, num_steps=20, log_every=4, mesh=training.make_mesh(1),
+            objective=OBJECTIVE, optimizer=OPTIMIZER, num_steps=20, log_every=4, mesh=training.make_mesh({"data": 1}),
         )  # fmt: skip
         shown[kind] = stream.getvalue()
     assert shown["file"] == ""

@@ -70,7 +70,7 @@ def test_equal_objectives_share_one_trace(problem):
 def test_eight_devices_equal_one(problem, optimizer):
     results = []
     for devices in (1, 8):
-        mesh = training.make_mesh(devices)
+        mesh = training.make_mesh({"data": devices})
         state = training.replicate(training.init(jax.random.key(0), problem.model, optimizer), mesh)
         step, stream = training.make_step(losses.gaussian_augmentation(sigma=0.25), optimizer), problem.Stream(16)
         for _ in range(5):
@@ -82,29 +82,6 @@ def test_eight_devices_equal_one(problem, optimizer):
         results.append((state.model, metrics))
     # Sums over the batch run in another order; Adam divides by small second moments and widens that.
     chex.assert_trees_all_close(*jax.device_get(results), rtol=1e-4, atol=1e-6)
-
-
-def test_replicate_copies(problem):
-    copy = training.replicate(problem.model, training.make_mesh(1))
-    jax.jit(lambda tree: jax.tree.map(lambda a: a + 1, tree), donate_argnums=0)(copy)
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(problem.model))
-
-
-def test_batch_size_must_be_divisible(problem):
-    with pytest.raises(ValueError, match="divisible by the number of devices, got 12 images for 8 devices"):
-        training.shard_batch(next(problem.Stream(12)), training.make_mesh())
-
-
-@pytest.mark.parametrize("num_devices", [0, 9])
-def test_mesh_of_absent_devices(num_devices):
-    with pytest.raises(ValueError, match=f"num_devices must be between 1 and 8, .*, got {num_devices}"):
-        training.make_mesh(num_devices)
-
-
-def test_mesh_takes_all_devices_and_leaves_partitioning_to_the_compiler():
-    mesh = training.make_mesh()
-    assert mesh.shape == {"data": 8}
-    assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
 
 
 def test_legacy_keys_are_refused(problem):
