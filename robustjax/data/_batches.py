@@ -48,9 +48,9 @@ def batches(
 ) -> BatchIterator:
     """Iterates over a data set in batches, epoch after epoch, in an order that the seed alone decides.
 
-    Each epoch is one permutation of the split, cut into batches; each process reads its share of every batch: the
-    entries ``process_index``, ``process_index + process_count``, ... of it. The batches, and the position that
-    ``get_state`` returns, are therefore those of a single process, however many there are.
+    Each epoch is one permutation of the split, cut into batches; each process reads its share of every batch, the
+    ``process_index``-th of ``process_count`` pieces. Put together in the order of the processes, the batches are
+    therefore those of a single process, row by row, and so is the position that ``get_state`` returns.
 
     Args:
       dataset: what to read.
@@ -105,7 +105,7 @@ def batches(
     def fetch(step: int) -> Batch:
         epoch, position = divmod(step, per_epoch)
         start = position * batch_size
-        return dataset[order(epoch)[start : start + batch_size][process_index::process_count]]
+        return dataset[np.array_split(order(epoch)[start : start + batch_size], process_count)[process_index]]
 
     # A whole permutation at once, and elements that are batches: grain's own shuffle and batch cost 20 us per image.
     steps = grain.MapDataset.range(sys.maxsize if num_epochs is None else num_epochs * per_epoch)

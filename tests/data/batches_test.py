@@ -84,8 +84,8 @@ def test_processes_share_each_batch_of_the_single_process(dataset, world, drop_r
         for rank in range(world)
     ]
     for ids, *parts in zip(whole, *shares, strict=True):
-        for rank, part in enumerate(parts):
-            np.testing.assert_array_equal(part, ids[rank::world])
+        np.testing.assert_array_equal(np.concatenate(parts), ids)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
     if not drop_remainder:
         epoch = np.concatenate([ids for share in shares for ids in share[:3]])
         np.testing.assert_array_equal(np.sort(epoch), np.arange(SIZE))
@@ -105,14 +105,14 @@ def test_a_state_serves_any_number_of_processes(dataset):
     take(three, 3)
     two = data.batches(dataset, 12, seed=4, process_index=0, process_count=2)
     two.set_state(three.get_state())
-    np.testing.assert_array_equal(next(two).id, whole[3][0::2])
+    np.testing.assert_array_equal(next(two).id, whole[3][:6])
 
 
 def test_the_process_is_asked_for_when_the_iterator_is_made(dataset, monkeypatch):
     whole = next(data.batches(dataset, 12, seed=0)).id
     monkeypatch.setattr(jax, "process_index", lambda: 2)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    np.testing.assert_array_equal(next(data.batches(dataset, 12, seed=0)).id, whole[2::3])
+    np.testing.assert_array_equal(next(data.batches(dataset, 12, seed=0)).id, whole[8:])
 
 
 def test_the_end_is_the_end_of_the_last_epoch(dataset):
