@@ -6,18 +6,15 @@ import csv
 import dataclasses
 import io
 import json
-import os
-import pathlib
-import platform
 from typing import Any
 
-import jax
 import numpy as np
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import _attacks, _run, _sanity
+from experiments import _attacks, _run, _runtime, _sanity
 from experiments._target import ALPHA, NUM_ESTIMATION, NUM_PREDICTION, Target
 from robustjax import certification, metrics, plotting
 
@@ -29,7 +26,7 @@ STYLE = {"pass": "green", "WARNING": "bold red", "not checked": "dim"}
 COLUMNS_OF_GRID = 8
 
 
-def tabulate(folder: pathlib.Path, label: np.ndarray, found: dict, certificate: Any) -> list[dict]:
+def tabulate(folder: epath.Path, label: np.ndarray, found: dict, certificate: Any) -> list[dict]:
     """Computes a row for each norm, radius and attack, and for the parts of AutoAttack."""
     clean = _run.read_arrays(folder / "adversarial" / "clean.npz")["correct"]
     rows = []
@@ -84,7 +81,7 @@ def tables_of(rows: list[dict], found: dict) -> list[tuple[str, list[str], list[
     return tables
 
 
-def figures(folder: pathlib.Path, target: Target, found: dict, steps: dict, certificate: Any) -> list[str]:
+def figures(folder: epath.Path, target: Target, found: dict, steps: dict, certificate: Any) -> list[str]:
     """Draws robust accuracy over the radius, adversarial images, and the loss over the steps of PGD, for each norm.
 
     Returns:
@@ -127,12 +124,13 @@ def _grid(target: Target, rows: np.ndarray, arrays: dict) -> Any:
 
 def report(
     config: Any,
-    folder: pathlib.Path,
+    folder: epath.Path,
     target: Target,
     found: dict[tuple[str, float, str], dict],
     steps: dict[str, dict[str, np.ndarray]],
     certificate: certification.Certificate | None,
     findings: list[_sanity.Finding],
+    stopwatch: _runtime.Stopwatch,
     console: Console,
 ) -> list[dict]:
     """Prints the tables and findings; writes metrics.csv, metrics.json, report.md and figures.
@@ -148,7 +146,7 @@ def report(
     _run.write_whole(folder / "metrics.csv", buffer.getvalue())
     origin = f", {config.training} training"
     if config.checkpoint:
-        origin = f" from {pathlib.Path(config.checkpoint).resolve().name}"
+        origin = f" from {epath.Path(config.checkpoint).resolve().name}"
     about = f"{config.dataset} {config.model}{origin}"
     count = len(target.id)
     notes = [
@@ -181,12 +179,14 @@ def report(
     console.print(grid)
     console.print(f"\nRun folder: {folder}", soft_wrap=True)
     pictures = figures(folder, target, found, steps, certificate)
-    machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} x {platform.machine()}"
     settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
     text += ["", "## Sanity checks", "", *(f"- {finding.word}: {finding.text}" for finding in findings), ""]
-    text += [*(f"![{name}](figures/{name})" for name in pictures), "", f"Machine: {machine}, jax {jax.__version__}."]
+    text += [*(f"![{name}](figures/{name})" for name in pictures), "", stopwatch.told()]
     text += ["", "| setting | value |", "|---|---|", *settings]
     _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
     checks = [{"result": finding.word, "text": finding.text} for finding in findings]
-    _run.write_whole(folder / "metrics.json", json.dumps({"checks": checks, "rows": rows}, indent=1) + "\n")
+    _run.write_whole(
+        folder / "metrics.json",
+        json.dumps({"checks": checks, "seconds": stopwatch.seconds(), "rows": rows}, indent=1) + "\n",
+    )
     return rows

@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
+from experiments import _runtime
 from robustjax import data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
 
 RECIPE_OF = {"digits": "digits", "mnist": "mnist", "cifar10": "cohen_cifar10", "imagenet2012": "cohen_imagenet"}
 CACHED_BYTES = 2 * 2**30
 """Training sets up to this size are decoded once and kept as uint8; larger ones stream."""
+BLOCK_BYTES = 2**26
+"""What goes through a model at once, without training, takes at most so much of each device, in float32."""
 
 
 class Classifier(NamedTuple):
@@ -38,13 +42,18 @@ class Classifier(NamedTuple):
         """``x -> logits``, with the arrays as arguments of whatever is compiled around it."""
         return jax.tree_util.Partial(_logits_of(self.functional.outputs), self.state)
 
-    def accuracy(self, dataset: data.Dataset, ids: np.ndarray, batch_size: int = 500) -> float:
-        """Share of the images with these ids that are classified correctly, without noise."""
-        predict = jax.jit(lambda state, x: self.functional.outputs(state, x).logits.argmax(-1))
+    def accuracy(
+        self, dataset: data.Dataset, ids: np.ndarray, batch_size: int = 500, mesh: Mesh | None = None
+    ) -> float:
+        """Share of the images with these ids that are classified correctly, without noise.
+
+        Reads a batch at a time, of at most ``BLOCK_BYTES``; over several devices as :func:`outputs_of`.
+        """
+        size, forward = _in_batches(self, dataset.image_shape, min(batch_size, len(ids)), mesh)
         correct = 0
-        for start in range(0, len(ids), batch_size):
-            block = dataset[ids[start : start + batch_size]]
-            correct += int((np.asarray(predict(self.state, block.image)) == block.label).sum())
+        for start in range(0, len(ids), size):
+            block = dataset[ids[start : start + size]]
+            correct += int((forward(block.image).logits.argmax(-1) == block.label).sum())
         return correct / len(ids)
 
 
@@ -76,16 +85,37 @@ def build(model: str, dataset: data.Dataset, *, dtype: str, key: jax.Array) -> m
     return models.functional(models.create(model, key, dtype=jnp.dtype(dtype), **settings))
 
 
-def outputs_of(classifier: Classifier, images: AnyArray, batch_size: int = 500) -> Outputs:
-    """Logits and features of all images, on the host; one compilation, the last batch filled up."""
-    outputs = jax.jit(classifier.functional.outputs)
-    parts = []
-    for start in range(0, len(images), batch_size):
-        block = images[start : start + batch_size]
-        filled = np.pad(block, ((0, batch_size - len(block)), *((0, 0),) * 3))
-        parts.append([np.asarray(a)[: len(block)] for a in outputs(classifier.state, filled)])
+def outputs_of(classifier: Classifier, images: AnyArray, batch_size: int = 500, mesh: Mesh | None = None) -> Outputs:
+    """Logits and features of all images, on the host; one compilation, the last batch filled up.
+
+    Each batch, of at most ``BLOCK_BYTES``, goes to one device or, with a mesh, is split over those of its devices that
+    are of this process.
+    """
+    size, forward = _in_batches(classifier, images.shape[1:], batch_size, mesh)
+    parts = [forward(images[start : start + size]) for start in range(0, len(images), size)]
     columns: Any = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Outputs(*columns)
+
+
+def _in_batches(
+    classifier: Classifier, image_shape: tuple[int, ...], batch_size: int, mesh: Mesh | None
+) -> tuple[int, Callable[[AnyArray], Outputs]]:
+    """How many images go through the model at once, and what takes so many or fewer to outputs on the host."""
+    state, sharding, devices = classifier.state, None, 1
+    if mesh is not None:
+        local = mesh.local_mesh
+        sharding, devices = NamedSharding(local, PartitionSpec(local.axis_names)), local.size
+        state = _runtime.on_mesh(state, local)
+    at_most = max(1, BLOCK_BYTES // (4 * math.prod(image_shape)))
+    size = min(-(-batch_size // devices), at_most) * devices
+    outputs = jax.jit(classifier.functional.outputs)
+
+    def forward(images: AnyArray) -> Outputs:
+        filled = np.pad(images, ((0, size - len(images)), *((0, 0),) * 3))
+        columns: Any = [np.asarray(a)[: len(images)] for a in outputs(state, jax.device_put(filled, sharding))]
+        return Outputs(*columns)
+
+    return size, forward
 
 
 def augmentation() -> losses.Augment:
@@ -101,7 +131,7 @@ def gaussian_objective(sigma: float, *, augment: bool) -> losses.Objective:
 
 def restored(checkpoint: str, functional: models.Functional, console: Console) -> Classifier:
     """The classifier of another run, its first where it has several, as it was at the end."""
-    run = pathlib.Path(checkpoint)
+    run = epath.Path(checkpoint)
     folders = [run / "checkpoints", run / "seed-0" / "fine_tuning", run / "seed-0" / "checkpoints"]
     found = next((folder for folder in folders if folder.is_dir()), folders[0])
     log = lambda message: console.print(message, soft_wrap=True)
@@ -109,7 +139,7 @@ def restored(checkpoint: str, functional: models.Functional, console: Console) -
 
 
 def train(
-    folder: pathlib.Path,
+    folder: epath.Path,
     functional: models.Functional,
     dataset: data.Dataset,
     *,
@@ -120,13 +150,17 @@ def train(
     seed: int,
     log: Callable[[str], None],
     outliers: data.Dataset | None = None,
+    runtime: _runtime.Runtime = _runtime.HERE,
+    watch: Callable[[int, int, Mapping[str, float]], None] | None = None,
 ) -> tuple[Classifier, dict[str, float]]:
     """Trains by a recipe, or takes up the training whose checkpoints are in the folder.
 
-    With ``outliers``, each batch is joined with as many of them, if there are so many.
+    With ``outliers``, each batch is joined with as many of them, if there are so many. ``watch`` is told of all steps,
+    the step and its numbers.
 
     Returns:
-      The classifier; and the loss and accuracy of the last steps, with the seconds that this call took.
+      The classifier, on the devices of this process that ``runtime`` names; and the loss and accuracy of the last
+      steps, with the seconds that this call took.
     """
     started = time.perf_counter()
     num_epochs = recipe.num_epochs if num_epochs is None else num_epochs
@@ -139,16 +173,22 @@ def train(
     if outliers is not None:
         outlier_batches = data.batches(outliers.cached(), min(batch_size, len(outliers)), seed=seed)
         batches = data.with_outliers(batches, outlier_batches)
-    result = training.fit(
-        functional.apply,
-        training.init(key, functional.state, optimizer),
-        batches,
-        objective=objective,
-        optimizer=optimizer,
-        num_steps=steps_per_epoch * num_epochs,
-        folder=folder,
-        checkpoint_every=max(100, 2 * steps_per_epoch),
-        log=log,
-    )
+    num_steps = steps_per_epoch * num_epochs
+    with _runtime.deferred_sigterm() as stop:
+        result = training.fit(
+            functional.apply,
+            training.init(key, functional.state, optimizer),
+            batches,
+            objective=objective,
+            optimizer=optimizer,
+            num_steps=num_steps,
+            folder=folder,
+            checkpoint_every=max(100, 2 * steps_per_epoch),
+            mesh=runtime.global_mesh(),
+            stop=stop,
+            on_metrics=None if watch is None else functools.partial(watch, num_steps),
+            log=log,
+        )
     last = {name: float(column[-1]) for name, column in result.history.items() if name != "step"}
-    return Classifier(functional, result.state.model), {**last, "seconds": time.perf_counter() - started}
+    state = _runtime.on_mesh(result.state.model, runtime.local_mesh())
+    return Classifier(functional, state), {**last, "seconds": time.perf_counter() - started}

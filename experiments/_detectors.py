@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 from jaxtyping import Array, Float, Int
 from rich.console import Console
 from rich.table import Table
@@ -180,9 +180,15 @@ def print_list(console: Console) -> None:
 
 
 def classifier_of(
-    config: Any, seed: int, sets: _foreign.Sets, recipe: training.Recipe, folder: pathlib.Path, console: Console
+    config: Any,
+    seed: int,
+    sets: _foreign.Sets,
+    recipe: training.Recipe,
+    folder: epath.Path,
+    console: Console,
+    **place: Any,
 ) -> _classifier.Classifier:
-    """The classifier of a seed: that of another run, or one trained as ``config.training`` says."""
+    """The classifier of a seed: that of another run, or one trained as ``config.training`` says, with ``place``."""
     log = lambda message: console.print(message, soft_wrap=True)
     model_key, train_key = jax.random.split(jax.random.key(seed))
     functional = _classifier.build(config.model, sets.train, dtype="float32", key=model_key)
@@ -198,7 +204,14 @@ def classifier_of(
         "outlier_exposure": lambda: losses.OutlierExposure(augment=augment),
         "energy_bounded": lambda: losses.standard(augment=augment),  # and then fine-tuned
     }
-    settings = {"key": train_key, "recipe": recipe, "num_epochs": config.num_epochs, "seed": seed, "log": log}
+    settings: dict[str, Any] = {
+        "key": train_key,
+        "recipe": recipe,
+        "num_epochs": config.num_epochs,
+        "seed": seed,
+        "log": log,
+    }
+    settings |= place
     outliers = sets.outliers
     exposed = outliers if config.training == "outlier_exposure" else None
     classifier, _ = _classifier.train(
@@ -214,8 +227,9 @@ def classifier_of(
     )
     tuning = dataclasses.replace(recipe, algorithm="sgd", learning_rate=1e-3, schedule="cosine", num_epochs=10)
     margins = losses.EnergyBounded(m_in=min(known, foreign - 1), m_out=foreign, augment=augment)
+    settings |= {"recipe": tuning, "num_epochs": None}
+    functional = functional._replace(state=classifier.state)
     classifier, _ = _classifier.train(
-        folder / "fine_tuning", functional._replace(state=classifier.state), sets.train, objective=margins,
-        outliers=outliers, **{**settings, "recipe": tuning, "num_epochs": None},
-    )  # fmt: skip
+        folder / "fine_tuning", functional, sets.train, objective=margins, outliers=outliers, **settings
+    )
     return classifier

@@ -3,42 +3,67 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import io
 import json
 import os
-import pathlib
-import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
+from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments import _runtime
+from robustjax import training
 
 ConfigT = TypeVar("ConfigT")
 
 
-def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+def write_whole(path: epath.PathLike, content: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all, whenever the process dies."""
+    path, content = epath.Path(path), content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(unfinished, path)
+    if is_remote(path):  # object stores show an object when all of it has come
+        path.write_bytes(content)
+        return
+    unfinished = path.parent / f".{path.name}.unfinished"
+    try:
+        unfinished.write_bytes(content)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+    unfinished.replace(path)
 
 
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+def is_remote(path: epath.Path) -> bool:
+    """Whether the path is in an object store, such as gs:// and s3://."""
+    return "://" in str(path)
+
+
+def files(folder: epath.Path, pattern: str) -> list[epath.Path]:
+    """What a folder holds under names such as ``*.npz``, in order; nothing, where there is no folder.
+
+    Unlike a glob it leaves the name of the folder alone, which may hold a bracket.
+    """
+    return sorted(p for p in folder.iterdir() if fnmatch.fnmatch(p.name, pattern)) if folder.is_dir() else []
+
+
+def write_arrays(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
     """Writes an npz file, whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_whole(path, buffer.getvalue())
 
 
-def read_arrays(path: pathlib.Path, *, leave_out: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def read_arrays(path: epath.PathLike, *, leave_out: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Reads an npz file; ValueError that says what to do for one that is damaged."""
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
+        with io.BytesIO(epath.Path(path).read_bytes()) as file, np.load(file) as arrays:
             return {name: arrays[name] for name in arrays if name not in leave_out}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to make it again.") from error
@@ -51,8 +76,8 @@ def png_of(figure) -> bytes:
     return buffer.getvalue()
 
 
-def open_run(folder: pathlib.Path, config: Any, *, same: tuple[str, ...], overwrite: bool) -> None:
-    """Makes the run folder, or takes up the run that is in it.
+def open_run(folder: epath.Path, config: Any, *, same: tuple[str, ...], overwrite: bool) -> None:
+    """Makes the run folder, or takes up the run that is in it; of many processes the first does, and the others wait.
 
     Args:
       folder: of the run.
@@ -63,6 +88,12 @@ def open_run(folder: pathlib.Path, config: Any, *, same: tuple[str, ...], overwr
     Raises:
       ValueError: the folder belongs to a run with another config, or holds something else.
     """
+    if jax.process_index() == 0:
+        _open_run(folder, config, same, overwrite)
+    _runtime.barrier("run folder")
+
+
+def _open_run(folder: epath.Path, config: Any, same: tuple[str, ...], overwrite: bool) -> None:
     path = folder / "config.json"
     ours = {"run": folder.parent.name, **json.loads(json.dumps(dataclasses.asdict(config)))}
     if not path.exists():
@@ -79,8 +110,8 @@ def open_run(folder: pathlib.Path, config: Any, *, same: tuple[str, ...], overwr
     if not isinstance(theirs, dict) or theirs.get("run") != ours["run"]:
         raise ValueError(f"folder {folder} is no run of this experiment; use another name.")
     if overwrite:  # only what is known to be a run of ours
-        shutil.rmtree(folder)
-        return open_run(folder, config, same=same, overwrite=False)
+        folder.rmtree()
+        return _open_run(folder, config, same, overwrite=False)
     names = [name for name in {**theirs, **ours} if name not in same and theirs.get(name) != ours.get(name)]
     if names:
         text = ", ".join(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in names)
@@ -96,7 +127,7 @@ def settings_of(checkpoint: str, **wanted: Any) -> dict[str, Any]:
     Raises:
       ValueError: there is none, or a setting is not the one that is wanted.
     """
-    path = pathlib.Path(checkpoint) / "config.json"
+    path = epath.Path(checkpoint) / "config.json"
     try:
         theirs = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -122,15 +153,43 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def command_line(config: type[ConfigT], run: Callable[[ConfigT], Any], description: str | None) -> None:
-    """Parses the command line into ``config`` and runs it; errors that speak to the user end without a trace."""
+def command_line(
+    config: type[ConfigT], run: Callable[..., Any], description: str | None, *, with_runtime: bool = True
+) -> None:
+    """Parses the command line and calls ``run(config, runtime)``; errors that speak to the user end without a trace."""
     import tyro
 
     spec = sys.modules["__main__"].__spec__
-    parsed = tyro.cli(config, description=description, prog=f"python -m {spec.name}" if spec else None)
+    fields: list[Any] = [("config", tyro.conf.OmitArgPrefixes[config], dataclasses.field(default_factory=config))]
+    if with_runtime:
+        runtime = dataclasses.field(default_factory=_runtime.Runtime)
+        fields.append(("runtime", tyro.conf.OmitArgPrefixes[_runtime.Runtime], runtime))
+    parsed: Any = dataclasses.make_dataclass("CommandLine", fields)
     try:
-        run(parsed)
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        parsed = tyro.cli(parsed, description=description, prog=f"python -m {spec.name}" if spec else None)
+        if not with_runtime:
+            run(parsed.config)
+            return
+        with _runtime.started(parsed.runtime):
+            run(parsed.config, parsed.runtime)
+        return
+    except training.Preempted as error:
+        sys.stderr.write(f"{error}\n")
+        return
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        message = f"error: {error}"
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues from here.")
+        message = "interrupted; the same command continues from here."
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        message = (
+            f"error: another process ended or cannot be reached ({str(error).splitlines()[0]}); "
+            "start all of them again to continue from what is written."
+        )
+    if with_runtime and parsed.runtime.coordinator is not None:
+        # At its end each process waits for the others, which may be waiting for this one.
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
+        os._exit(1)
+    sys.exit(message)

@@ -14,15 +14,16 @@ there yet, and reports what it was asked for.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import functools
 import zlib
 from typing import Literal
 
 import jax
 import numpy as np
+from etils import epath
 from rich.console import Console
 
-from experiments import _adversarial_report, _attacks, _classifier, _foreign, _run, _sanity
+from experiments import _adversarial_report, _attacks, _classifier, _foreign, _run, _runtime, _sanity
 from experiments._target import ALPHA, NUM_ESTIMATION, Target
 from robustjax import certification
 
@@ -135,11 +136,11 @@ def epsilons_of(config: Config) -> dict[str, tuple[float, ...]]:
     return {norm: _attacks.epsilons_of(text) for norm, text in texts.items()}
 
 
-def folder_of(config: Config) -> pathlib.Path:
+def folder_of(config: Config) -> epath.Path:
     """The run folder."""
     parts = [config.dataset.replace("/", "-").replace(":", "-"), config.model]
     if config.checkpoint is not None:
-        parts.append(f"of-{pathlib.Path(config.checkpoint).resolve().name}")
+        parts.append(f"of-{epath.Path(config.checkpoint).resolve().name}")
     elif config.training in _attacks.ADVERSARIAL:
         parts.append(f"{config.training}-{config.train_norm}-{config.train_epsilon}".replace("/", "_"))
     else:
@@ -147,9 +148,9 @@ def folder_of(config: Config) -> pathlib.Path:
     if config.smoothed:
         parts.append(f"smoothed-{config.sigma:g}")
     name = config.name if config.name is not None else "-".join(parts)
-    if name in ("", ".", "..") or pathlib.Path(name).name != name:
+    if name in ("", ".", "..") or epath.Path(name).name != name:
         raise ValueError(f"name must be the name of a folder, got {name!r}.")
-    return pathlib.Path(config.results_dir) / "adversarial" / name
+    return epath.Path(config.results_dir) / "adversarial" / name
 
 
 def attack(config: Config, target: Target, key: jax.Array, console: Console) -> dict[tuple[str, float, str], dict]:
@@ -186,7 +187,7 @@ def attack(config: Config, target: Target, key: jax.Array, console: Console) -> 
 
 
 def attack_once(
-    target: Target, name: str, epsilon: float, norm: str, key: jax.Array, path: pathlib.Path
+    target: Target, name: str, epsilon: float, norm: str, key: jax.Array, path: epath.Path
 ) -> dict[str, np.ndarray]:
     """The arrays of one attack; the parts of AutoAttack are kept one by one, beside ``path``, until it is whole."""
     configured = _attacks.make(name, epsilon, norm, samples=target.samples)
@@ -249,13 +250,13 @@ def check(
     return [*findings, *_sanity.diagnosis(target, jax.random.fold_in(key, 1), told)]
 
 
-def run(config: Config) -> list[dict]:
-    """Trains, attacks, checks and reports, or does what is left of it.
+def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]:
+    """Trains, attacks, checks and reports, or does what is left of it; of many processes, all train and one attacks.
 
     Returns:
-      The rows of metrics.csv.
+      The rows of metrics.csv; none in all processes but the first.
     """
-    console = Console()
+    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
     if config.list:
         _attacks.print_list(console)
         return []
@@ -268,20 +269,25 @@ def run(config: Config) -> list[dict]:
     functional = _classifier.build(config.model, train, dtype="float32", key=model_key)
     restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console)
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
-    classifier = (
-        restored
-        or _classifier.train(
-            folder / "checkpoints",
-            functional,
-            train,
-            key=train_key,
-            objective=_attacks.objective_of(config, augment=recipe.augment),
-            recipe=recipe,
-            num_epochs=config.num_epochs,
-            seed=config.seed,
-            log=lambda message: console.print(message, soft_wrap=True),
-        )[0]
-    )
+    with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
+        classifier = (
+            restored
+            or _classifier.train(
+                folder / "checkpoints",
+                functional,
+                train,
+                key=train_key,
+                objective=_attacks.objective_of(config, augment=recipe.augment),
+                recipe=recipe,
+                num_epochs=config.num_epochs,
+                seed=config.seed,
+                log=lambda message: console.print(message, soft_wrap=True),
+                runtime=runtime,
+                watch=functools.partial(watch, "training"),
+            )[0]
+        )
+    if jax.process_index() != 0:
+        return []
     image, label, ids = (np.asarray(part) for part in test[_foreign.evenly(len(test), config.num_images or len(test))])
     target = Target(classifier, ids, image, label, min(config.batch_size or 250, len(ids)))
     if config.smoothed:
@@ -293,7 +299,7 @@ def run(config: Config) -> list[dict]:
         found = attack(config, target, attack_key, console)
         steps, certificate = steps_of(config, target, check_key), None
     findings = check(config, target, found, steps, certificate, check_key)
-    return _adversarial_report.report(config, folder, target, found, steps, certificate, findings, console)
+    return _adversarial_report.report(config, folder, target, found, steps, certificate, findings, stopwatch, console)
 
 
 if __name__ == "__main__":

@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
-import os
-import pathlib
-import platform
 import time
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _classifier, _detectors, _foreign, _run
+from experiments import _classifier, _detectors, _foreign, _run, _runtime
 from robustjax import metrics, plotting
 
 GROUPS = ("near", "far")
@@ -116,16 +115,16 @@ def resolved(config: Config) -> Config:
     return config
 
 
-def folder_of(config: Config) -> pathlib.Path:
+def folder_of(config: Config) -> epath.Path:
     """The run folder."""
     dataset = config.dataset.translate(UNSAFE)
     known = f"-{''.join(map(str, config.classes))}" if config.classes else ""
     trained = "" if config.training == "standard" else f"-{config.training}"
-    of = "" if config.checkpoint is None else f"-of-{pathlib.Path(config.checkpoint).resolve().name}"
+    of = "" if config.checkpoint is None else f"-of-{epath.Path(config.checkpoint).resolve().name}"
     name = config.name if config.name is not None else f"{dataset}{known}-{config.model}{trained}{of}"
-    if name in ("", ".", "..") or pathlib.Path(name).name != name:
+    if name in ("", ".", "..") or epath.Path(name).name != name:
         raise ValueError(f"name must be the name of a folder, got {name!r}.")
-    return pathlib.Path(config.results_dir) / "ood" / name
+    return epath.Path(config.results_dir) / "ood" / name
 
 
 def score_sets(
@@ -174,7 +173,7 @@ def score_sets(
     }
 
 
-def scores_path(config: Config, seed: int, detector: str) -> pathlib.Path:
+def scores_path(config: Config, seed: int, detector: str) -> epath.Path:
     """Where the scores of a detector lie."""
     return folder_of(config) / f"seed-{seed}" / "scores" / f"{detector}.npz"
 
@@ -182,7 +181,7 @@ def scores_path(config: Config, seed: int, detector: str) -> pathlib.Path:
 def finished(config: Config) -> list[str]:
     """Detectors with scores of every seed, of this and of earlier calls, in the order of ``--list``."""
     folders = [scores_path(config, seed, "").parent for seed in range(config.seeds)]
-    names = set.intersection(*({path.stem for path in folder.glob("*.npz")} for folder in folders))
+    names = set.intersection(*({path.stem for path in _run.files(folder, "*.npz")} for folder in folders))
     order = {name: place for place, name in enumerate(_detectors.DEFAULT)}
     return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
@@ -193,7 +192,8 @@ def tabulate(config: Config, sets: _foreign.Sets, names: list[str]) -> list[dict
     Returns:
       The rows of these detectors and the seeds of ``config``.
     """
-    paths = sorted(folder_of(config).glob("seed-*/scores/*.npz"))
+    seeds = _run.files(folder_of(config), "seed-*")
+    paths = [path for seed in seeds for path in _run.files(seed / "scores", "*.npz")]
     scores = {(int(path.parts[-3].removeprefix("seed-")), path.stem): _run.read_arrays(path) for path in paths}
     rows: list[dict[str, Any]] = []
     for (seed, name), of in sorted(scores.items(), key=lambda item: item[0]):
@@ -317,7 +317,14 @@ def print_table(console: Console, title: str, headers: list[str], body: list[lis
         first = last
 
 
-def report(config: Config, sets: _foreign.Sets, known: list[dict], names: list[str], console: Console) -> list[dict]:
+def report(
+    config: Config,
+    sets: _foreign.Sets,
+    known: list[dict],
+    names: list[str],
+    stopwatch: _runtime.Stopwatch,
+    console: Console,
+) -> list[dict]:
     """Prints the tables; writes metrics.csv, metrics.json, report.md and figures.
 
     Returns:
@@ -341,27 +348,27 @@ def report(config: Config, sets: _foreign.Sets, known: list[dict], names: list[s
     console.print(line, highlight=False)
     console.print(f"Run folder: {folder}", soft_wrap=True)
     figures(config, sets, rows, names)
-    pictures = sorted(path.name for path in (folder / "figures").glob("*.png"))
+    pictures = [path.name for path in _run.files(folder / "figures", "*.png")]
     sizes = [f"{part} ({foreign.group}): {len(foreign.dataset):,} images" for part, foreign in sets.foreign.items()]
-    machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} x {platform.machine()}"
     settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
     text += ["", f"In-distribution: {len(sets.test):,} test images; at most {MAX_IMAGES:,} of a set are scored.", ""]
     text += [*(f"- {size}" for size in sizes), ""]
     text += [f"Images: the least and the most outlying of {names[0]}, seed 0.", ""]
     text += [*(f"![{name}](figures/{name})" for name in pictures), ""]
-    text += [f"Machine: {machine}, jax {jax.__version__}.", "", "| setting | value |", "|---|---|", *settings]
+    text += [stopwatch.told(), "", "| setting | value |", "|---|---|", *settings]
     _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
-    _run.write_whole(folder / "metrics.json", json.dumps({**summary, "rows": rows}, indent=1) + "\n")
+    summary |= {"seconds": stopwatch.seconds(), "rows": rows}
+    _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
     return rows
 
 
-def run(config: Config) -> list[dict]:
-    """Trains, fits, scores and reports, or does what is left of it.
+def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]:
+    """Trains, fits, scores and reports, or does what is left of it; of many processes, all train and the first scores.
 
     Returns:
-      One row of metrics for each seed, detector and set.
+      One row of metrics for each seed, detector and set; none in all processes but the first.
     """
-    console = Console()
+    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
     if config.list:
         _detectors.print_list(console)
         return []
@@ -374,14 +381,19 @@ def run(config: Config) -> list[dict]:
     recipe = _classifier.recipe_of(config.dataset, config.recipe)
     folder = folder_of(config)
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
-    known = []
-    for seed in range(config.seeds):
-        classifier = _detectors.classifier_of(config, seed, sets, recipe, folder / f"seed-{seed}", console)
-        known.append(score_sets(config, seed, classifier, sets, names, console))
+    classifiers = []
+    with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
+        for seed in range(config.seeds):
+            place = {"runtime": runtime, "watch": functools.partial(watch, f"training seed {seed}")}
+            part = folder / f"seed-{seed}"
+            classifiers.append(_detectors.classifier_of(config, seed, sets, recipe, part, console, **place))
+        if jax.process_index() != 0:
+            return []
+        known = [score_sets(config, i, classifier, sets, names, console) for i, classifier in enumerate(classifiers)]
     names = finished(config)
     if not names:
         raise ValueError(f"detectors must be such as can be fitted, none of {config.detectors or 'all'} could.")
-    return report(config, sets, known, names, console)
+    return report(config, sets, known, names, stopwatch, console)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,20 @@ continues a run that was interrupted, from its last checkpoint or certificate.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import functools
 import json
-import os
-import pathlib
-import platform
 import time
 from typing import Literal
 
 import jax
 import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _classifier, _run
+from experiments import _certificates, _classifier, _run, _runtime
 from robustjax import certification, data, metrics, plotting
 
 
@@ -83,41 +82,16 @@ class Config:
         """The smoothing measure."""
         return certification.gaussian(self.sigma, None if self.grid is None else 1 / (255 * self.grid))
 
-    def folder(self) -> pathlib.Path:
+    def folder(self) -> epath.Path:
         """The run folder."""
         train = "" if self.train_sigma is None else f"-trained-{self.train_sigma:g}"
         dataset = self.dataset.replace("/", "-").replace(":", "-")
         name = self.name if self.name is not None else f"{dataset}-{self.model}-{self.sigma:g}{train}"
-        return pathlib.Path(self.results_dir) / "smoothing" / name
+        return epath.Path(self.results_dir) / "smoothing" / name
 
 
 # What may differ when a run is taken up: it changes no certificate.
 SAME = ("results_dir", "name", "overwrite", "data_dir", "radii")
-COLUMNS = ("index", "label", "predicted", "radius", "correct", "probability", "seconds")
-
-
-def read_certificates(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray, certification.Certificate, np.ndarray]:
-    """Reads the whole lines of ``certificates.csv``: ids, labels, certificates and seconds, one entry per image.
-
-    A last line that a kill cut short is left out.
-
-    Raises:
-      ValueError: a line before the last cannot be read.
-    """
-    path = folder / "certificates.csv"
-    text = path.read_text(errors="replace") if path.exists() else ""
-    lines = text.split("\n")[1:-1]  # behind the last newline stands nothing, or half a line
-    rows = list(csv.reader(lines))
-    try:
-        parsed = [(int(i), int(y), int(c), float(r), bool(int(k)), float(p), float(s)) for i, y, c, r, k, p, s in rows]
-        if not all(0 <= radius < float("inf") and 0 <= bound <= 1 for _, _, _, radius, _, bound, _ in parsed):
-            raise ValueError("a radius or probability out of range")
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to certify again, or pass --overwrite.") from error
-    columns = [np.asarray(column) for column in zip(*parsed)] or [np.zeros(0)] * len(COLUMNS)
-    ids, labels, predicted = (column.astype(np.int32) for column in columns[:3])
-    abstained = predicted == certification.ABSTAIN
-    return ids, labels, certification.Certificate(predicted, columns[3], columns[5], abstained), columns[6]
 
 
 def certify_images(
@@ -126,60 +100,79 @@ def certify_images(
     classifier: _classifier.Classifier,
     test: data.Dataset,
     ids: np.ndarray,
+    *,
+    mesh: Mesh,
     console: Console,
+    watch: _runtime.Watch,
 ) -> None:
-    """Certifies the images that have no certificate yet; each is on disk before the next is begun."""
-    measure = config.measure()
-    path = config.folder() / "certificates.csv"
-    done, labels, certificate, _ = read_certificates(config.folder())
-    if not np.array_equal(done, ids[: len(done)]):
-        raise ValueError(f"{path} is of other images than this run's; delete it to certify again, or pass --overwrite.")
-    kept = path.read_text().split("\n")[: len(done) + 1] if path.exists() else []
-    _run.write_whole(path, "\n".join(kept or [",".join(COLUMNS)]) + "\n")
+    """Certifies the images that have no certificate yet; each group is on disk before the next is begun.
+
+    A group has an image for each step of the axis ``data`` of the mesh; of several processes each takes its share.
+    """
+    folder, size = config.folder(), mesh.shape["data"]
+    process, processes = jax.process_index(), jax.process_count()
+    log = lambda message: console.print(message, soft_wrap=True)
+    if process == 0:
+        _certificates.merge(folder, log)
+    _runtime.barrier("certificates of before")
+    done, labels, certificate, _ = _certificates.read(folder)
+    if not np.isin(done, ids).all():
+        raise ValueError(
+            f"{folder / 'certificates.csv'} is of other images than this run's; delete it to certify again, or pass "
+            "--overwrite."
+        )
     if 0 < len(done) < len(ids):
-        console.print(f"Resuming after {len(done)} of {len(ids)} certificates in {path}.", soft_wrap=True)
-    logits_fn = classifier.logits_fn()
+        log(f"Resuming after {len(done)} of {len(ids)} certificates in {folder / 'certificates.csv'}.")
+    left = np.setdiff1d(ids, done)[process::processes]
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
     samples = config.num_selection + config.num_estimation
-    settings = {"alpha": config.alpha, "batch_size": config.batch_size}
+    certify = functools.partial(
+        certification.certify,
+        logits_fn=classifier.logits_fn(),
+        measure=config.measure(),
+        alpha=config.alpha,
+        batch_size=config.batch_size,
+    )
     correct_at_sigma = int(((certificate.label == labels) & (certificate.radius >= config.sigma)).sum())
-    compiled, last_line = False, time.perf_counter()
-    with path.open("a", newline="") as file, _run.progress_bar(console) as bar:
-        task = bar.add_task("", total=len(ids), completed=len(done), task_name="certifying")
-        for count, index in enumerate(ids[len(done) :], len(done) + 1):
-            image, label, _ = test[index : index + 1]
-            image_key = jax.random.fold_in(key, int(index))[None]
+    compiled, last_line, count, total = False, time.perf_counter(), len(done), len(done) + len(left)
+    with _certificates.writer(folder, process, processes) as write, _run.progress_bar(console) as bar:
+        task = bar.add_task("", total=total, completed=len(done), task_name="certifying")
+        for start in range(0, len(left), size):
+            group = left[start : start + size]
+            image, label, _ = test[np.resize(group, size)]  # the last group is filled up
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.resize(group, size))
+            x = jax.device_put(image, sharding)
             if not compiled:  # so that the seconds below are those of sampling
-                certification.certify(
-                    image_key, logits_fn, image, measure, num_selection=1, num_estimation=100, **settings
-                )
+                certify(keys, x=x, num_selection=1, num_estimation=100)
                 compiled = True
             started = time.perf_counter()
-            (predicted,), (radius,), (probability,), _ = certification.certify(
-                image_key,
-                logits_fn,
-                image,
-                measure,
-                num_selection=config.num_selection,
-                num_estimation=config.num_estimation,
-                **settings,
+            predicted, radius, probability, _ = certify(
+                keys, x=x, num_selection=config.num_selection, num_estimation=config.num_estimation
             )
-            seconds = time.perf_counter() - started
-            correct = int(predicted == label[0])
-            row = (index, label[0], predicted, repr(float(radius)), correct, repr(float(probability)), f"{seconds:.4f}")
-            file.write(",".join(map(str, row)) + "\n")
-            file.flush()
-            correct_at_sigma += bool(correct and radius >= config.sigma)
-            running = f"{correct_at_sigma / count:.3f} certified at {config.sigma:g}"
-            description = f"{running}, {samples / seconds:,.0f} samples/s"
+            seconds = (time.perf_counter() - started) / len(group)
+            rows = list(zip(group, label, zip(predicted, radius, probability)))
+            write([_certificates.line_of(*row, seconds) for row in rows])
+            correct_at_sigma += int(((predicted == label) & (radius >= config.sigma))[: len(group)].sum())
+            count += len(group)
+            running = {f"certified at {config.sigma:g}": correct_at_sigma / count, "samples/s": samples / seconds}
+            watch("certifying", total, count, running)
+            description = (
+                f"{correct_at_sigma / count:.3f} certified at {config.sigma:g}, {samples / seconds:,.0f} samples/s"
+            )
             bar.update(task, completed=count, description=description)
             if bar.disable and time.perf_counter() - last_line >= 60:
                 last_line = time.perf_counter()
-                console.print(f"Certified {count:,} of {len(ids):,}: {description}", soft_wrap=True)
+                log(f"Certified {count:,} of {total:,}: {description}")
+    _runtime.barrier("certificates")
+    if process == 0:
+        _certificates.merge(folder, log)
 
 
-def summarize(config: Config, standard_accuracy: float, training: dict[str, float]) -> dict:
+def summarize(
+    config: Config, standard_accuracy: float, training: dict[str, float], stopwatch: _runtime.Stopwatch
+) -> dict:
     """Computes the numbers of the table from the certificates on disk."""
-    _, labels, certificate, seconds = read_certificates(config.folder())
+    _, labels, certificate, seconds = _certificates.read(config.folder())
     radii = config.radii or default_radii(config)
     samples = len(labels) * (config.num_selection + config.num_estimation)
     return {
@@ -192,7 +185,8 @@ def summarize(config: Config, standard_accuracy: float, training: dict[str, floa
         "samples_per_second": samples / max(float(seconds.sum()), 1e-9),
         "seconds_per_image": float(seconds.mean()),
         "training": training,
-        "machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} x {platform.machine()}",
+        "seconds": stopwatch.seconds(),
+        "machine": _runtime.machine(),
         "jax": jax.__version__,
     }
 
@@ -219,13 +213,13 @@ def rows_of(summary: dict) -> list[tuple[str, str]]:
     ]
 
 
-def curve_of(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+def curve_of(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
     """Radii and marks for ``plotting.certified_accuracy_curve``."""
-    _, labels, certificate, _ = read_certificates(folder)
+    _, labels, certificate, _ = _certificates.read(folder)
     return certificate.radius, (certificate.label == labels) & ~certificate.abstained
 
 
-def report(config: Config, summary: dict, console: Console) -> None:
+def report(config: Config, summary: dict, stopwatch: _runtime.Stopwatch, console: Console) -> None:
     """Prints the table; writes metrics.json, report.md and the figure."""
     folder = config.folder()
     title = f"{config.dataset} {config.model}, sigma {config.sigma:g} (l2, [0, 1] pixels)"
@@ -246,7 +240,7 @@ def report(config: Config, summary: dict, console: Console) -> None:
         "",
         "![certified accuracy](figures/certified_accuracy.png)",
         "",
-        f"Machine: {summary['machine']}, jax {summary['jax']}.",
+        stopwatch.told(),
         "",
         *("| setting | value |", "|---|---|", *settings),
     ]
@@ -263,7 +257,7 @@ def check(config: Config) -> None:
         if value is not None and value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
     config.measure()
-    if config.name is not None and (config.name in ("", ".", "..") or pathlib.Path(config.name).name != config.name):
+    if config.name is not None and (config.name in ("", ".", "..") or epath.Path(config.name).name != config.name):
         raise ValueError(f"name must be the name of a folder, got {config.name!r}.")
     if not 0 < config.alpha < 1:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {config.alpha}.")
@@ -275,14 +269,15 @@ def check(config: Config) -> None:
         raise ValueError(f"radii must be at least 0, got {config.radii}.")
 
 
-def run(config: Config) -> dict:
+def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
     """Trains, certifies and reports, or does what is left of it.
 
     Returns:
-      The summary that is written to ``metrics.json``.
+      The summary that is written to ``metrics.json``; empty in all processes but the first.
     """
-    console = Console()
+    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
     check(config)
+    runtime.local_mesh()  # whether there are so many devices
     train = data.load(config.dataset, config.train_split, config.data_dir)
     test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
     recipe = _classifier.recipe_of(config.dataset, config.recipe, config.learning_rate)
@@ -292,20 +287,27 @@ def run(config: Config) -> dict:
     folder = config.folder()
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     sigma = config.sigma if config.train_sigma is None else config.train_sigma
-    classifier, trained = _classifier.train(
-        folder / "checkpoints",
-        functional,
-        train,
-        key=train_key,
-        objective=_classifier.gaussian_objective(sigma, augment=recipe.augment),
-        recipe=recipe,
-        num_epochs=config.num_epochs,
-        seed=config.seed,
-        log=lambda message: console.print(message, soft_wrap=True),
-    )
-    certify_images(config, certify_key, classifier, test, ids, console)
-    summary = summarize(config, classifier.accuracy(test, ids), trained)
-    report(config, summary, console)
+    with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
+        classifier, trained = _classifier.train(
+            folder / "checkpoints",
+            functional,
+            train,
+            key=train_key,
+            objective=_classifier.gaussian_objective(sigma, augment=recipe.augment),
+            recipe=recipe,
+            num_epochs=config.num_epochs,
+            seed=config.seed,
+            runtime=runtime,
+            log=lambda message: console.print(message, soft_wrap=True),
+            watch=functools.partial(watch, "training"),
+        )
+        certify_images(
+            config, certify_key, classifier, test, ids, mesh=runtime.local_mesh(), console=console, watch=watch
+        )
+    if jax.process_index() != 0:
+        return {}
+    summary = summarize(config, classifier.accuracy(test, ids), trained, stopwatch)
+    report(config, summary, stopwatch, console)
     return summary
 
 

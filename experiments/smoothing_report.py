@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 from typing import Annotated
 
 import tyro
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _run, smoothing
+from experiments import _certificates, _run, smoothing
 from robustjax import metrics, plotting
 
 
@@ -22,9 +22,9 @@ from robustjax import metrics, plotting
 class Config:
     """Settings of a comparison."""
 
-    runs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders."""
-    output: pathlib.Path = pathlib.Path("results/smoothing/certified_accuracy.png")
+    output: str = "results/smoothing/certified_accuracy.png"
     """Where the figure goes."""
     radii: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
     """Radii of the table, l2, in [0, 1] pixels."""
@@ -38,10 +38,10 @@ def run(config: Config) -> None:
     table = Table("run", "ACR", *(f"{radius:g}" for radius in config.radii), title="Certified accuracy at l2 radius")
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
-    for folder in config.runs:
+    for folder in map(epath.Path, config.runs):
         if not (folder / "metrics.json").exists():
             raise FileNotFoundError(f"{folder} is no finished run of experiments.smoothing: it has no metrics.json.")
-        _, labels, certificate, _ = smoothing.read_certificates(folder)
+        _, labels, certificate, _ = _certificates.read(folder)
         radius = metrics.average_certified_radius(certificate, labels)
         accuracy = metrics.certified_accuracy(certificate, labels, config.radii)
         name = folder.resolve().name
@@ -55,4 +55,4 @@ def run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+    _run.command_line(Config, run, __doc__, with_runtime=False)

@@ -1,9 +1,11 @@
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
 from experiments import _classifier
-from robustjax import training
+from robustjax import data, training
 
 
 def test_recipes_are_those_of_the_literature_unless_named():
@@ -17,3 +19,47 @@ def test_the_learning_rate_is_the_one_given():
     recipe = _classifier.recipe_of("mnist", None, 0.1)
     assert recipe == dataclasses.replace(training.RECIPES["mnist"], learning_rate=0.1)
     assert recipe.learning_rate_schedule(10)(0) == pytest.approx(0.1)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    functional = _classifier.build("mlp", data.load("digits", "test"), dtype="float32", key=jax.random.key(0))
+    return _classifier.Classifier(functional, functional.state)
+
+
+MESH = {"data": 4, "noise": 2}
+
+
+@pytest.mark.parametrize(("batch_size", "size"), [(5, 8), (8, 8), (500, 504)])
+def test_outputs_and_accuracy_are_the_same_over_all_axes_of_a_mesh(classifier, batch_size, size):
+    dataset, mesh = data.load("digits", "test[:37]"), training.make_mesh(MESH)
+    images = dataset.arrays().image
+    assert _classifier._in_batches(classifier, (8, 8, 1), batch_size, mesh)[0] == size
+    alone = _classifier.outputs_of(classifier, images)
+    spread = _classifier.outputs_of(classifier, images, batch_size, mesh)
+    for one, many in zip(alone, spread, strict=True):
+        assert isinstance(many, np.ndarray)
+        np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-6)
+    right = alone.logits.argmax(-1) == dataset.arrays().label
+    ids = np.arange(0, 37, 2)
+    for where in (None, mesh):
+        assert classifier.accuracy(dataset, ids, batch_size, where) == right[ids].mean()
+
+
+def test_each_device_has_its_share_of_a_batch(classifier):
+    shapes = []
+
+    def outputs(state, x):
+        jax.debug.inspect_array_sharding(x, callback=lambda sharding: shapes.append(sharding.shard_shape(x.shape)))
+        return classifier.functional.outputs(state, x)
+
+    noting = classifier._replace(functional=classifier.functional._replace(outputs=outputs))
+    _classifier.outputs_of(noting, np.zeros((20, 8, 8, 1), np.float32), 16, training.make_mesh(MESH))
+    assert shapes == [(2, 8, 8, 1)]
+
+
+def test_large_images_go_through_in_smaller_batches(classifier, monkeypatch):
+    monkeypatch.setattr(_classifier, "BLOCK_BYTES", 3 * 4 * 64)
+    for mesh, size in ((None, 3), (training.make_mesh(MESH), 24)):
+        assert _classifier._in_batches(classifier, (8, 8, 1), 500, mesh)[0] == size
+    assert _classifier._in_batches(classifier, (80, 80, 1), 500, None)[0] == 1

@@ -1,0 +1,132 @@
+"""Certificates on disk: one line per image, so that whatever ends a run loses none and repeats none.
+
+One process appends to ``certificates.csv``; of many, each to its own ``certificates-PROCESS-of-PROCESSES.csv``, and at
+the end the first puts all lines in order in ``certificates.csv``. What is done is what stands in any of these files,
+however many processes wrote them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from experiments import _run
+from robustjax import certification
+
+COLUMNS = ("index", "label", "predicted", "radius", "correct", "probability", "seconds", "checksum")
+_SECONDS_BETWEEN_UPLOADS = 10
+
+
+class Table(NamedTuple):
+    """Certificates of a run, in the order of their images.
+
+    Attributes:
+      ids: ``(n,)`` positions in the split.
+      labels: ``(n,)`` true classes.
+      certificate: ``(n,)`` in each field.
+      seconds: ``(n,)`` of sampling, per image.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    certificate: certification.Certificate
+    seconds: np.ndarray
+
+
+def line_of(index: int, label: int, certificate: Any, seconds: float) -> str:
+    """One line: the image, its certificate as ``(label, radius, probability)``, and a checksum of all before it."""
+    predicted, radius, probability = certificate
+    fields = (index, label, predicted, repr(float(radius)), int(predicted == label), repr(float(probability)))
+    line = ",".join(map(str, (*fields, f"{seconds:.4f}")))
+    return f"{line},{zlib.crc32(line.encode()):08x}"
+
+
+def read(folder: epath.Path, log: Callable[[str], None] | None = None) -> Table:
+    """Reads the certificates of all files of a run, each image once.
+
+    A last line that a kill cut short is left out, and so is any line that no longer has its checksum, which ``log`` is
+    told of.
+
+    Raises:
+      ValueError: a file is none of this module.
+    """
+    found: dict[int, tuple] = {}
+    for path in _paths(folder):
+        head, *lines = path.read_bytes().decode(errors="replace").split("\n")
+        damaged = 0
+        for line in lines[:-1]:  # behind the last newline stands nothing, or half a line
+            content, _, checksum = line.rpartition(",")
+            if checksum != f"{zlib.crc32(content.encode()):08x}":
+                damaged += 1
+                continue
+            i, y, c, r, _, p, s = next(csv.reader([content]))
+            found.setdefault(int(i), (int(i), int(y), int(c), float(r), float(p), float(s)))
+        if damaged and damaged == len(lines) - 1 and head != ",".join(COLUMNS):
+            raise ValueError(f"{path} holds no certificates of this experiment, it begins {head[:60]!r}; move it away.")
+        if damaged and log is not None:
+            log(f"{path} has {damaged} damaged line(s); their images are certified again.")
+    columns = [np.asarray(column) for column in zip(*(found[i] for i in sorted(found)))] or [np.zeros(0)] * 6
+    ids, labels, predicted = (column.astype(np.int32) for column in columns[:3])
+    abstained = predicted == certification.ABSTAIN
+    return Table(ids, labels, certification.Certificate(predicted, columns[3], columns[4], abstained), columns[5])
+
+
+def merge(folder: epath.Path, log: Callable[[str], None] | None = None) -> None:
+    """Puts all whole lines into ``certificates.csv``, in order, and deletes the other files."""
+    paths = _paths(folder)
+    table = read(folder, log)
+    certificates = zip(table.certificate.label, table.certificate.radius, table.certificate.probability)
+    rows = zip(table.ids, table.labels, certificates, table.seconds)
+    lines = [",".join(COLUMNS), *(line_of(*row) for row in rows)]
+    _run.write_whole(folder / "certificates.csv", "\n".join(lines) + "\n")
+    for path in paths:
+        if path.name != "certificates.csv":
+            path.unlink()
+
+
+@contextlib.contextmanager
+def writer(folder: epath.Path, process: int, processes: int) -> Iterator[Callable[[list[str]], None]]:
+    """Gives ``write(lines)``, which has them on disk when it returns.
+
+    Object stores cannot append: there the file is written whole, every ten seconds and at the end.
+    """
+    path = folder / (f"certificates-{process}-of-{processes}.csv" if processes > 1 else "certificates.csv")
+    content: list[str] = [",".join(COLUMNS)]
+    if path.exists():  # of a run before, which had as many processes
+        content = path.read_bytes().decode(errors="replace").split("\n")[:-1]
+    if "://" in str(path):
+        written = time.monotonic()
+
+        def upload(lines: list[str]) -> None:
+            nonlocal written
+            content.extend(lines)
+            if time.monotonic() - written >= _SECONDS_BETWEEN_UPLOADS:
+                _run.write_whole(path, "\n".join(content) + "\n")
+                written = time.monotonic()
+
+        try:
+            yield upload
+        finally:
+            _run.write_whole(path, "\n".join(content) + "\n")
+        return
+    _run.write_whole(path, "\n".join(content) + "\n")  # without a half line at its end
+    with open(path, "a") as file:
+
+        def append(lines: list[str]) -> None:
+            file.write("".join(f"{line}\n" for line in lines))
+            file.flush()
+
+        yield append
+
+
+def _paths(folder: epath.Path) -> list[epath.Path]:
+    """``certificates.csv`` first: what stands there stands."""
+    whole = folder / "certificates.csv"
+    return [*([whole] if whole.exists() else []), *_run.files(folder, "certificates-*-of-*.csv")]

@@ -1,0 +1,278 @@
+"""Where a run happens and who watches it: devices, processes, logs and traces. None of it changes a result."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+
+from robustjax import training
+
+AXES = ("data", "noise")
+TRACE_SECONDS = 10
+HEARTBEAT_SECONDS = 30
+"""A process that was not heard of for so long is taken for dead; the others then stop."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where to run and who watches; changes no result, and may differ when a run is taken up."""
+
+    mesh: str = ""
+    """Devices of each process, such as data=4,noise=2: images are split over data, the noisy copies of an image over
+    noise; training splits its batches over both. Empty: all devices, as data."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0 where many processes work on one run, each started with the same command; auto: as the
+    environment says (Cloud TPU, GKE, SLURM, Open MPI). None: one process."""
+    num_processes: int | None = None
+    """How many processes there are; not for auto."""
+    process_id: int | None = None
+    """Which of them this is, from 0; not for auto."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go besides the run folder; each needs the extra of its name. W&B without a network:
+    WANDB_MODE=offline."""
+    profile: bool = False
+    """Leave a JAX trace of ten seconds in the folder trace of the run, from when programs are compiled."""
+    cache_dir: str | None = None
+    """Folder that keeps compiled programs; None: $JAX_COMPILATION_CACHE_DIR, else the user's cache folder."""
+
+    def __post_init__(self):
+        axes = self.axes()
+        if axes is not None and not (set(axes) <= set(AXES) and all(size >= 1 for size in axes.values())):
+            raise ValueError(
+                f"mesh must give positive sizes to data and noise, as in data=4,noise=2, got {self.mesh!r}."
+            )
+        count, index = self.num_processes, self.process_id
+        if self.coordinator in (None, "auto") and (count, index) != (None, None):
+            raise ValueError(f"num_processes and process_id need --coordinator HOST:PORT, got {self.coordinator!r}.")
+        named = count is not None and index is not None and 0 <= index < count
+        if self.coordinator not in (None, "auto") and not named:
+            raise ValueError(
+                f"coordinator {self.coordinator!r} needs num_processes and a process_id from 0 to num_processes - 1, "
+                f"got {count} and {index}."
+            )
+
+    def axes(self) -> dict[str, int] | None:
+        """Sizes of the axes by name; None for all devices.
+
+        Raises:
+          ValueError: ``mesh`` is malformed.
+        """
+        if not self.mesh:
+            return None
+        pairs = [part.partition("=") for part in self.mesh.split(",")]
+        if len({name for name, _, _ in pairs}) < len(pairs) or not all(size.strip().isdecimal() for *_, size in pairs):
+            raise ValueError(f"mesh must be given as in data=4,noise=2, got {self.mesh!r}.")
+        return {name.strip(): int(size) for name, _, size in pairs}
+
+    def local_mesh(self) -> Mesh:
+        """The devices of this process, as ``data`` and ``noise``."""
+        local = jax.local_devices()
+        axes = {"data": len(local), "noise": 1} if (given := self.axes()) is None else {"data": 1, "noise": 1, **given}
+        return training.make_mesh(axes, devices=local)
+
+    def global_mesh(self) -> Mesh:
+        """As many devices of every process, for training."""
+        of_each = self.local_mesh().size
+        by_process = [[d for d in jax.devices() if d.process_index == p][:of_each] for p in range(jax.process_count())]
+        return training.make_mesh(devices=[device for devices in by_process for device in devices])
+
+
+HERE = Runtime()
+"""One process with all its devices."""
+
+
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Copies arrays that every process holds onto each device of a mesh of this process."""
+    local = jax.tree.map(lambda a: a.addressable_data(0) if isinstance(a, jax.Array) else a, tree)
+    return jax.device_put(local, NamedSharding(mesh, PartitionSpec()))
+
+
+def console() -> Console:
+    """Where a run prints; of many processes, only the first does."""
+    return Console(quiet=jax.process_index() != 0)
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes have come here."""
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.sync_global_processes(name, timeout=7 * 24 * 3600)
+
+
+@contextlib.contextmanager
+def started(runtime: Runtime) -> Iterator[None]:
+    """Sets JAX up for a run: processes, kept programs, and what SIGTERM does."""
+    if jax.config.jax_compilation_cache_dir is None or runtime.cache_dir is not None:  # pyrefly: ignore
+        import platformdirs
+
+        folder = runtime.cache_dir or os.path.join(platformdirs.user_cache_dir("robustjax"), "xla")
+        jax.config.update("jax_compilation_cache_dir", folder)
+    if runtime.coordinator is not None:
+        of_all: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
+        if runtime.coordinator != "auto":
+            of_all |= {"coordinator_address": runtime.coordinator, "num_processes": runtime.num_processes}
+            of_all |= {"process_id": runtime.process_id}
+        jax.distributed.initialize(**of_all)
+    with on_signal("SIGTERM", _raise_preempted):
+        yield
+        barrier("end")  # JAX would not wait for long
+
+
+def _raise_preempted(*_) -> None:
+    raise training.Preempted("The process was asked to end (SIGTERM); the same command continues from what is written.")
+
+
+@contextlib.contextmanager
+def on_signal(name: str, handler: Any) -> Iterator[None]:
+    """Installs a handler; does nothing where the system has no such signal, or Python lets no handler be installed."""
+    number, before = getattr(signal, name, None), None
+    try:
+        before = None if number is None else signal.signal(number, handler)
+    except ValueError:  # not the main thread
+        number = None
+    try:
+        yield
+    finally:
+        if number is not None:
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+@contextlib.contextmanager
+def deferred_sigterm() -> Iterator[Any]:
+    """Gives ``stop(step)``: whether SIGTERM has come, for a loop that can save before it ends."""
+    asked: list[int] = []
+    with on_signal("SIGTERM", lambda *_: asked.append(1)):
+        yield lambda step: bool(asked)
+
+
+def machine() -> str:
+    """Devices of all processes, and the processor."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} x {platform.machine()}"
+
+
+COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
+
+
+@functools.cache
+def _compilations() -> list[float]:
+    """Seconds of all compilations from the first call on."""
+    durations: list[float] = []
+
+    def listen(event: str, duration: float, **_: str | int | float) -> None:
+        if event in COMPILING:
+            durations.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)  # pyrefly: ignore[bad-argument-type]
+    return durations
+
+
+class Stopwatch:
+    """Wall-clock seconds since it was made, and how many of them went into lowering and compiling programs."""
+
+    def __init__(self):
+        self._began, self._compiled = time.perf_counter(), len(_compilations())
+
+    def seconds(self) -> dict[str, float]:
+        """``total`` and ``compiling``."""
+        return {"total": time.perf_counter() - self._began, "compiling": sum(_compilations()[self._compiled :])}
+
+    def told(self) -> str:
+        """The seconds and the machine, for a report."""
+        seconds = self.seconds()
+        return (
+            f"This call took {seconds['total']:,.1f} s, {seconds['compiling']:,.1f} s of them compiling, on "
+            f"{machine()}, jax {jax.__version__}."
+        )
+
+
+class Watch:
+    """Is told where a run stands, and passes it on: to SIGUSR1, to TensorBoard and W&B, and to the profiler."""
+
+    def __init__(self, loggers: list[Any], trace: epath.Path | None):
+        self._loggers, self._trace, self._trace_began = loggers, trace, 0.0
+        self._began, self._where = time.perf_counter(), "beginning"
+
+    def __call__(self, phase: str, total: int, step: int, numbers: Mapping[str, float]) -> None:
+        """Takes the numbers of a step of a phase, such as ``training``."""
+        text = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self._where = f"{phase}: {step:,} of {total:,}" + (f", {text}" if text else "")
+        for log in self._loggers:
+            log(phase, step, numbers)
+        if self._trace is not None and not self._trace_began:
+            jax.profiler.start_trace(str(self._trace))
+            self._trace_began = time.perf_counter()
+        elif time.perf_counter() - self._trace_began >= TRACE_SECONDS:
+            self.end_trace()
+
+    def end_trace(self) -> None:
+        """Writes the trace, if one is being made."""
+        if self._trace is not None and self._trace_began:
+            jax.profiler.stop_trace()
+            self._trace = None
+
+    def tell(self, *_) -> None:
+        """Writes where the run stands to standard error."""
+        sys.stderr.write(f"{self._where}; {time.perf_counter() - self._began:,.0f} s since the start\n")
+
+
+@contextlib.contextmanager
+def watching(runtime: Runtime, folder: epath.Path, settings: Mapping[str, Any]) -> Iterator[Watch]:
+    """Gives what the loops of a run tell their numbers to."""
+    with contextlib.ExitStack() as stack:
+        opened = {"tensorboard": _tensorboard, "wandb": _wandb}
+        names = runtime.log if jax.process_index() == 0 else ()
+        watch = Watch(
+            [stack.enter_context(opened[name](folder, settings)) for name in names],
+            folder / "trace" if runtime.profile else None,
+        )
+        stack.callback(watch.end_trace)
+        stack.enter_context(on_signal("SIGUSR1", watch.tell))
+        yield watch
+
+
+@contextlib.contextmanager
+def _tensorboard(folder: epath.Path, settings: Mapping[str, Any]) -> Iterator[Any]:
+    try:
+        from tensorboardX import SummaryWriter  # pyrefly: ignore[missing-import]
+    except ImportError as error:
+        raise ValueError("log tensorboard needs tensorboardX: pip install 'robustjax[tensorboard]'.") from error
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_text("config", "\n".join(f"    {name}: {value}" for name, value in settings.items()))
+
+        def log(phase: str, step: int, numbers: Mapping[str, float]) -> None:
+            for name, value in numbers.items():
+                writer.add_scalar(f"{phase}/{name}", value, step)
+
+        yield log
+
+
+@contextlib.contextmanager
+def _wandb(folder: epath.Path, settings: Mapping[str, Any]) -> Iterator[Any]:
+    try:
+        import wandb  # pyrefly: ignore[missing-import]
+    except ImportError as error:
+        raise ValueError("log wandb needs wandb: pip install 'robustjax[wandb]'.") from error
+    with wandb.init(project="robustjax", dir=str(folder), name=folder.name, config=dict(settings)) as run:
+        known = set()
+
+        def log(phase: str, step: int, numbers: Mapping[str, float]) -> None:
+            if phase not in known:  # each phase counts its own steps
+                run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
+                known.add(phase)
+            run.log({f"{phase}/{name}": value for name, value in {**numbers, "step": step}.items()})
+
+        yield log
