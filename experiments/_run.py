@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import inspect
 import io
 import json
 import os
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,8 +21,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import _runtime
 from robustjax import training
-
-ConfigT = TypeVar("ConfigT")
 
 
 def write_whole(path: epath.PathLike, content: str | bytes) -> None:
@@ -153,25 +152,29 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def command_line(
-    config: type[ConfigT], run: Callable[..., Any], description: str | None, *, with_runtime: bool = True
-) -> None:
-    """Parses the command line and calls ``run(config, runtime)``; errors that speak to the user end without a trace."""
+def arguments(config: type, run: Callable[..., Any]) -> Any:
+    """A command line as a dataclass: the fields of ``config`` and, where ``run`` takes a runtime, those of it."""
+    import tyro
+
+    parts = {"config": config} | (
+        {"runtime": _runtime.Runtime} if "runtime" in inspect.signature(run).parameters else {}
+    )
+    fields = [(name, tyro.conf.OmitArgPrefixes[part]) for name, part in parts.items()]
+    return dataclasses.make_dataclass("Arguments", fields)
+
+
+def command_line(config: type, run: Callable[..., Any], description: str | None) -> None:
+    """Parses the command line and calls ``run``; errors that speak to the user end without a trace."""
     import tyro
 
     spec = sys.modules["__main__"].__spec__
-    fields: list[Any] = [("config", tyro.conf.OmitArgPrefixes[config], dataclasses.field(default_factory=config))]
-    if with_runtime:
-        runtime = dataclasses.field(default_factory=_runtime.Runtime)
-        fields.append(("runtime", tyro.conf.OmitArgPrefixes[_runtime.Runtime], runtime))
-    parsed: Any = dataclasses.make_dataclass("CommandLine", fields)
+    runtime = _runtime.HERE
     try:
-        parsed = tyro.cli(parsed, description=description, prog=f"python -m {spec.name}" if spec else None)
-        if not with_runtime:
-            run(parsed.config)
-            return
-        with _runtime.started(parsed.runtime):
-            run(parsed.config, parsed.runtime)
+        prog = f"python -m {spec.name}" if spec else None
+        parts = vars(tyro.cli(arguments(config, run), description=description, prog=prog))
+        runtime = parts.get("runtime", runtime)
+        with _runtime.started(runtime):
+            run(**parts)
         return
     except training.Preempted as error:
         sys.stderr.write(f"{error}\n")
@@ -187,7 +190,7 @@ def command_line(
             f"error: another process ended or cannot be reached ({str(error).splitlines()[0]}); "
             "start all of them again to continue from what is written."
         )
-    if with_runtime and parsed.runtime.coordinator is not None:
+    if runtime.coordinator is not None:
         # At its end each process waits for the others, which may be waiting for this one.
         sys.stderr.write(f"{message}\n")
         sys.stderr.flush()

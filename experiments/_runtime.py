@@ -31,18 +31,15 @@ class Runtime:
     """Where to run and who watches; changes no result, and may differ when a run is taken up."""
 
     mesh: str = ""
-    """Devices of each process, such as data=4,noise=2: images are split over data, the noisy copies of an image over
-    noise; training splits its batches over both. Empty: all devices, as data."""
+    """Devices of each process that share images and noisy copies, such as data=4,noise=2; empty: all, as data."""
     coordinator: str | None = None
-    """HOST:PORT of process 0 where many processes work on one run, each started with the same command; auto: as the
-    environment says (Cloud TPU, GKE, SLURM, Open MPI). None: one process."""
+    """HOST:PORT of process 0 where many work on one run; auto: as Cloud TPU, GKE, SLURM or Open MPI say."""
     num_processes: int | None = None
     """How many processes there are; not for auto."""
     process_id: int | None = None
     """Which of them this is, from 0; not for auto."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go besides the run folder; each needs the extra of its name. W&B without a network:
-    WANDB_MODE=offline."""
+    """Where metrics go besides the run folder; each needs the extra of its name."""
     profile: bool = False
     """Leave a JAX trace of ten seconds in the folder trace of the run, from when programs are compiled."""
     cache_dir: str | None = None

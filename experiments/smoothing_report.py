@@ -55,4 +55,4 @@ def run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__, with_runtime=False)
+    _run.command_line(Config, run, __doc__)

@@ -8,6 +8,8 @@ import shlex
 import pytest
 import tyro
 
+from experiments import _run
+
 ROOT = pathlib.Path(__file__).parents[1]
 CATALOGUE = ROOT / "docs" / "methods.md"
 COLUMNS = ["Method", "Paper (arXiv)", "Function", "Command", "Claim", "Measured"]
@@ -36,9 +38,10 @@ def commands_in(text: str) -> list[str]:
 
 
 def parse(command: str):
-    module, *arguments = shlex.split(command, comments=True)[2:]
+    name, *arguments = shlex.split(command, comments=True)[2:]
+    module = importlib.import_module(name)
     arguments = [argument for argument in arguments if argument != "--help"]
-    return tyro.cli(importlib.import_module(module).Config, args=arguments)
+    return tyro.cli(_run.arguments(module.Config, module.run), args=arguments)
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row["Method"])
@@ -68,7 +71,7 @@ def test_commands_are_found_and_wrong_ones_fail(capsys):
     assert commands_in("run `python -m experiments.a --b 1`, then\n  python -m experiments.c \\\n --d 2\nnow") == [
         "python -m experiments.a --b 1", "python -m experiments.c   --d 2",
     ]  # fmt: skip
-    assert parse("python -m experiments.smoothing --sigma 0.75 --help  # slow").sigma == 0.75
+    assert parse("python -m experiments.smoothing --sigma 0.75 --help  # slow").config.sigma == 0.75
     for wrong in ("smoothing --sigm 0.5", "smoothing --sigma high", "smoothing_report RUN --radii high"):
         with pytest.raises(SystemExit):
             parse(f"python -m experiments.{wrong}")
