@@ -23,7 +23,7 @@ from robustjax.typing import AnyArray, ModelState, Outputs
 RECIPE_OF = {"digits": "digits", "mnist": "mnist", "cifar10": "cohen_cifar10", "imagenet2012": "cohen_imagenet"}
 CACHED_BYTES = 2 * 2**30
 """Training sets up to this size are decoded once and kept as uint8; larger ones stream."""
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**24
 """What goes through a model at once, without training, takes at most so much of each device, in float32."""
 
 
@@ -33,23 +33,29 @@ class Classifier(NamedTuple):
     Attributes:
       functional: pure functions.
       state: trained arrays.
+      mesh: devices of this process that hold the arrays, and share what goes through the model; None: one.
     """
 
     functional: models.Functional
     state: ModelState
+    mesh: Mesh | None = None
 
     def logits_fn(self) -> jax.tree_util.Partial:
         """``x -> logits``, with the arrays as arguments of whatever is compiled around it."""
         return jax.tree_util.Partial(_logits_of(self.functional.outputs), self.state)
 
-    def accuracy(
-        self, dataset: data.Dataset, ids: np.ndarray, batch_size: int = 500, mesh: Mesh | None = None
-    ) -> float:
+    def place(self, rows: AnyArray) -> AnyArray:
+        """Rows split over the devices of the mesh; as they are, where there is none or they do not divide."""
+        if self.mesh is None or len(rows) % self.mesh.size:
+            return rows
+        return jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
+
+    def accuracy(self, dataset: data.Dataset, ids: np.ndarray, batch_size: int = 500) -> float:
         """Share of the images with these ids that are classified correctly, without noise.
 
-        Reads a batch at a time, of at most ``BLOCK_BYTES``; over several devices as :func:`outputs_of`.
+        Reads a batch at a time, of at most ``BLOCK_BYTES``.
         """
-        size, forward = _in_batches(self, dataset.image_shape, min(batch_size, len(ids)), mesh)
+        size, forward = _in_batches(self, dataset.image_shape, min(batch_size, len(ids)))
         correct = 0
         for start in range(0, len(ids), size):
             block = dataset[ids[start : start + size]]
@@ -85,34 +91,29 @@ def build(model: str, dataset: data.Dataset, *, dtype: str, key: jax.Array) -> m
     return models.functional(models.create(model, key, dtype=jnp.dtype(dtype), **settings))
 
 
-def outputs_of(classifier: Classifier, images: AnyArray, batch_size: int = 500, mesh: Mesh | None = None) -> Outputs:
+def outputs_of(classifier: Classifier, images: AnyArray, batch_size: int = 500) -> Outputs:
     """Logits and features of all images, on the host; one compilation, the last batch filled up.
 
-    Each batch, of at most ``BLOCK_BYTES``, goes to one device or, with a mesh, is split over those of its devices that
-    are of this process.
+    A batch takes at most ``BLOCK_BYTES`` of each device.
     """
-    size, forward = _in_batches(classifier, images.shape[1:], batch_size, mesh)
+    size, forward = _in_batches(classifier, images.shape[1:], batch_size)
     parts = [forward(images[start : start + size]) for start in range(0, len(images), size)]
     columns: Any = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Outputs(*columns)
 
 
 def _in_batches(
-    classifier: Classifier, image_shape: tuple[int, ...], batch_size: int, mesh: Mesh | None
+    classifier: Classifier, image_shape: tuple[int, ...], batch_size: int
 ) -> tuple[int, Callable[[AnyArray], Outputs]]:
     """How many images go through the model at once, and what takes so many or fewer to outputs on the host."""
-    state, sharding, devices = classifier.state, None, 1
-    if mesh is not None:
-        local = mesh.local_mesh
-        sharding, devices = NamedSharding(local, PartitionSpec(local.axis_names)), local.size
-        state = _runtime.on_mesh(state, local)
+    devices = 1 if classifier.mesh is None else classifier.mesh.size
     at_most = max(1, BLOCK_BYTES // (4 * math.prod(image_shape)))
     size = min(-(-batch_size // devices), at_most) * devices
     outputs = jax.jit(classifier.functional.outputs)
 
     def forward(images: AnyArray) -> Outputs:
         filled = np.pad(images, ((0, size - len(images)), *((0, 0),) * 3))
-        columns: Any = [np.asarray(a)[: len(images)] for a in outputs(state, jax.device_put(filled, sharding))]
+        columns: Any = [np.asarray(a)[: len(images)] for a in outputs(classifier.state, classifier.place(filled))]
         return Outputs(*columns)
 
     return size, forward
@@ -129,13 +130,16 @@ def gaussian_objective(sigma: float, *, augment: bool) -> losses.Objective:
     return losses.gaussian_augmentation(sigma=sigma, augment=images) if sigma else losses.standard(augment=images)
 
 
-def restored(checkpoint: str, functional: models.Functional, console: Console) -> Classifier:
+def restored(
+    checkpoint: str, functional: models.Functional, console: Console, runtime: _runtime.Runtime = _runtime.HERE
+) -> Classifier:
     """The classifier of another run, its first where it has several, as it was at the end."""
     run = epath.Path(checkpoint)
     folders = [run / "checkpoints", run / "seed-0" / "fine_tuning", run / "seed-0" / "checkpoints"]
     found = next((folder for folder in folders if folder.is_dir()), folders[0])
     log = lambda message: console.print(message, soft_wrap=True)
-    return Classifier(functional, training.restore_model(found, functional.state, log=log))
+    state, mesh = training.restore_model(found, functional.state, log=log), runtime.local_mesh()
+    return Classifier(functional, _runtime.on_mesh(state, mesh), mesh)
 
 
 def train(
@@ -190,5 +194,8 @@ def train(
             log=log,
         )
     last = {name: float(column[-1]) for name, column in result.history.items() if name != "step"}
-    state = _runtime.on_mesh(result.state.model, runtime.local_mesh())
-    return Classifier(functional, state), {**last, "seconds": time.perf_counter() - started}
+    mesh = runtime.local_mesh()
+    return Classifier(functional, _runtime.on_mesh(result.state.model, mesh), mesh), {
+        **last,
+        "seconds": time.perf_counter() - started,
+    }

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import _classifier
@@ -54,8 +53,9 @@ class Target(NamedTuple):
         if self.measure is not None:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, self.id)
             return certification.predict(
-                keys, self.classifier.logits_fn(), images, self.measure, num_samples=NUM_PREDICTION, alpha=ALPHA
-            )
+                keys, self.classifier.logits_fn(), self.classifier.place(images), self.measure,
+                num_samples=NUM_PREDICTION, alpha=ALPHA,
+            )  # fmt: skip
         logits = _classifier.outputs_of(self.classifier, images, self.batch_size).logits
         if not np.isfinite(logits).all():
             count = int((~np.isfinite(logits)).any(-1).sum())
@@ -70,7 +70,7 @@ class Target(NamedTuple):
             logits_fn = jax.tree_util.Partial(noisy, self.classifier.state)
         for start in range(0, len(self.id), self.batch_size):
             rows = np.minimum(np.arange(start, start + self.batch_size), len(self.id) - 1)
-            image, label = jnp.asarray(self.image[rows]), jnp.asarray(self.label[rows])
+            image, label = self.classifier.place(self.image[rows]), self.label[rows]
             parts.append(np.asarray(attack(key, logits_fn, image, label)))
         return np.concatenate(parts)[: len(self.id)]
 
@@ -97,7 +97,7 @@ class Target(NamedTuple):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are in the evaluation
             evaluation = attack.evaluate(
-                jax.random.fold_in(key, 0), self.classifier.logits_fn(), self.image, self.label,
+                jax.random.fold_in(key, 0), self.classifier.logits_fn(), self.classifier.place(self.image), self.label,
                 on_attack=on_attack, resume=resume,
             )  # fmt: skip
         return {**_arrays_of(evaluation, correct), "answer": self.answers(key, evaluation.x_adv)}

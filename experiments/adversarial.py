@@ -219,7 +219,8 @@ def certificate_of(
     if not path.exists():
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, target.id)
         settings = {"num_estimation": NUM_ESTIMATION, "alpha": ALPHA}
-        certificate = certification.certify(keys, target.classifier.logits_fn(), target.image, measure, **settings)
+        image = target.classifier.place(target.image)
+        certificate = certification.certify(keys, target.classifier.logits_fn(), image, measure, **settings)
         _run.write_arrays(path, certificate._asdict())
     return certification.Certificate(**_run.read_arrays(path))
 
@@ -267,7 +268,7 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
     train_key, attack_key, check_key, certify_key = jax.random.split(jax.random.key(config.seed), 4)
     model_key, train_key = jax.random.split(train_key)
     functional = _classifier.build(config.model, train, dtype="float32", key=model_key)
-    restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console)
+    restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console, runtime)
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         classifier = (
@@ -289,7 +290,9 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
     if jax.process_index() != 0:
         return []
     image, label, ids = (np.asarray(part) for part in test[_foreign.evenly(len(test), config.num_images or len(test))])
-    target = Target(classifier, ids, image, label, min(config.batch_size or 250, len(ids)))
+    devices = runtime.local_mesh().size
+    batch_size = -(-min(config.batch_size or 250, len(ids)) // devices) * devices
+    target = Target(classifier, ids, image, label, batch_size)
     if config.smoothed:
         measure = certification.gaussian(config.sigma)
         target = target._replace(measure=measure, samples=config.samples)

@@ -28,6 +28,7 @@ from rich.table import Table
 
 from experiments import _classifier, _detectors, _foreign, _run, _runtime
 from robustjax import metrics, plotting
+from robustjax.typing import Batch
 
 GROUPS = ("near", "far")
 # How many rows detectors are fitted on, and how many of each set are scored, at most.
@@ -145,12 +146,13 @@ def score_sets(
     train = sets.train[_foreign.evenly(len(sets.train), MAX_TRAIN)]
     tested = {"in": sets.test} | {name: foreign.dataset for name, foreign in sets.foreign.items()}
     images = {name: part[_foreign.evenly(len(part), MAX_IMAGES)] for name, part in tested.items()}
-    fitted_on = [
-        _detectors.Labelled(rows.image, rows.label, _classifier.outputs_of(classifier, rows.image))
-        for rows in (train, sets.validation[:])
-    ]
-    context = _detectors.Context(classifier, *fitted_on)
-    outputs = {name: _classifier.outputs_of(classifier, part.image) for name, part in images.items()}
+
+    def spread(rows: Batch) -> _detectors.Labelled:
+        outputs = jax.tree.map(classifier.place, _classifier.outputs_of(classifier, rows.image))
+        return _detectors.Labelled(classifier.place(rows.image), rows.label, outputs)
+
+    context = _detectors.Context(classifier, spread(train), spread(sets.validation[:]))
+    parts = {name: spread(part) for name, part in images.items()}
     for name in names:
         path = scores_path(config, seed, name)
         if path.exists():
@@ -159,14 +161,14 @@ def score_sets(
         try:
             score = _detectors.fit(name, context)
             fitted = time.perf_counter()
-            scores: dict[str, Any] = {part: np.asarray(score(images[part].image, outputs[part])) for part in images}
+            scores: dict[str, Any] = {part: np.asarray(score(rows.image, rows.outputs)) for part, rows in parts.items()}
         except ValueError as error:
             console.print(f"seed {seed}: {name} is left out: {error}", soft_wrap=True, highlight=False)
             continue
         seconds = {"fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted}
         _run.write_arrays(path, scores | seconds)
         console.print(f"seed {seed}: {name}, {sum(seconds.values()):.1f} s", soft_wrap=True, highlight=False)
-    probabilities = np.asarray(jax.nn.softmax(outputs["in"].logits))
+    probabilities = np.asarray(jax.nn.softmax(parts["in"].outputs.logits))
     return {
         "accuracy": float((probabilities.argmax(-1) == images["in"].label).mean()),
         "expected_calibration_error": float(metrics.expected_calibration_error(probabilities, images["in"].label)),
@@ -318,13 +320,9 @@ def print_table(console: Console, title: str, headers: list[str], body: list[lis
 
 
 def report(
-    config: Config,
-    sets: _foreign.Sets,
-    known: list[dict],
-    names: list[str],
-    stopwatch: _runtime.Stopwatch,
+    config: Config, sets: _foreign.Sets, known: list[dict], names: list[str], stopwatch: _runtime.Stopwatch,
     console: Console,
-) -> list[dict]:
+) -> list[dict]:  # fmt: skip
     """Prints the tables; writes metrics.csv, metrics.json, report.md and figures.
 
     Returns:

@@ -215,7 +215,7 @@ def test_what_a_part_of_autoattack_has_found_is_kept(monkeypatch, tmp_path):
 
     monkeypatch.setattr(_attacks, "make", lambda *_, **__: Interrupted())
     monkeypatch.setattr(Target, "answers", lambda self, key, images: np.zeros(len(images), int))
-    classifier: Any = types.SimpleNamespace(logits_fn=lambda: None)
+    classifier: Any = types.SimpleNamespace(logits_fn=lambda: None, place=lambda rows: rows)
     target = Target(classifier, np.arange(4), np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int32), 4)
     path = tmp_path / "linf-0.1-autoattack.npz"
     settings = (target, "autoattack", 0.1, "linf", jax.random.key(0), path)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _classifier
+from experiments import _classifier, _runtime
 from robustjax import data, training
 
 
@@ -30,20 +30,25 @@ def classifier():
 MESH = {"data": 4, "noise": 2}
 
 
+def on(classifier, mesh):
+    return classifier._replace(state=_runtime.on_mesh(classifier.state, mesh), mesh=mesh)
+
+
 @pytest.mark.parametrize(("batch_size", "size"), [(5, 8), (8, 8), (500, 504)])
 def test_outputs_and_accuracy_are_the_same_over_all_axes_of_a_mesh(classifier, batch_size, size):
     dataset, mesh = data.load("digits", "test[:37]"), training.make_mesh(MESH)
     images = dataset.arrays().image
-    assert _classifier._in_batches(classifier, (8, 8, 1), batch_size, mesh)[0] == size
+    many_devices = on(classifier, mesh)
+    assert _classifier._in_batches(many_devices, (8, 8, 1), batch_size)[0] == size
     alone = _classifier.outputs_of(classifier, images)
-    spread = _classifier.outputs_of(classifier, images, batch_size, mesh)
+    spread = _classifier.outputs_of(many_devices, images, batch_size)
     for one, many in zip(alone, spread, strict=True):
         assert isinstance(many, np.ndarray)
         np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-6)
     right = alone.logits.argmax(-1) == dataset.arrays().label
     ids = np.arange(0, 37, 2)
-    for where in (None, mesh):
-        assert classifier.accuracy(dataset, ids, batch_size, where) == right[ids].mean()
+    for either in (classifier, many_devices):
+        assert either.accuracy(dataset, ids, batch_size) == right[ids].mean()
 
 
 def test_each_device_has_its_share_of_a_batch(classifier):
@@ -53,13 +58,15 @@ def test_each_device_has_its_share_of_a_batch(classifier):
         jax.debug.inspect_array_sharding(x, callback=lambda sharding: shapes.append(sharding.shard_shape(x.shape)))
         return classifier.functional.outputs(state, x)
 
-    noting = classifier._replace(functional=classifier.functional._replace(outputs=outputs))
-    _classifier.outputs_of(noting, np.zeros((20, 8, 8, 1), np.float32), 16, training.make_mesh(MESH))
+    noting = on(classifier, training.make_mesh(MESH))._replace(
+        functional=classifier.functional._replace(outputs=outputs)
+    )
+    _classifier.outputs_of(noting, np.zeros((20, 8, 8, 1), np.float32), 16)
     assert shapes == [(2, 8, 8, 1)]
 
 
 def test_large_images_go_through_in_smaller_batches(classifier, monkeypatch):
     monkeypatch.setattr(_classifier, "BLOCK_BYTES", 3 * 4 * 64)
-    for mesh, size in ((None, 3), (training.make_mesh(MESH), 24)):
-        assert _classifier._in_batches(classifier, (8, 8, 1), 500, mesh)[0] == size
-    assert _classifier._in_batches(classifier, (80, 80, 1), 500, None)[0] == 1
+    for either, size in ((classifier, 3), (on(classifier, training.make_mesh(MESH)), 24)):
+        assert _classifier._in_batches(either, (8, 8, 1), 500)[0] == size
+    assert _classifier._in_batches(classifier, (80, 80, 1), 500)[0] == 1
