@@ -1,4 +1,8 @@
-"""Adversaries: configured attacks, called as ``attack(key, logits_fn, x, labels) -> x_adv``."""
+"""Adversaries: configured attacks, called as ``attack(key, logits_fn, x, labels) -> x_adv``.
+
+Inputs whose rows are spread over the devices of a mesh are attacked where they lie, each device's by themselves, and so
+lies what is found: ``x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))``.
+"""
 
 from robustjax.attacks._apgd import APGD as APGD
 from robustjax.attacks._apgd import APGDTargeted as APGDTargeted

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _validate, losses
@@ -90,12 +91,48 @@ def check_result(attack: Any, x_adv: Any, x: AnyArray) -> None:
         raise ValueError(f"attack must give inputs of shape {x.shape}, {attack!r} gave {got}{hint}.")
 
 
+def sharding_of(x: Any) -> NamedSharding | None:
+    """How an array lies on several devices; None for one device, for the host, and for what is traced."""
+    sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
+        return None
+    # On axes that are Explicit, models would have to name the sharding of what they compute.
+    return NamedSharding(Mesh(sharding.mesh.devices, sharding.mesh.axis_names), sharding.spec)
+
+
+def of_rows(sharding: NamedSharding) -> NamedSharding:
+    """How an array that has a row for each row of another lies beside it."""
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+
+
+def placed(sharding: NamedSharding | None, keys: Any, x: Any, labels: Any) -> tuple[Array, Array, Array]:
+    """Puts rows where the sharding of x says, on the default device for None; what is there already is not moved."""
+    if sharding is None:
+        return keys, jnp.asarray(x), jnp.asarray(labels)
+    return jax.device_put((keys, x, labels), (of_rows(sharding), sharding, of_rows(sharding)))
+
+
+def keys_on_one_device(keys: Key[Array, " batch"], sharding: NamedSharding | None) -> Key[Array, " batch"]:
+    """Keys from which blocks are picked without the devices having to exchange them."""
+    return keys if sharding is None else jax.device_put(keys, sharding.mesh.local_devices[0])
+
+
+def divisible(size: int, sharding: NamedSharding | None) -> int:
+    """The least number of rows, from ``size`` on, that the devices of a sharding can share."""
+    if sharding is None:
+        return size
+    whole = sharding.mesh.size
+    shares = whole // of_rows(sharding).shard_shape((whole,))[0]
+    return -(-size // shares) * shares
+
+
 def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels: Any, *traced: Any) -> Any:
     """Checks the arguments of an attack and calls its ``perturb``, compiled.
 
     ``attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)`` sees one key for each input. Its epsilon is traced,
     so that a curve over epsilons compiles once; the float32 is never larger than the number that was asked for. The
-    result is a constant to differentiation.
+    result is a constant to differentiation. Rows on several devices are attacked where they lie, each device's by
+    themselves, and so lies the result.
     """
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     samples = getattr(attack, "samples", None)
@@ -112,8 +149,12 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
         hash(attack)
     except TypeError as error:
         raise ValueError(f"settings of an attack must be hashable, Python's own numbers, got {attack!r}.") from error
-    logits_fn, x, epsilon = jax.lax.stop_gradient((logits_fn, jnp.asarray(x), epsilon))
-    return _perturb(keys_of(key, x), logits_fn, x, labels, epsilon, *traced, attack=attack)
+    sharding = sharding_of(x)
+    keys, x, labels = placed(sharding, keys_of(key, x), x, labels)
+    logits_fn, x, epsilon = jax.lax.stop_gradient((logits_fn, x, epsilon))
+    if sharding is not None and any(sharding.spec[1:]):  # inputs that are split themselves: the compiler's task
+        sharding = None
+    return _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack=attack, sharding=sharding)
 
 
 def _float32_below(value):
@@ -124,9 +165,15 @@ def _float32_below(value):
 keys_of = jax.jit(image_keys)  # one program, where some 25 operations would compile one by one
 
 
-@jax.jit(static_argnames="attack")
-def _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack):
-    return attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)
+@jax.jit(static_argnames=("attack", "sharding"))
+def _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack, sharding):
+    if sharding is None:
+        return attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)
+    # No device waits for another: each ends its loops when its own rows are done, and nothing is gathered.
+    rows, everywhere = PartitionSpec(*sharding.spec[:1]), PartitionSpec()
+    specs = (rows, everywhere, rows, rows, everywhere, *(everywhere for _ in traced))
+    perturb = jax.shard_map(attack.perturb, mesh=sharding.mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    return perturb(keys, logits_fn, x, labels, epsilon, *traced)
 
 
 def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, labels_are_classes: bool = True) -> None:

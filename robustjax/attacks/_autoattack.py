@@ -12,12 +12,26 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate, losses
 from robustjax.attacks import _ball
 from robustjax.attacks._apgd import apgd, apgd_targeted
-from robustjax.attacks._attack import Attack, Model, _logits, check_inputs, check_settings, fold_in, keys_of, queries_of
+from robustjax.attacks._attack import (
+    Attack,
+    Model,
+    _logits,
+    check_inputs,
+    check_settings,
+    divisible,
+    fold_in,
+    keys_of,
+    keys_on_one_device,
+    placed,
+    queries_of,
+    sharding_of,
+)
 from robustjax.attacks._compose import at_budget
 from robustjax.attacks._diagnose import Diagnosis, diagnose
 from robustjax.attacks._fab import fab
@@ -67,14 +81,15 @@ class AutoAttack:
     targeted one, one of 2 classes the margin.
 
     An attack, and each of its targets, sees the inputs that stand so far, in blocks of two sizes, so that each attack
-    compiles at most twice. It runs on the host and cannot be traced.
+    compiles at most twice. It runs on the host and cannot be traced; the blocks are spread over devices as x is.
 
     Attributes:
       epsilon: radius of the ball, in units of [0, 1] images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       version: ``"standard"``, or ``"rand"`` for random models ``(key, x) -> logits``, which are called with one key and
         one input at a time and judged by their mean probabilities over 20 fresh draws.
-      batch_size: inputs that are attacked at once; None is all of them, in blocks of at most 256.
+      batch_size: inputs that are attacked at once, rounded up to a multiple of the devices that x is spread over; None
+        is all of them, in blocks of at most 256.
 
     Reference:
       Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -96,7 +111,8 @@ class AutoAttack:
         self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns what fools the model, the inputs themselves where nothing does; raises as :meth:`evaluate`."""
-        return jnp.asarray(x if np.shape(x)[:1] == (0,) else self.evaluate(key, logits_fn, x, labels).x_adv)
+        x_adv = x if np.shape(x)[:1] == (0,) else self.evaluate(key, logits_fn, x, labels).x_adv
+        return jax.device_put(x_adv, sharding_of(x))
 
     def attacks(self, num_classes: int) -> dict[str, Attack]:
         """The attacks on a model of so many classes, by name, in the order in which they run."""
@@ -153,8 +169,9 @@ class AutoAttack:
         if self.version == "standard" and x.ndim != 4:
             raise ValueError(f"x must be (batch, height, width, channels), got {x.shape}.")
         num_classes = _logits.eval_shape(logits_fn, key, x, samples).shape[1]
-        keys = keys_of(key, jnp.asarray(x))
-        inputs = _Inputs(keys, logits_fn, np.asarray(x), np.asarray(labels), samples, self.batch_size)
+        sharding = sharding_of(x)
+        keys = keys_on_one_device(keys_of(key, jnp.asarray(x)), sharding)
+        inputs = _Inputs(keys, logits_fn, np.asarray(x), np.asarray(labels), samples, self.batch_size, sharding)
         logits = inputs.answers(inputs.x)
         if not np.isfinite(logits).all():
             count = int((~np.isfinite(logits)).any(-1).sum())
@@ -250,13 +267,19 @@ class _Inputs(NamedTuple):
     labels: np.ndarray
     samples: int | None
     batch_size: int | None
+    sharding: NamedSharding | None = None
+
+    def at(self, places, keys, x):
+        """A block on the devices: the keys, x and labels at these places."""
+        return placed(self.sharding, keys[places], x[places], self.labels[places])
 
     def answers(self, x, places=None):
         """Logits at these places, or mean probabilities of a random model; always in blocks of one size."""
         places = np.arange(len(x)) if places is None else places
-        keys = _fold_in(self.keys, 0)
-        parts = [_answers(keys[i], self.logits_fn, x[i], self.labels[i], self.samples) for i in self.blocks(places)]
-        return np.concatenate([np.asarray(part) for part in parts])[: len(places)]
+        keys, parts = _fold_in(self.keys, 0), []
+        for i in self.blocks(places):
+            parts.append(np.asarray(_answers(self.logits_fn, *self.at(i, keys, x), self.samples)))
+        return np.concatenate(parts)[: len(places)]
 
     def fooled(self, logits, places=slice(None)):
         """Whether answers at these places are wrong; what is not finite fools nobody."""
@@ -266,7 +289,9 @@ class _Inputs(NamedTuple):
         """Of all inputs; a random model is meant to be random."""
         keys, of_block = _fold_in(self.keys, 1), []
         for i in self.blocks(np.arange(len(self.x))):
-            of_block.append(diagnose(keys[i], self.logits_fn, self.x[i], self.labels[i], samples=self.samples))
+            block_keys, x, labels = self.at(i, keys, self.x)
+            found = diagnose(block_keys, self.logits_fn, x, labels, samples=self.samples)
+            of_block.append([np.asarray(field) for field in found])
         zero, not_finite, randomised, probabilities = (np.stack(field) for field in zip(*of_block))
         flat = lambda field: field.reshape(-1)[: len(self.x)]
         is_random = np.asarray(self.samples is None and randomised.any())
@@ -275,7 +300,7 @@ class _Inputs(NamedTuple):
     def under(self, attack, place, evaluation):
         """Which inputs stand after an attack on those that stand, and what fools the model."""
         correct, x_adv = evaluation.correct.copy(), evaluation.x_adv.copy()
-        keys, part = _fold_in(self.keys, 2 + place), -(-self.size // _PARTS)
+        keys, part = _fold_in(self.keys, 2 + place), divisible(-(-self.size // _PARTS), self.sharding)
         size = min(self.size, -(-int(correct.sum()) // part) * part)
         for once in _attempts_of(attack):
             standing = np.flatnonzero(correct)
@@ -283,7 +308,8 @@ class _Inputs(NamedTuple):
                 break
             found = self.x.copy()
             for i in self.blocks(standing, size, part):
-                found[i] = once(keys[i], self.logits_fn, jnp.asarray(self.x[i]), jnp.asarray(self.labels[i]))
+                block_keys, x, labels = self.at(i, keys, self.x)
+                found[i] = once(block_keys, self.logits_fn, x, labels)
             fooled = standing[self.fooled(self.answers(found, standing), standing)]
             correct[fooled], x_adv[fooled] = False, found[fooled]
         return correct, x_adv
@@ -291,7 +317,8 @@ class _Inputs(NamedTuple):
     @property
     def size(self):
         """Of a block, at most."""
-        return min(self.batch_size or -(-len(self.x) // -(-len(self.x) // _BLOCK)), len(self.x))
+        size = min(self.batch_size or -(-len(self.x) // -(-len(self.x) // _BLOCK)), len(self.x))
+        return divisible(size, self.sharding)
 
     def blocks(self, places, size=None, part=None):
         """Places in blocks of one size, filled up with the last; the rest in parts of one if they are half as much."""
@@ -309,7 +336,7 @@ _fold_in = jax.jit(fold_in)
 
 
 @jax.jit(static_argnames="samples")
-def _answers(keys, logits_fn, x, labels, samples):
+def _answers(logits_fn, keys, x, labels, samples):
     return Model(logits_fn, losses.margin, labels, samples).answer(keys, x)
 
 

@@ -18,10 +18,14 @@ from robustjax.attacks._attack import (
     check_inputs,
     check_result,
     check_settings,
+    divisible,
     fold_in,
     is_fooled,
     keys_of,
+    keys_on_one_device,
+    placed,
     rows,
+    sharding_of,
     start_from,
 )
 from robustjax.typing import AnyArray, LogitsFn
@@ -74,7 +78,7 @@ class WorstOf:
         """Returns adversarial inputs; raises what the attacks raise."""
         logits_fn = _validate.as_pytree(logits_fn=logits_fn)
         check_inputs(key, logits_fn, x, labels)
-        x, keys = jnp.asarray(x), keys_of(key, x)
+        keys, x, labels = placed(sharding_of(x), keys_of(key, x), x, labels)
         best = start_from(x)
         for index, attack in enumerate(self.attacks):
             x_adv = attack(fold_in(keys, index), logits_fn, x, labels)
@@ -161,7 +165,7 @@ class AtBudget:
     def _within(self, found, x):
         if not isinstance(found, MinimumNorm):
             raise ValueError(f"attack must give a MinimumNorm, {self.attack!r} gave {type(found).__name__}.")
-        return rows(found.distance <= self.epsilon, found.x, jnp.asarray(x))
+        return rows(found.distance <= self.epsilon, found.x, jax.device_put(x, sharding_of(x)))
 
 
 def at_budget(attack: Callable[..., MinimumNorm], epsilon: float) -> AtBudget:
@@ -192,7 +196,8 @@ def robust_accuracy(
     """Computes the share of inputs that are classified correctly, as they are and under the attack.
 
     Works through blocks of one size, the last one filled up, so that memory is bounded and nothing compiles twice; the
-    blocks do not change what happens to an input, whose key comes from the input itself.
+    blocks do not change what happens to an input, whose key comes from the input itself. Blocks of inputs that are
+    spread over the devices of a mesh are spread as these are, blocks of inputs on the host lie on one device.
 
     Args:
       key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
@@ -200,7 +205,7 @@ def robust_accuracy(
       logits_fn: ``x -> logits``, deterministic.
       x: ``(batch, ...)``, float32 in [0, 1].
       labels: ``(batch,)``, integer.
-      batch_size: inputs that are attacked at once.
+      batch_size: inputs that are attacked at once, rounded up to a multiple of the devices that x is spread over.
 
     Returns:
       The accuracy in [0, 1].
@@ -214,9 +219,12 @@ def robust_accuracy(
     check_inputs(key, logits_fn, x, labels)
     if not x.shape[0]:
         raise ValueError("x must hold at least one input, got none.")
-    correct = []
-    for block_keys, block, block_labels in blocks_of(batch_size, keys_of(key, x), np.asarray(x), np.asarray(labels)):
-        adversarial = attack(block_keys, logits_fn, jnp.asarray(block), jnp.asarray(block_labels))
+    correct, sharding = [], sharding_of(x)
+    batch_size = divisible(batch_size, sharding)
+    rows_of_all = keys_on_one_device(keys_of(key, x), sharding), np.asarray(x), np.asarray(labels)
+    for rows_of_block in blocks_of(batch_size, *rows_of_all):
+        block_keys, block, block_labels = placed(sharding, *rows_of_block)
+        adversarial = attack(block_keys, logits_fn, block, block_labels)
         check_result(attack, adversarial, block)
         if not bool(((adversarial >= 0) & (adversarial <= 1)).all()):
             raise ValueError(f"attack must stay in [0, 1], {attack!r} did not.")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, ParamSpec
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from robustjax.typing import AnyArray, Outputs
@@ -17,7 +18,7 @@ from robustjax.typing import AnyArray, Outputs
 Settings = ParamSpec("Settings")
 
 BLOCK = 1024
-"""Rows that are scored at once."""
+"""Rows that are scored at once, by each device."""
 
 
 class Head(NamedTuple):
@@ -39,8 +40,9 @@ class Detector(NamedTuple):
       fit: ``fit(outputs, labels=None, head=None) -> state``, from outputs and labels of in-distribution training rows
         and the ``Head`` of the model. What a detector does not need may be left out.
       score: ``score(state, outputs) -> (batch,)`` scores, HIGHER = more out-of-distribution. Called with arrays it
-        works through blocks of rows of one size, so that memory is bounded and one compilation serves every test set;
-        under ``jit``, and for rows that are sharded, it is one plain function of all rows.
+        works through blocks of rows of one size, so that memory is bounded and one compilation serves every test set.
+        Rows that are spread over the devices of a mesh are scored where they lie, each device's in blocks of its own,
+        with a copy of the state on each; and so lie the scores. Under ``jit`` it is one plain function of all rows.
     """
 
     fit: Callable[..., Any]
@@ -125,6 +127,9 @@ def make_detector(
             outputs = jax.tree.map(in_float32, outputs)
             if labels is not None:
                 labels = checked_labels(labels, *outputs.logits.shape)
+            sharding = _sharding_of_rows(outputs)
+            if sharding is not None:
+                outputs, labels = jax.device_put((outputs, labels), sharding)
             if head is not None:
                 head = _checked_head(head, outputs)
         return () if fit is None else fit(outputs, labels, head)
@@ -236,14 +241,60 @@ def _spread(tree):
     return any(len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
 
 
+def _sharding_of_rows(rows):
+    """How rows lie on several devices; None where they lie on one, and where rows themselves are split."""
+    leaves = [leaf for leaf in jax.tree.leaves(rows) if not isinstance(leaf, jax.core.Tracer)]
+    shardings = [getattr(leaf, "sharding", None) for leaf in leaves]
+    spread = [sharding for sharding in shardings if sharding is not None and len(sharding.device_set) > 1]
+    if not spread or not isinstance(spread[0], NamedSharding) or any(spread[0].spec[1:]):
+        return None
+    mesh, spec = spread[0].mesh, spread[0].spec
+    return NamedSharding(Mesh(mesh.devices, mesh.axis_names), PartitionSpec(*spec[:1]))  # all axes Auto
+
+
+@functools.partial(jax.jit, static_argnames=("function", "sharding"))
+def _on_each_device(state, rows, *, function, sharding):
+    """``function(state, rows)`` of the rows that each device has; no device hears of another."""
+    mesh, everywhere, spec = sharding.mesh, PartitionSpec(), sharding.spec
+    return jax.shard_map(function, mesh=mesh, in_specs=(everywhere, spec), out_specs=spec, check_vma=False)(state, rows)
+
+
+def _take(places, rows):
+    return jax.tree.map(lambda a: a[places], rows)
+
+
+def _join(places, parts):
+    return jax.tree.map(lambda *a: jnp.concatenate(a)[places], *parts)
+
+
+def _in_blocks_on_devices(function, state, rows, size, sharding):
+    rows = jax.device_put(rows, sharding)
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    is_array = lambda leaf: isinstance(leaf, (jax.Array, np.ndarray))
+    state = jax.tree.map(lambda leaf: jax.device_put(leaf, everywhere) if is_array(leaf) else leaf, state)
+    on_each_device = functools.partial(_on_each_device, sharding=sharding)
+    total = sharding.shard_shape(jax.tree.leaves(rows)[0].shape[:1])[0]
+    parts = []
+    for start in range(0, total, size):
+        places = np.minimum(np.arange(start, start + size), total - 1)  # the last block is filled up with its last row
+        parts.append(on_each_device(state, on_each_device(places, rows, function=_take), function=function))
+    return on_each_device(np.arange(total), parts, function=_join)
+
+
 def in_blocks(function: Callable[[Any, Any], Any], state: Any, rows: Any, size: int = BLOCK) -> Any:
-    """``function(state, rows)`` by ``size`` rows at a time, or of all at once where arrays are traced or rows sharded.
+    """``function(state, rows)`` by ``size`` rows at a time, or of all at once where arrays are traced.
 
     ``function`` is compiled and treats each row by itself; ``rows`` and its result are trees of arrays whose first axis
-    is the batch. The last block is filled up with rows that are there twice. Where the state lies on several devices,
-    each block goes to all of them.
+    is the batch. The last block is filled up with rows that are there twice. Rows on several devices go in blocks of
+    ``size`` rows of each, with a copy of the state on all of them. Where the state alone lies on several devices, each
+    block goes to all of them.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, rows))) or _spread(rows):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, rows))):
+        return function(state, rows)
+    sharding = _sharding_of_rows(rows)
+    if sharding is not None and jax.tree.leaves(rows)[0].shape[0]:
+        return _in_blocks_on_devices(function, state, rows, size, sharding)
+    if _spread(rows):  # in pieces of rows: the compiler's task
         return function(state, rows)
     # Rows that are bound to one device could not meet a state on several. On a CPU, slices of an array are copies, made
     # in half of the time that energy takes, and slices of what NumPy makes of it are views.
