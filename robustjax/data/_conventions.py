@@ -1,4 +1,4 @@
-"""What the literature has agreed on for each data set: which images to select on, and how to normalise."""
+"""What the literature has agreed on for each data set: which images to select on, how to normalise, at which size."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ _PUBLISHED = {
     "cifar10": ChannelStatistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "imagenet2012": ChannelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+
+# Data sets whose images differ in size: ImageNet, at the size of its models, and what these are tested on.
+_IMAGE_SIZES = dict.fromkeys(
+    (
+        "imagenet2012", "imagenet2012_fewshot", "imagenet2012_subset", "imagenet_a", "imagenet_r", "imagenet_sketch",
+        "imagenet_v2", "dtd",
+    ),
+    224,
+)  # fmt: skip
+
+
+def image_size(name: str) -> int | None:
+    """Height and width that images of different sizes are brought to by default; None where nothing is agreed on."""
+    return _IMAGE_SIZES.get(_base(name))
 
 
 def splits(name: str, *, validation: float = 0.1) -> Splits:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from robustjax.data import _conventions
 from robustjax.data._dataset import Dataset
 
 _DIGITS_TRAIN, _DIGITS_TEST = 1297, 500
@@ -31,7 +32,9 @@ def load(
       data_dir: folder of the prepared TFDS data sets; by default ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
         TensorFlow is not needed to read them, only to prepare them: ``python -m robustjax.data.prepare NAME``.
       image_size: height and width to bring the images to, in pixels, as ImageNet models are evaluated: the shorter side
-        is resized to 256/224 of it (bilinear), then the centre is cropped. Needed where the images differ in size.
+        is resized to 256/224 of it (bilinear), then the centre is cropped. None leaves images as they are stored and,
+        where these differ in size, is 224 for imagenet2012, its relatives (imagenet2012_subset, imagenet_v2, ...) and
+        dtd; for other data sets of that kind a size must be given.
 
     Returns:
       The data set, of :class:`robustjax.typing.Batch` with images in [0, 1].
@@ -79,6 +82,8 @@ def _prepared(name: str, split: str, data_dir: str | os.PathLike[str] | None, im
         raise ValueError(f"{name} must have the features image (Image) and label (an integer), got {found}.")
     if image.np_dtype != np.uint8 or image.shape[-1] not in _MODES:
         raise ValueError(f"The images of {name} must be uint8 with 1, 3 or 4 channels, got {image}.")
+    if image_size is None and None in image.shape:
+        image_size = _conventions.image_size(name)
     if image_size is None and None in image.shape:
         raise ValueError(f"The images of {name} differ in size: pass image_size, for example image_size=224.")
     shape = image.shape if image_size is None else (image_size, image_size, image.shape[-1])

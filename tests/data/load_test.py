@@ -164,6 +164,15 @@ def test_image_size_holds_for_every_size(tmp_path, write_dataset, size):
     assert data.load("mine", "train", tmp_path, image_size=size).arrays().image.shape == (2, size, size, 1)
 
 
+@pytest.mark.parametrize(("name", "height"), [("imagenet2012", 224), ("dtd", 224), ("imagenet_a", 9)])
+def test_a_size_that_is_agreed_on_is_the_default_where_images_differ_in_size(tmp_path, write_dataset, name, height):
+    same = name == "imagenet_a"  # which are left as they are
+    write_dataset(tmp_path / name, {"train": [np.zeros((9, 8, 3), np.uint8)]}, shape=None if same else (None, None, 3))
+    for asked, wanted in ((None, height), (6, 6)):
+        dataset = data.load(name, "train", tmp_path, image_size=asked)
+        assert dataset.image_shape[0] == dataset.arrays().image.shape[1] == wanted
+
+
 def test_reading_says_nothing_and_imports_no_tensorflow(tiny):
     code = (
         "import sys, warnings; warnings.simplefilter('error')\n"
