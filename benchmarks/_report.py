@@ -1,0 +1,332 @@
+"""Figures in, tables and the page of performance out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+from benchmarks import attacks, certify, scoring
+from robustjax import plotting
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BUSY = 0.5
+PEERS = ("row", "ours", "peer", "ratio", "min-max", "bar", "met")
+TITLES = {
+    "certify": "Certification",
+    "scoring": "Scoring",
+    "attacks": "Attacks",
+    "growth": "How the cost grows, and a model of it",
+}
+UNITS = {"certify": "noisy copies per second", "scoring": "CPU seconds", "attacks": "images per CPU second"}
+QUANTITIES = ("samples", "images", "classes", "dimension", "devices")
+PAGE = """\
+# Performance
+
+What robustjax costs, beside its peers and by itself. `python -m benchmarks --write` measures it and writes this page
+from the figures in [performance.json](performance.json); each part says when, where and with which versions it was
+measured, and parts may be of different days. A ratio is how many times as fast as its peer robustjax is: the median
+over rounds in which both take turns, with the least and the largest. Bars are what a release has to reach.
+
+{parts}
+
+## What is not covered
+
+{unmeasured}- No speed-up by several devices was measured: virtual devices share the cores of one machine.
+- Weights are untrained, or trained for seconds. Where speed depends on them (attacks that stop early), others differ.
+- Peers run in float32 on the CPU, and PyTorch is not compiled (`torch.compile`).
+- Training, data pipelines and the experiments around these functions are not timed.
+"""
+NO_CARD = "- No accelerator was at hand. Nothing was measured on a GPU or a TPU; what is said of them is predicted.\n"
+GROWTH = """\
+![Seconds against samples, images, classes, dimension and devices, and predicted beside measured seconds](growth.png)
+
+Medians of {seconds}, after a call that compiles. The exponent is that of a power law through all points
+(1 is in proportion), beside it that between the two largest. `certify` draws 400 noisy copies of an image of 16x16
+pixels for a small cnn of 10 classes, `pgd` takes 10 steps on 16 such images, `mahalanobis` fits and scores 4,000 rows
+of 256 features; one of these numbers varies. Dimension is the number of pixels, for the detector that of features.
+In the plot, dotted lines are in proportion, and bars reach from the least to the largest."""
+DEVICES = """\
+### Several devices
+
+Eight images, 1,600 draws each, on virtual CPU devices, which share the cores of the machine: the ratio to one device is
+what it costs to use several, and says nothing of speed-up. Images are split over the devices, or the draws of every
+image are shared."""
+MODEL = """\
+### A model of the time
+
+Certifying is a loop over images and blocks, so that its time follows from that of one block of noisy copies, from the
+noise to the logits (`benchmarks.cost.predicted_seconds`):
+
+    seconds = overhead + ceil(images / (devices / s)) * ceil(ceil(samples / batch) / s) * seconds_per_block
+
+where s devices share the draws of an image. Predicted from a block, beside what certifying took:"""
+STANDARD = """\
+### The standard runs
+
+The field's standard runs, {num_images} images and {num_samples:,} draws each, **predicted, not measured**. Here: from a
+measured block, in the seconds of the tables above. On one card: from the operations of a forward pass, as XLA counts
+them (two for a multiply-add), and an assumed share of the peak of its dense arithmetic. Matrix units are given 1 to 10%
+of their peak for resnet110, whose 16 to 64 channels fill little of them, and 5 to 40% for resnet50; float32, which does
+without, 15 to 50% and 30 to 70%. Noise, memory traffic and compiling are in the share. The time at the whole peak is
+the bound below which no implementation of this arithmetic comes. Peaks are those that NVIDIA and Google state.
+
+For comparison: the times in the certificates that Cohen, Rosenfeld and Kolter published in 2019, of as many draws, are
+14 to 17 seconds an image for resnet110 on CIFAR-10 and 150 to 152 for resnet50 on ImageNet (medians of each file of
+github.com/locuslab/smoothing). By this count of operations that is about 3 and 5 TFLOP/s, on a card that they do not
+name."""
+
+
+class Row(NamedTuple):
+    """What was measured of robustjax beside a peer, or beside a limit."""
+
+    name: str
+    ours: float | None
+    peer: float | None
+    ratios: Sequence[float] | None = None  # None where there is no peer, none of them where it is missing
+    bar: str = ""
+    met: bool | None = None
+    form: str = "{:,.4g}"
+
+
+class Sheet(NamedTuple):
+    """A table: a row of one cell is a heading."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+def _compared(name: str, ours: Any, theirs: Any, bar: float | None, form: str = "{:,.4g}", *, rates: bool) -> Row:
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+    ratios = (ours / theirs if rates else theirs / ours).tolist() if theirs.size else []
+    met = bool(np.median(ratios) >= bar) if ratios and bar else None
+    peer = float(np.median(theirs)) if theirs.size else None
+    return Row(name, float(np.median(ours)), peer, ratios, f">= {bar:g}" if bar else "", met, form)
+
+
+def certify_rows(figures: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """By heading; a peer that was not there has a row without a figure."""
+    groups: dict[str, list[Row]] = {}
+    for model in dict.fromkeys(entry["model"] for entry in figures["rows"]):
+        first, *others = [entry for entry in figures["rows"] if entry["model"] == model]
+        speeds = {e["name"]: e["samples_per_second"] for e in others if e["name"] != first["name"]}  # none of a sweep
+        names = [name for at, name in certify.BARS if at == model] + ["ART certify"] * (model == certify.CNN)
+        bars = [certify.BARS.get((model, name)) for name in names]
+        groups[model] = [
+            _compared(name, first["samples_per_second"], speeds.get(name, []), bar, "{:,.0f}", rates=True)
+            for name, bar in zip(names, bars)
+        ]
+    if peaks := {int(number): peak for number, peak in figures["peak_mib"].items()}:
+        few, many = min(peaks), max(peaks)
+        name, ratio = f"{many:,} samples, {few:,}", peaks[many] / peaks[few]
+        met = abs(ratio - 1) <= certify.MEMORY_BAR
+        bar = f"<= {1 + certify.MEMORY_BAR:g}"
+        groups["peak memory, MiB"] = [Row(name, peaks[many], peaks[few], [ratio], bar, met, "{:,.0f}")]
+    return groups
+
+
+def scoring_rows(figures: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """By heading."""
+    rows, limit = figures["rows"], scoring.COMPILE_BAR
+    groups = {
+        "beside pytorch-ood": [_compared(r["name"], r["ours"], r["theirs"], r["bar"], rates=False) for r in rows],
+        "compiling": [],
+    }
+    slowest = max(rows, key=lambda row: row["compile_seconds"])
+    cost = slowest["compile_seconds"]
+    groups["compiling"].append(Row(f"the slowest, {slowest['name']}", cost, None, None, f"<= {limit:g}", cost <= limit))
+    for name, peak in figures["extra_mib"].items():
+        bar = scoring.MEMORY_BAR if name == "knn" else None
+        row = Row(name, peak, None, bar=f"<= {bar}" if bar else "", met=peak <= bar if bar else None)
+        groups.setdefault("extra memory, MiB", []).append(row)
+    return groups
+
+
+def attacks_rows(figures: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """By heading."""
+    groups: dict[str, list[Row]] = {}
+    for entry in figures["rows"]:
+        name, number = entry["name"], figures["settings"]["num_images"]
+        ours, theirs = (number / np.asarray(entry[side], float) for side in ("ours", "theirs"))
+        rows = groups.setdefault(entry["model"], [])
+        rows.append(_compared(f"{name}, {entry['peer']}", ours, theirs, entry["bar"], rates=True))
+        ours = float(np.median(entry["robust"]))
+        theirs = float(np.median(entry["their_robust"])) if entry["their_robust"] else None
+        met = None if theirs is None else ours <= theirs + attacks.ACCURACY_BAR + 1e-9
+        rows.append(Row("  accuracy left", ours, theirs, None, f"+{attacks.ACCURACY_BAR:.1%}", met, "{:.1%}"))
+        if name == "AutoAttack":
+            bar, cost = attacks.COMPILE_BAR, entry["compile"]
+            rows.append(Row("  compiling, seconds", cost, None, None, f"< {bar:g}", cost < bar))
+    return groups
+
+
+ROWS = {"certify": certify_rows, "scoring": scoring_rows, "attacks": attacks_rows}
+
+
+def peer_sheet(part: str, figures: Mapping[str, Any]) -> Sheet:
+    """One part beside its peers, and what was left out."""
+    table: list[list[str]] = []
+    for heading, rows in ROWS[part](figures).items():
+        table.append([heading])
+        for row in rows:
+            told = lambda value, form=row.form: "" if value is None else form.format(value)
+            missing = row.ratios is not None and not row.ratios
+            ratio = f"{np.median(row.ratios):.2f}" if row.ratios else ""
+            spread = f"{min(row.ratios):.2f}-{max(row.ratios):.2f}" if row.ratios and len(row.ratios) > 1 else ""
+            met = "" if row.met is None else "yes" if row.met else "no"
+            cells = [row.name, told(row.ours), "missing" if missing else told(row.peer), ratio, spread, row.bar, met]
+            table.append(cells)
+    return Sheet(PEERS, table, [f"Left out: {_without_paths(reason)}." for reason in figures["left_out"]])
+
+
+def growth_sheets(figures: Mapping[str, Any]) -> list[Sheet]:
+    """Growth, devices, the model beside measurements, and its predictions."""
+    form = lambda value: f"{value:,.3g}"
+    curves, split = [], []
+    for curve in figures["growth"]:
+        medians = [float(np.median(times)) for times in curve["seconds"]]
+        if curve["quantity"] == "devices":
+            ratios = [f"{value / medians[0]:.2f}" for value in medians]
+            split += [
+                [curve["function"], str(n), f"{value:.3f}", ratio, f"{min(times):.3f}-{max(times):.3f}"]
+                for n, value, ratio, times in zip(curve["sizes"], medians, ratios, curve["seconds"])
+            ]
+            continue
+        ends = [f"{curve['sizes'][i]:,}: {form(medians[i])} s" for i in (0, -1)]
+        exponents = [f"{curve[name]:.2f}" for name in ("exponent", "at_the_end")]
+        curves.append([curve["function"], curve["quantity"], *ends, *exponents])
+    checked = []
+    for c in figures["checks"]:
+        shape, spread = "x".join(map(str, c["shape"])), f"{min(c['seconds']):.3f}-{max(c['seconds']):.3f}"
+        work = f"{c['num_images']} x {c['num_samples']:,}"
+        name = f"{c['model']} {shape}"
+        checked.append([name, work, f"{c['predicted']:.3f}", f"{c['measured']:.3f}", spread, f"{c['error']:+.1%}"])
+    predicted = []
+    for p in figures["predictions"]:
+        name, speed = f"{p['model']} {'x'.join(map(str, p['shape']))}", p["here"]["batch_size"] / p["here"]["block"]
+        predicted.append([f"{name}, {p['flops_per_image'] / 1e9:.3g} GFLOP"])
+        predicted.append(["here", f"{speed:,.3g} copies/s", "", duration(p["here"]["seconds"]), ""])
+        for card in p["cards"]:
+            low, high = (f"{100 * share:.0f}" for share in card["shares"])
+            span = f"{duration(card['fast'])} to {duration(card['slow'])}"
+            cells = [f"{card['name']} {card['dtype']}", f"{card['peak'] / 1e12:g} TFLOP/s", f"{low}-{high}%", span]
+            predicted.append([*cells, duration(card["at_peak"])])
+    return [
+        Sheet(("function", "over", "from", "to", "exponent", "at the end"), curves),
+        Sheet(("", "devices", "seconds", "ratio", "min-max"), split),
+        Sheet(("model", "images x draws", "predicted", "measured", "min-max", "error"), checked),
+        Sheet(("predicted", "speed", "share", "time", "at peak"), predicted),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    sizes = ((86_400, "days"), (3_600, "h"), (60, "min"), (1, "s"))
+    size, unit = next((of for of in sizes if seconds >= 2 * of[0]), sizes[-1])
+    return f"{seconds / size:,.{0 if seconds >= 10 * size else 1}f} {unit}"
+
+
+def _without_paths(text: str) -> str:
+    return re.sub(r"\s*(?<![\w.:/])/[\w.+-]+(/[\w.+-]*)+", "", text).replace(" ()", "")
+
+
+def about(here: Mapping[str, Any]) -> str:
+    """Machine and versions in words."""
+    versions = ", ".join(f"{package} {version}" for package, version in here["versions"].items())
+    cores = f"{here['cores']} core{'s' if here['cores'] != 1 else ''}"
+    return f"{here['cpu']}, {cores}; JAX on {here['device']}, {here['dtype']}; {versions}"
+
+
+def as_table(sheet: Sheet) -> Table:
+    """For a terminal."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for i, column in enumerate(sheet.columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    colours = {"yes": "[green]yes", "no": "[red]no"}
+    for row in sheet.rows:
+        table.add_row(f"[bold]{row[0]}") if len(row) == 1 else table.add_row(*(colours.get(cell, cell) for cell in row))
+    return table
+
+
+def as_markdown(sheet: Sheet) -> str:
+    """For the page."""
+    lines = [sheet.columns, ["---", *["---:"] * (len(sheet.columns) - 1)]]
+    for row in sheet.rows:
+        lines.append([f"**{row[0]}**", *[""] * (len(sheet.columns) - 1)] if len(row) == 1 else row)
+    table = "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+    return "\n".join([table, *(f"\n{note}" for note in sheet.notes)])
+
+
+def page(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The whole page, from what was measured of each part."""
+    sections = []
+    for name, title in TITLES.items():
+        section = [f"## {title}"]
+        if name not in parts:
+            sections.append(f"## {title}\n\nNot measured yet: `python -m benchmarks --only {name} --write`.")
+            continue
+        figures, date = parts[name]["figures"], parts[name]["date"]
+        load = figures["machine"]["load"]
+        busy = (
+            f"The load was {load:.1f} when it began: others used the machine, and on an idle one figures may differ. "
+        )
+        quick = "This was a quick run, which measures little. "
+        how = (
+            f"{about(figures['machine'])}. {busy if load > BUSY else ''}{quick if figures['settings']['quick'] else ''}"
+        )
+        section.append(f"Measured on {date}: {how}".strip())
+        if name != "growth":
+            table = as_markdown(peer_sheet(name, figures))
+            sections.append("\n\n".join([*section, f"In {UNITS[name]}, medians.", table]))
+            continue
+        curves, split, checked, predicted = map(as_markdown, growth_sheets(figures))
+        clock = "CPU seconds of all threads" if figures["machine"]["device"] == "cpu" else "seconds"
+        section += [GROWTH.format(seconds=clock), curves, DEVICES, split, MODEL, checked]
+        if figures["predictions"]:
+            section += [STANDARD.format(**figures["predictions"][0]), predicted]
+        sections.append("\n\n".join(section))
+    on_cpu = all(part["figures"]["machine"]["device"] == "cpu" for part in parts.values())
+    return PAGE.format(parts="\n\n".join(sections), unmeasured=NO_CARD if on_cpu else "")
+
+
+def growth_figure(figures: Mapping[str, Any]) -> Figure:
+    """Seconds against each quantity, and predicted beside measured seconds; log-log, bars from least to largest."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
+
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = figure.subplots(2, 3).ravel()
+    names = list(dict.fromkeys(curve["function"] for curve in figures["growth"]))
+    for axis, quantity in zip(axes, QUANTITIES):
+        for curve in (c for c in figures["growth"] if c["quantity"] == quantity):
+            colour = plotting._COLOURS[names.index(curve["function"])]
+            sizes, times = np.asarray(curve["sizes"], float), np.asarray(curve["seconds"])
+            medians = np.median(times, axis=1)
+            spread = [medians - times.min(1), times.max(1) - medians]
+            label = curve["function"] + (f", {curve['exponent']:.2f}" if "exponent" in curve else "")
+            axis.errorbar(sizes, medians, spread, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
+        axis.set(xscale="log", yscale="log", xlabel=quantity, ylabel="seconds")
+        limits = axis.get_ylim()
+        for line in axis.get_lines() if quantity != "devices" else ():
+            sizes, medians = line.get_data()
+            axis.plot(sizes, medians[-1] * sizes / sizes[-1], color="0.75", linestyle=":", zorder=0)
+        axis.set_ylim(limits[0] / (4 if quantity in ("images", "classes") else 1), limits[1])  # room for the legend
+    axes[4].set(xscale="linear", yscale="linear", ylim=(0, None), xlabel="virtual devices on the same cores")
+    for check, marker in zip(figures["checks"], "os^D"):
+        axes[5].plot(check["measured"], check["predicted"], marker, color=plotting._COLOURS[0], label=check["model"])
+    ends = [f(c["measured"] for c in figures["checks"]) for f in (min, max)]
+    axes[5].plot(ends, ends, color="0.75", linestyle=":", zorder=0)
+    axes[5].set(xscale="log", yscale="log", xlabel="measured seconds", ylabel="predicted seconds")
+    places = ("upper left", "lower left", "lower left", "upper left", "lower right", "upper left")
+    for axis, place in zip(axes, places):
+        if axis.lines:
+            axis.legend(frameon=False, fontsize="x-small", loc=place)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    return figure
