@@ -26,6 +26,8 @@ from robustjax.training._step import TrainState, make_step
 from robustjax.typing import Apply
 
 _SECONDS_BETWEEN_LINES = 60
+_STEPS_AHEAD = 2
+"""Steps that the host may be ahead of the device: enough that the device never waits, few enough to bound memory."""
 
 
 class Preempted(Exception):
@@ -69,8 +71,8 @@ def fit(
     With a ``folder``, the run continues from the newest whole checkpoint in it: state of model and optimizer, PRNG key,
     position of the iterator and history. A run that was killed and started again with the same arguments on the same
     machine ends with the same parameters, bit for bit where the device computes deterministically, as CPUs do; on
-    another number of devices or processes it ends with the same up to rounding. The loop waits for the device only to
-    log, one interval behind, and to save.
+    another number of devices or processes it ends with the same up to rounding. The loop runs two steps ahead of the
+    device, so that this never waits and few batches are held; it stops for it only to save.
 
     With several processes (``jax.distributed``), all call it alike with a mesh of all devices, and each gives its rows
     of every batch. Process 0 alone shows progress, logs and reports metrics.
@@ -136,8 +138,9 @@ def fit(
     step = make_step(objective, optimizer)
     start = int(state.step)
     # Virtual CPU devices share one pool of threads, on which the collectives of several steps in flight can deadlock.
-    one_at_a_time = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-    stopping = _agreed(stop, mesh, steps_late=0 if one_at_a_time else 1)
+    ahead = 0 if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" else _STEPS_AHEAD
+    stopping = _agreed(stop, mesh, steps_late=min(ahead, 1))
+    under_way: collections.deque[dict[str, jax.Array]] = collections.deque()
     waiting: list[dict[str, jax.Array]] = []  # metrics of the last interval, which the device has had time to compute
     recent: list[dict[str, jax.Array]] = []  # and of the present one
     with _progress(start, num_steps, shown=progress, log=log) as report:
@@ -147,9 +150,10 @@ def fit(
                 raise ValueError(f"batches ended after {count - 1} of num_steps={num_steps}.")
             batch = shard_batch(batch, mesh)
             state, metrics = step(apply, state, batch)
-            if one_at_a_time:
-                jax.block_until_ready(state)
             recent.append(metrics)
+            under_way.append(metrics)
+            if len(under_way) > ahead:  # each holds a batch; left alone, JAX lets 32 of them wait
+                jax.block_until_ready(under_way.popleft())
             preempted = stopping(count)
             closing = preempted or count == num_steps or (folder is not None and count % checkpoint_every == 0)
             if closing or count % log_every == 0:

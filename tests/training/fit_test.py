@@ -52,6 +52,20 @@ def test_fit_is_the_step_repeated(problem, fit):
     assert result.history.keys() == {"step", "loss", "accuracy"}
 
 
+def test_the_loop_runs_two_steps_ahead_and_no_further(problem, fit, monkeypatch):
+    taken, waited = [], []
+
+    class Stream(problem.Stream):
+        def __next__(self):
+            taken.append(len(taken) - len(waited))  # steps that nobody has waited for when a batch is asked for
+            return super().__next__()
+
+    real = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda tree: waited.append(1) or real(tree))
+    fit(10, stream=Stream())
+    assert taken == [0, 1, *[2] * 8]
+
+
 def test_without_a_terminal_progress_is_told_in_lines(fit, monkeypatch):
     lines = []
     fit(20, progress=True, log=lines.append)
