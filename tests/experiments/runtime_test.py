@@ -213,6 +213,7 @@ def test_many_processes_leave_what_one_leaves(finished, tmp_path, count):
     assert all(line.startswith("[Gloo]") for out, _ in words[1:] for line in out.splitlines())
 
 
+@pytest.mark.slow
 def test_when_one_process_is_killed_the_others_stop_and_one_alone_goes_on(finished, trained):
     """With so many draws for an image that none has finished when the other is killed."""
     shards = [trained.folder() / f"certificates-{i}-of-2.csv" for i in range(2)]
