@@ -27,7 +27,7 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all, whenever the process dies."""
     path, content = epath.Path(path), content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    if is_remote(path):  # object stores show an object when all of it has come
+    if _runtime.is_remote(path):  # object stores show an object when all of it has come
         path.write_bytes(content)
         return
     unfinished = path.parent / f".{path.name}.unfinished"
@@ -37,11 +37,6 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
         unfinished.unlink(missing_ok=True)  # a full disk needs the room
         raise
     unfinished.replace(path)
-
-
-def is_remote(path: epath.Path) -> bool:
-    """Whether the path is in an object store, such as gs:// and s3://."""
-    return "://" in str(path)
 
 
 def files(folder: epath.Path, pattern: str) -> list[epath.Path]:

@@ -1,4 +1,7 @@
-"""Where a run happens and who watches it: devices, processes, logs and traces. None of it changes a result."""
+"""Where a run happens and who watches it: devices, processes, logs and traces.
+
+None of it changes a certificate of given weights, and training changes by rounding alone.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ HEARTBEAT_SECONDS = 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Where to run and who watches; changes no result, and may differ when a run is taken up."""
+    """Where to run and who watches; may differ when a run is taken up, and changes results by rounding alone."""
 
     mesh: str = ""
     """Devices of each process that share images and noisy copies, such as data=4,noise=2; empty: all, as data."""
@@ -95,6 +98,11 @@ def on_mesh(tree: Any, mesh: Mesh) -> Any:
     """Copies arrays that every process holds onto each device of a mesh of this process."""
     local = jax.tree.map(lambda a: a.addressable_data(0) if isinstance(a, jax.Array) else a, tree)
     return jax.device_put(local, NamedSharding(mesh, PartitionSpec()))
+
+
+def is_remote(path: epath.Path) -> bool:
+    """Whether the path is in an object store, such as gs:// and s3://."""
+    return "://" in str(path)
 
 
 def console() -> Console:
@@ -263,7 +271,8 @@ def _wandb(folder: epath.Path, settings: Mapping[str, Any]) -> Iterator[Any]:
         import wandb  # pyrefly: ignore[missing-import]
     except ImportError as error:
         raise ValueError("log wandb needs wandb: pip install 'robustjax[wandb]'.") from error
-    with wandb.init(project="robustjax", dir=str(folder), name=folder.name, config=dict(settings)) as run:
+    place = None if is_remote(folder) else str(folder)  # W&B writes to local disks alone
+    with wandb.init(project="robustjax", dir=place, name=folder.name, config=dict(settings)) as run:
         known = set()
 
         def log(phase: str, step: int, numbers: Mapping[str, float]) -> None:

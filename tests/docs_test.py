@@ -62,7 +62,7 @@ def test_each_row_names_what_there_is(row):
 )
 def test_each_command_parses(page, command):
     del page
-    parse(command)
+    assert parse(command).config
 
 
 def test_commands_are_found_and_wrong_ones_fail(capsys):
