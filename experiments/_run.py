@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -173,6 +174,10 @@ def command_line(config: type, run: Callable[..., Any], description: str | None)
         return
     except training.Preempted as error:
         sys.stderr.write(f"{error}\n")
+        if runtime.coordinator is not None:
+            sys.stderr.flush()
+            time.sleep(2 if jax.process_index() == 0 else 0)  # without the first, JAX ends the others with an error
+            os._exit(0)
         return
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         message = f"error: {error}"
