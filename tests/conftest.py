@@ -1,19 +1,23 @@
-"""Strictness that has to be set before JAX touches a device."""
+"""What has to be set before JAX touches a device: strictness, and less time for compiling."""
 
+import importlib.metadata
 import os
 import pathlib
 
 import pytest
 
+# In the environment, so that the processes that tests start compile and round alike.
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # an XLA that does not know a flag ends the process
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(scope="session")

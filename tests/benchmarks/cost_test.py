@@ -139,9 +139,7 @@ def test_quick_is_one_repeat_of_small_sizes(small):
     assert (result["predictions"], result["checks"][0]["num_samples"]) == ([], 200)
 
 
-def test_devices_are_measured_in_a_process_of_their_own(monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.values["jax_compilation_cache_dir"])
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+def test_devices_are_measured_in_a_process_of_their_own():
     curves = benchmark.devices(dataclasses.replace(TINY, devices=(2, 8), quick=True, repeats=1))
     assert [(curve["function"], curve["sizes"]) for curve in curves] == [("images split", [2]), ("draws shared", [2])]
     assert all(np.shape(curve["seconds"]) == (1, 1) and curve["seconds"][0][0] > 0 for curve in curves)

@@ -131,6 +131,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", tmp_path], check=True)
 
 
+# TensorStore's threads may end after the event loop of Orbax that they report to.
+@pytest.mark.filterwarnings("ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("free", [0, 12_000, 28_000, 44_000, 60_000])
 def test_a_full_disk(small_disk, whole, free, capfd):
     folder = small_disk / "run"
