@@ -19,7 +19,7 @@ from etils import epath
 from experiments import _run, _runtime
 from robustjax import certification
 
-COLUMNS = ("index", "label", "predicted", "radius", "correct", "probability", "seconds", "checksum")
+COLUMNS = ("index", "label", "predicted", "radius", "correct", "probability", "samples", "seconds", "checksum")
 _SECONDS_BETWEEN_UPLOADS = 10
 
 
@@ -30,20 +30,22 @@ class Table(NamedTuple):
       ids: ``(n,)`` positions in the split.
       labels: ``(n,)`` true classes.
       certificate: ``(n,)`` in each field.
+      num_samples: ``(n,)`` noisy copies that were classified, per image.
       seconds: ``(n,)`` of sampling, per image.
     """
 
     ids: np.ndarray
     labels: np.ndarray
     certificate: certification.Certificate
+    num_samples: np.ndarray
     seconds: np.ndarray
 
 
 def line_of(index: int, label: int, certificate: Any, seconds: float) -> str:
-    """One line: the image, its certificate as ``(label, radius, probability)``, and a checksum of all before it."""
-    predicted, radius, probability = certificate
+    """One line: the image, ``(label, radius, probability, num_samples)`` for it, and a checksum of all before it."""
+    predicted, radius, probability, num_samples = certificate
     fields = (index, label, predicted, repr(float(radius)), int(predicted == label), repr(float(probability)))
-    line = ",".join(map(str, (*fields, f"{seconds:.4f}")))
+    line = ",".join(map(str, (*fields, num_samples, f"{seconds:.4f}")))
     return f"{line},{zlib.crc32(line.encode()):08x}"
 
 
@@ -65,23 +67,25 @@ def read(folder: epath.Path, log: Callable[[str], None] | None = None) -> Table:
             if checksum != f"{zlib.crc32(content.encode()):08x}":
                 damaged += 1
                 continue
-            i, y, c, r, _, p, s = content.split(",")
-            found.setdefault(int(i), (int(i), int(y), int(c), float(r), float(p), float(s)))
+            i, y, c, r, _, p, n, s = content.split(",")
+            found.setdefault(int(i), (int(i), int(y), int(c), float(r), float(p), int(n), float(s)))
         if damaged and damaged == len(lines) - 1 and head != ",".join(COLUMNS):
             raise ValueError(f"{path} holds no certificates of this experiment, it begins {head[:60]!r}; move it away.")
         if damaged and log is not None:
             log(f"{path} has {damaged} damaged line(s); their images are certified again.")
-    columns = [np.asarray(column) for column in zip(*(found[i] for i in sorted(found)))] or [np.zeros(0)] * 6
-    ids, labels, predicted = (column.astype(np.int32) for column in columns[:3])
+    columns = [np.asarray(column) for column in zip(*(found[i] for i in sorted(found)))] or [np.zeros(0)] * 7
+    ids, labels, predicted, num_samples = (columns[i].astype(np.int32) for i in (0, 1, 2, 5))
     abstained = predicted == certification.ABSTAIN
-    return Table(ids, labels, certification.Certificate(predicted, columns[3], columns[4], abstained), columns[5])
+    certificate = certification.Certificate(predicted, columns[3], columns[4], abstained)
+    return Table(ids, labels, certificate, num_samples, columns[6])
 
 
 def merge(folder: epath.Path, log: Callable[[str], None] | None = None) -> None:
     """Puts all whole lines into ``certificates.csv``, in order, and deletes the other files."""
     paths = _paths(folder)
     table = read(folder, log)
-    certificates = zip(table.certificate.label, table.certificate.radius, table.certificate.probability)
+    label, radius, probability, _ = table.certificate
+    certificates = zip(label, radius, probability, table.num_samples)
     rows = zip(table.ids, table.labels, certificates, table.seconds)
     lines = [",".join(COLUMNS), *(line_of(*row) for row in rows)]
     _run.write_whole(folder / "certificates.csv", "\n".join(lines) + "\n")

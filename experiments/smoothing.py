@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import time
 from typing import Literal
 
@@ -24,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import _certificates, _classifier, _run, _runtime
-from robustjax import certification, data, metrics, plotting
+from robustjax import certification, data, losses, metrics, perturbations, plotting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of a run; radii and sigma are l2, in units of [0, 1] pixels."""
+    """Settings of a run; radii and sigma are in units of [0, 1] pixels."""
 
     dataset: str = "digits"
     """digits (embedded), or any prepared TFDS data set with image and label."""
@@ -45,10 +46,16 @@ class Config:
     """What the model computes in; parameters, noise and logits are float32."""
     sigma: float = 0.25
     """Standard deviation of the smoothing noise, in [0, 1] pixels."""
+    noise: Literal["gaussian", "uniform", "laplace"] = "gaussian"
+    """Distribution of each pixel's noise; radii are l2 for gaussian, l1 for the others."""
+    norm: Literal["l1", "l2", "linf"] | None = None
+    """Tell radii in this norm, by the largest ball of it that is inside the certified one; None: the noise's own."""
     train_sigma: float | None = None
     """Standard deviation of the training noise, in [0, 1] pixels; None: sigma; 0: no noise."""
     grid: int | None = None
     """Round noisy copies to so many steps to a grey level (1/255), such as 16; None: plain float32 addition."""
+    checkpoint: str | None = None
+    """Run folder of another experiment on the same data set, whose model is certified in place of a new one."""
     recipe: str | None = None
     """Training recipe: digits, mnist, mnist_short, cohen_cifar10 or cohen_imagenet; None: the one of the data set."""
     num_epochs: int | None = None
@@ -59,6 +66,10 @@ class Config:
     """Noisy copies of each image that select its class."""
     num_estimation: int = 10_000
     """Noisy copies of each image that bound the probability of the class; the field's tables use 100000."""
+    sequential: bool = False
+    """Stop drawing for an image when its radius is within 5% of what num_estimation copies would give."""
+    target_radius: float | None = None
+    """Ask of each image only whether it is certified at this radius, and stop drawing when that is known."""
     alpha: float = 0.001
     """Probability, for each image, that its certificate is wrong."""
     batch_size: int | None = None
@@ -78,15 +89,33 @@ class Config:
     overwrite: bool = False
     """Delete the run that is in the folder and start anew."""
 
-    def measure(self) -> certification.Gaussian:
-        """The smoothing measure."""
-        return certification.gaussian(self.sigma, None if self.grid is None else 1 / (255 * self.grid))
+    def measure(self, dimension: int) -> certification.Measure:
+        """The smoothing measure of images with so many numbers."""
+        if self.noise != "gaussian" and self.grid is not None:
+            raise ValueError(f"grid is for gaussian noise, got grid {self.grid} with {self.noise} noise.")
+        if self.noise == "uniform":
+            measure = certification.uniform(self.sigma * math.sqrt(3))
+        elif self.noise == "laplace":
+            measure = certification.laplace(self.sigma / math.sqrt(2))
+        else:
+            measure = certification.gaussian(self.sigma, None if self.grid is None else 1 / (255 * self.grid))
+        if self.norm is None or self.norm == measure.norm:
+            return measure
+        return certification.in_norm(measure, self.norm, dimension)
+
+    def is_sequential(self) -> bool:
+        """Whether draws stop when the answer is known."""
+        return self.sequential or self.target_radius is not None
 
     def folder(self) -> epath.Path:
         """The run folder."""
         train = "" if self.train_sigma is None else f"-trained-{self.train_sigma:g}"
         dataset = self.dataset.replace("/", "-").replace(":", "-")
-        name = self.name if self.name is not None else f"{dataset}-{self.model}-{self.sigma:g}{train}"
+        of = "" if self.checkpoint is None else f"-of-{epath.Path(self.checkpoint).resolve().name}"
+        noise = ("" if self.noise == "gaussian" else f"-{self.noise}") + ("" if self.norm is None else f"-{self.norm}")
+        target = "" if self.target_radius is None else f"-at-{self.target_radius:g}"
+        asked = target or ("-sequential" if self.sequential else "")
+        name = self.name if self.name is not None else f"{dataset}-{self.model}-{self.sigma:g}{noise}{train}{of}{asked}"
         return epath.Path(self.results_dir) / "smoothing" / name
 
 
@@ -98,6 +127,7 @@ def certify_images(
     config: Config,
     key: jax.Array,
     classifier: _classifier.Classifier,
+    measure: certification.Measure,
     test: data.Dataset,
     ids: np.ndarray,
     *,
@@ -115,7 +145,7 @@ def certify_images(
     if process == 0:
         _certificates.merge(folder, log)
     _runtime.barrier("certificates of before")
-    done, labels, certificate, _ = _certificates.read(folder)
+    done, labels, certificate, *_ = _certificates.read(folder)
     if not np.isin(done, ids).all():
         raise ValueError(
             f"{folder / 'certificates.csv'} is of other images than this run's; delete it to certify again, or pass "
@@ -125,15 +155,24 @@ def certify_images(
         log(f"Resuming after {len(done)} of {len(ids)} certificates in {folder / 'certificates.csv'}.")
     left = np.setdiff1d(ids, done)[process::processes]
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    samples = config.num_selection + config.num_estimation
     certify = functools.partial(
-        certification.certify,
+        certification.certify_sequential if config.is_sequential() else certification.certify,
         logits_fn=classifier.logits_fn(),
-        measure=config.measure(),
+        measure=measure,
         alpha=config.alpha,
         batch_size=config.batch_size,
     )
-    correct_at_sigma = int(((certificate.label == labels) & (certificate.radius >= config.sigma)).sum())
+    few = {"num_selection": 1, "num_estimation": 100}
+    all_ = {"num_selection": config.num_selection, "num_estimation": config.num_estimation}
+    if config.is_sequential():
+        few = all_ = {
+            "num_selection": config.num_selection,
+            "max_samples": config.num_estimation,
+            "target_radius": config.target_radius,
+        }
+    radius_told = float(measure.radius(0.8413447460685429))  # of a Gaussian: sigma
+    radius_told = round(radius_told, 9) if config.target_radius is None else config.target_radius
+    certified = int(((certificate.label == labels) & (certificate.radius >= radius_told)).sum())
     compiled, last_line, count, total = False, time.perf_counter(), len(done), len(done) + len(left)
     with _certificates.writer(folder, process, processes) as write, _run.progress_bar(console) as bar:
         task = bar.add_task("", total=total, completed=len(done), task_name="certifying")
@@ -143,22 +182,20 @@ def certify_images(
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.resize(group, size))
             x = jax.device_put(image, sharding)
             if not compiled:  # so that the seconds below are those of sampling
-                certify(keys, x=x, num_selection=1, num_estimation=100)
+                certify(keys, x=x, **few)
                 compiled = True
             started = time.perf_counter()
-            predicted, radius, probability, _ = certify(
-                keys, x=x, num_selection=config.num_selection, num_estimation=config.num_estimation
-            )
+            predicted, radius, probability, _, *samples = certify(keys, x=x, **all_)
+            samples = samples[0] if samples else np.full(size, config.num_selection + config.num_estimation)
             seconds = (time.perf_counter() - started) / len(group)
-            rows = list(zip(group, label, zip(predicted, radius, probability)))
+            rows = list(zip(group, label, zip(predicted, radius, probability, samples)))
             write([_certificates.line_of(*row, seconds) for row in rows])
-            correct_at_sigma += int(((predicted == label) & (radius >= config.sigma))[: len(group)].sum())
+            certified += int(((predicted == label) & (radius >= radius_told))[: len(group)].sum())
             count += len(group)
-            running = {f"certified at {config.sigma:g}": correct_at_sigma / count, "samples/s": samples / seconds}
+            rate = samples[: len(group)].mean() / seconds
+            running = {f"certified at {radius_told:g}": certified / count, "samples/s": rate}
             watch("certifying", total, count, running)
-            description = (
-                f"{correct_at_sigma / count:.3f} certified at {config.sigma:g}, {samples / seconds:,.0f} samples/s"
-            )
+            description = f"{certified / count:.3f} certified at {radius_told:g}, {rate:,.0f} samples/s"
             bar.update(task, completed=count, description=description)
             if bar.disable and time.perf_counter() - last_line >= 60:
                 last_line = time.perf_counter()
@@ -169,20 +206,26 @@ def certify_images(
 
 
 def summarize(
-    config: Config, standard_accuracy: float, training: dict[str, float], stopwatch: _runtime.Stopwatch
+    config: Config,
+    measure: certification.Measure,
+    standard_accuracy: float,
+    training: dict[str, float],
+    stopwatch: _runtime.Stopwatch,
 ) -> dict:
     """Computes the numbers of the table from the certificates on disk."""
-    _, labels, certificate, seconds = _certificates.read(config.folder())
-    radii = config.radii or default_radii(config)
-    samples = len(labels) * (config.num_selection + config.num_estimation)
+    _, labels, certificate, num_samples, seconds = _certificates.read(config.folder())
+    radii = config.radii or default_radii(config, measure)
+    acr = metrics.average_certified_radius(certificate, labels)
     return {
         "num_images": len(labels),
+        "norm": measure.norm,
         "standard_accuracy": standard_accuracy,
         "radii": list(radii),
         "certified_accuracy": metrics.certified_accuracy(certificate, labels, radii).tolist(),
-        "average_certified_radius": metrics.average_certified_radius(certificate, labels),
+        "average_certified_radius": acr if config.target_radius is None else None,
         "abstained": float(certificate.abstained.mean()),
-        "samples_per_second": samples / max(float(seconds.sum()), 1e-9),
+        "samples_per_image": float(num_samples.mean()),
+        "samples_per_second": float(num_samples.sum()) / max(float(seconds.sum()), 1e-9),
         "seconds_per_image": float(seconds.mean()),
         "training": training,
         "seconds": stopwatch.seconds(),
@@ -191,38 +234,47 @@ def summarize(
     }
 
 
-def default_radii(config: Config) -> tuple[float, ...]:
-    """Multiples of 0.25 (0.5, where they are many) up to the largest radius that these draws can certify."""
+def default_radii(config: Config, measure: certification.Measure) -> tuple[float, ...]:
+    """The target; or multiples of a round number, 0.25 where that suits, up to what these draws can certify."""
+    if config.target_radius is not None:
+        return (config.target_radius,)
     n = config.num_estimation
     bound = certification.binomial_lower_bound(n, n, config.alpha)
-    largest = float(config.measure().radius(bound))
-    step = 0.25 if largest <= 2.5 else 0.5
-    return tuple(np.arange(0, largest, step).tolist())
+    largest = float(measure.radius(bound))
+    steps = [0.25, 0.5] if largest > 0.5 else [a * 10.0**b for b in range(-6, 0) for a in (1, 2, 5)]
+    step = next((step for step in steps if largest <= 6 * step), steps[-1])
+    return tuple((step * np.arange(math.ceil(largest / step))).tolist())
 
 
 def rows_of(summary: dict) -> list[tuple[str, str]]:
     """The table of a run as pairs of texts."""
     certified = zip(summary["radii"], summary["certified_accuracy"], strict=True)
+    acr, form = summary["average_certified_radius"], ".2f" if max(summary["radii"]) >= 0.25 else "g"
     return [
         ("images", f"{summary['num_images']:,}"),
         ("standard accuracy", f"{summary['standard_accuracy']:.3f}"),
-        *((f"certified accuracy at radius {radius:.2f}", f"{accuracy:.3f}") for radius, accuracy in certified),
-        ("average certified radius (ACR)", f"{summary['average_certified_radius']:.3f}"),
+        *(
+            (f"certified accuracy at {summary['norm']} radius {r:{form}}", f"{accuracy:.3f}")
+            for r, accuracy in certified
+        ),
+        *([] if acr is None else [("average certified radius (ACR)", f"{acr:{'.3f' if form == '.2f' else '.2g'}}")]),
         ("abstained", f"{summary['abstained']:.3f}"),
+        ("samples per image", f"{summary['samples_per_image']:,.0f}"),
         ("samples per second", f"{summary['samples_per_second']:,.0f}"),
     ]
 
 
 def curve_of(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
     """Radii and marks for ``plotting.certified_accuracy_curve``."""
-    _, labels, certificate, _ = _certificates.read(folder)
+    _, labels, certificate, *_ = _certificates.read(folder)
     return certificate.radius, (certificate.label == labels) & ~certificate.abstained
 
 
 def report(config: Config, summary: dict, stopwatch: _runtime.Stopwatch, console: Console) -> None:
     """Prints the table; writes metrics.json, report.md and the figure."""
     folder = config.folder()
-    title = f"{config.dataset} {config.model}, sigma {config.sigma:g} (l2, [0, 1] pixels)"
+    norm, noise = summary["norm"], "" if config.noise == "gaussian" else f"{config.noise} "
+    title = f"{config.dataset} {config.model}, {noise}sigma {config.sigma:g} ({norm}, [0, 1] pixels)"
     table = Table("", "value", title=title)
     table.columns[1].justify = "right"
     for row in rows_of(summary):
@@ -234,7 +286,7 @@ def report(config: Config, summary: dict, stopwatch: _runtime.Stopwatch, console
     text = [
         f"# {title}",
         "",
-        f"Each certificate is wrong with probability at most {config.alpha:g}, image by image; radii in the l2 norm.",
+        f"Each certificate is wrong with probability at most {config.alpha:g}, image by image; radii in {norm} norm.",
         "",
         *("| | value |", "|---|---|", *lines),
         "",
@@ -244,7 +296,7 @@ def report(config: Config, summary: dict, stopwatch: _runtime.Stopwatch, console
         "",
         *("| setting | value |", "|---|---|", *settings),
     ]
-    figure = plotting.certified_accuracy_curve({f"sigma {config.sigma:g}": curve_of(folder)}, title=title)
+    figure = plotting.certified_accuracy_curve({f"sigma {config.sigma:g}": curve_of(folder)}, title=title, norm=norm)
     _run.write_whole(folder / "figures" / "certified_accuracy.png", _run.png_of(figure))
     _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
     _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
@@ -256,7 +308,7 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
-    config.measure()
+    config.measure(1)
     if config.name is not None and (config.name in ("", ".", "..") or epath.Path(config.name).name != config.name):
         raise ValueError(f"name must be the name of a folder, got {config.name!r}.")
     if not 0 < config.alpha < 1:
@@ -267,6 +319,13 @@ def check(config: Config) -> None:
         raise ValueError(f"seed must lie in [0, 2**32), got {config.seed}.")
     if not all(radius >= 0 for radius in config.radii):
         raise ValueError(f"radii must be at least 0, got {config.radii}.")
+    target = config.target_radius
+    if target is not None and not 0 <= target < float("inf"):
+        raise ValueError(f"target_radius must be 0 or positive and finite, got {target}.")
+    if target is not None and any(radius > target for radius in config.radii):
+        raise ValueError(
+            f"radii must be at most target_radius={target:g}: nothing is known beyond, got {config.radii}."
+        )
 
 
 def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
@@ -277,6 +336,8 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
     """
     stopwatch, console = _runtime.Stopwatch(), _runtime.console()
     check(config)
+    if config.checkpoint is not None:
+        _run.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
     runtime.local_mesh()  # whether there are so many devices
     train = data.load(config.dataset, config.train_split, config.data_dir)
     test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
@@ -285,28 +346,39 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
     model_key, train_key, certify_key = jax.random.split(jax.random.key(config.seed), 3)
     functional = _classifier.build(config.model, train, dtype=config.dtype, key=model_key)
     folder = config.folder()
+    restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console, runtime)
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    measure = config.measure(math.prod(train.image_shape))
     sigma = config.sigma if config.train_sigma is None else config.train_sigma
+    if sigma and config.noise != "gaussian":
+        noise = _classifier.Noise(dataclasses.replace(config, sigma=sigma, norm=None).measure(1))
+        images = (_classifier.augmentation(),) if recipe.augment else ()
+        objective = losses.standard(augment=perturbations.compose(*images, noise))
+    else:
+        objective = _classifier.gaussian_objective(sigma, augment=recipe.augment)
     with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
-        classifier, trained = _classifier.train(
-            folder / "checkpoints",
-            functional,
-            train,
-            key=train_key,
-            objective=_classifier.gaussian_objective(sigma, augment=recipe.augment),
-            recipe=recipe,
-            num_epochs=config.num_epochs,
-            seed=config.seed,
-            runtime=runtime,
-            log=lambda message: console.print(message, soft_wrap=True),
-            watch=functools.partial(watch, "training"),
-        )
+        if restored:
+            classifier, trained = restored, {}
+        else:
+            classifier, trained = _classifier.train(
+                folder / "checkpoints",
+                functional,
+                train,
+                key=train_key,
+                objective=objective,
+                recipe=recipe,
+                num_epochs=config.num_epochs,
+                seed=config.seed,
+                runtime=runtime,
+                log=lambda message: console.print(message, soft_wrap=True),
+                watch=functools.partial(watch, "training"),
+            )
         certify_images(
-            config, certify_key, classifier, test, ids, mesh=runtime.local_mesh(), console=console, watch=watch
+            config, certify_key, classifier, measure, test, ids, mesh=runtime.local_mesh(), console=console, watch=watch
         )
     if jax.process_index() != 0:
         return {}
-    summary = summarize(config, classifier.accuracy(test, ids), trained, stopwatch)
+    summary = summarize(config, measure, classifier.accuracy(test, ids), trained, stopwatch)
     report(config, summary, stopwatch, console)
     return summary
 

@@ -27,30 +27,35 @@ class Config:
     output: str = "results/smoothing/certified_accuracy.png"
     """Where the figure goes."""
     radii: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-    """Radii of the table, l2, in [0, 1] pixels."""
+    """Radii of the table, in the norm of the runs, in [0, 1] pixels."""
 
 
 def run(config: Config) -> None:
     """Prints the table and writes the figure."""
     if not config.runs:
         raise ValueError("runs must name at least one run folder.")
-    console, curves = Console(), {}
-    table = Table("run", "ACR", *(f"{radius:g}" for radius in config.radii), title="Certified accuracy at l2 radius")
+    console, curves, norms = Console(), {}, []
+    table = Table("run", "ACR", *(f"{radius:g}" for radius in config.radii))
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
     for folder in map(epath.Path, config.runs):
         if not (folder / "metrics.json").exists():
             raise FileNotFoundError(f"{folder} is no finished run of experiments.smoothing: it has no metrics.json.")
-        _, labels, certificate, _ = _certificates.read(folder)
-        radius = metrics.average_certified_radius(certificate, labels)
+        norms.append(json.loads((folder / "metrics.json").read_text())["norm"])
+        _, labels, certificate, *_ = _certificates.read(folder)
+        settings = json.loads((folder / "config.json").read_text())
+        asked = settings.get("target_radius")  # of which alone this run knows
+        acr = "-" if asked is not None else f"{metrics.average_certified_radius(certificate, labels):.3f}"
         accuracy = metrics.certified_accuracy(certificate, labels, config.radii)
         name = folder.resolve().name
-        table.add_row(name, f"{radius:.3f}", *(f"{value:.2f}".removeprefix("0") for value in accuracy))
-        settings = json.loads((folder / "config.json").read_text())
-        label = f"{name} (sigma {settings['sigma']:g}, ACR {radius:.3f})"
+        table.add_row(name, acr, *(f"{value:.2f}".removeprefix("0") for value in accuracy))
+        label = f"{name} (sigma {settings['sigma']:g}, ACR {acr})"
         curves[label if label not in curves else str(folder)] = smoothing.curve_of(folder)
+    if len(set(norms)) > 1:
+        raise ValueError(f"runs must have radii in one norm, got {', '.join(norms)}.")
+    table.title = f"Certified accuracy at {norms[0]} radius"
     console.print(table)
-    _run.write_whole(config.output, _run.png_of(plotting.certified_accuracy_curve(curves)))
+    _run.write_whole(config.output, _run.png_of(plotting.certified_accuracy_curve(curves, norm=norms[0])))
     console.print(f"Figure: {config.output}", soft_wrap=True)
 
 

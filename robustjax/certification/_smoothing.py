@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from robustjax import _validate
 from robustjax.certification._binomial import binomial_lower_bound, sign_test_p_value
 from robustjax.certification._measures import Measure
+from robustjax.certification._stopping import stops
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray, LogitsFn
 
@@ -40,12 +41,14 @@ class Certificate(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("measure", "batch_size", "sharding"))
-def _votes(key, logits_fn, x, edges, *, measure, batch_size, sharding=None):
+def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, sharding=None):
     """Counts votes of draws ``edges[g] <= index < edges[g + 1]``: (batch, groups, classes).
 
     The number of draws is an argument of the compiled program (a loop with a traced end; a scan's length would be part
     of it), so that one compilation serves every number. With a sharding, each device of its mesh works on its share of
-    the images, and devices with the same images take turns with the blocks.
+    the images, and devices with the same images take turns with the blocks. With ``bounds``, the rows of a ``Rule``, an
+    image is left at the first of the looks ``edges[2:]`` that stops the votes for the winner of the first group; what
+    is counted of later groups is then a part of them.
     """
     noisy = jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jnp.float32)
     logits = jax.eval_shape(logits_fn, noisy)
@@ -58,11 +61,19 @@ def _votes(key, logits_fn, x, edges, *, measure, batch_size, sharding=None):
         raise ValueError(f"logits_fn must give floating logits, got {logits.dtype}.")
     num_classes = logits.shape[1]
 
-    def of_images(keys, logits_fn, x, edges, turn, turns):
+    def of_images(keys, logits_fn, x, edges, bounds, turn=0, turns=1, shared=()):
         def of_image(args):
             image_key, image = args
 
-            def block(i, counts):
+            def stopped(counts, blocks):
+                if bounds is None:
+                    return jnp.zeros((), bool)
+                counts = jax.lax.psum(counts, shared) if shared else counts
+                count = counts[1:, counts[0].argmax()].cumsum(0)
+                return ((edges[2:] - edges[0] <= blocks * batch_size) & stops(count, *bounds)).any()
+
+            def block(state):
+                i, counts, _ = state
                 draws = edges[0] + (turn + i * turns) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, draws)
                 logits = logits_fn(jax.vmap(measure.sample, (0, None))(keys, image))
@@ -70,30 +81,32 @@ def _votes(key, logits_fn, x, edges, *, measure, batch_size, sharding=None):
                 votes = jax.nn.one_hot(logits.argmax(-1), num_classes, dtype=bool)
                 votes &= jnp.isfinite(logits).all(-1, keepdims=True)
                 member = (edges[:-1, None] <= draws[None]) & (draws[None] < edges[1:, None])
-                return counts + (member[:, :, None] & votes[None]).sum(1, dtype=jnp.int32)
+                counts += (member[:, :, None] & votes[None]).sum(1, dtype=jnp.int32)
+                return i + 1, counts, stopped(counts, (i + 1) * turns)
 
             blocks = (edges[-1] - edges[0] - 1) // batch_size + 1  # in this order, which cannot overflow
-            zero = jnp.zeros((edges.size - 1, num_classes), jnp.int32)
-            return jax.lax.fori_loop(0, (blocks - turn - 1) // turns + 1, block, zero)
+            rounds = (blocks - 1) // turns + 1  # the same for all who take turns: they may wait for one another
+            start = (jnp.int32(0), jnp.zeros((edges.size - 1, num_classes), jnp.int32), jnp.zeros((), bool))
+            return jax.lax.while_loop(lambda state: (state[0] < rounds) & ~state[2], block, start)[1]
 
         return jax.lax.map(of_image, (keys, x))
 
     keys = image_keys(key, x)
     if sharding is None:
-        return of_images(keys, logits_fn, x, edges, 0, 1)
+        return of_images(keys, logits_fn, x, edges, bounds)
     mesh, rows = sharding.mesh, PartitionSpec(*sharding.spec[:1])
     split = rows[0] if rows else None
     split = split if isinstance(split, tuple) else (split,)
     shared = tuple(axis for axis in mesh.axis_names if axis not in split)
 
-    def of_device(keys, logits_fn, x, edges):
-        counts = of_images(keys, logits_fn, x, edges, jax.lax.axis_index(shared), jax.lax.axis_size(shared))
-        return jax.lax.psum(counts, shared)
+    def of_device(keys, logits_fn, x, edges, bounds):
+        turn, turns = jax.lax.axis_index(shared), jax.lax.axis_size(shared)
+        return jax.lax.psum(of_images(keys, logits_fn, x, edges, bounds, turn, turns, shared), shared)
 
     everywhere = PartitionSpec()
     return jax.shard_map(
-        of_device, mesh=mesh, in_specs=(rows, everywhere, rows, everywhere), out_specs=rows, check_vma=False
-    )(keys, logits_fn, x, edges)
+        of_device, mesh=mesh, in_specs=(rows, everywhere, rows, everywhere, everywhere), out_specs=rows, check_vma=False
+    )(keys, logits_fn, x, edges, bounds)
 
 
 def _sharding_of_images(x) -> NamedSharding | None:
@@ -104,15 +117,19 @@ def _sharding_of_images(x) -> NamedSharding | None:
     return sharding
 
 
-def _count(key, logits_fn, x, measure, edges, batch_size) -> Int[Array, "batch groups classes"]:
+def _check_measure(measure: object) -> None:
+    if not isinstance(measure, Measure):
+        raise ValueError(f"measure must be a smoothing measure such as gaussian(0.5), got {measure!r}.")
+
+
+def _count(key, logits_fn, x, measure, edges, batch_size, bounds=None) -> Int[Array, "batch groups classes"]:
     if not isinstance(x, (jax.Array, np.ndarray)) or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be a floating array, got {getattr(x, 'dtype', type(x).__name__)}.")
     if x.ndim < 2:
         raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
     _validate.key(key, x.shape[0])
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
-    if not isinstance(measure, Measure):
-        raise ValueError(f"measure must be a smoothing measure such as gaussian(0.5), got {measure!r}.")
+    _check_measure(measure)
     if batch_size is None:
         batch_size = 200 if jax.default_backend() == "cpu" else 1000
     _validate.at_least(1, batch_size=batch_size)
@@ -120,7 +137,7 @@ def _count(key, logits_fn, x, measure, edges, batch_size) -> Int[Array, "batch g
         raise ValueError(f"num_samples must keep draw indices within int32, got {edges[-1]} draws.")
     edges = jnp.asarray(edges, jnp.int32)
     return _votes(
-        key, logits_fn, x, edges, measure=measure, batch_size=int(batch_size), sharding=_sharding_of_images(x)
+        key, logits_fn, x, edges, bounds, measure=measure, batch_size=int(batch_size), sharding=_sharding_of_images(x)
     )
 
 
@@ -183,13 +200,12 @@ def _check_on_host(key: Array, x: AnyArray) -> None:
         raise ValueError("x must be finite, got NaN or infinity in it.")
 
 
-def _check_all_voted(counts: np.ndarray, num_samples: int) -> None:
+def _check_all_voted(counts: np.ndarray, num_samples: int | np.ndarray) -> None:
     lost = num_samples - counts.sum(-1)
     if lost.any():
         worst = int(lost.argmax())
-        raise ValueError(
-            f"logits_fn gave logits that are not finite for {lost[worst]} of {num_samples} noisy copies of x[{worst}]."
-        )
+        lost, of = lost[worst], np.broadcast_to(num_samples, lost.shape)[worst]
+        raise ValueError(f"logits_fn gave logits that are not finite for {lost} of {of} noisy copies of x[{worst}].")
 
 
 def certify(

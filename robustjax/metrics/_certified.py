@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 
 from robustjax import _validate
-from robustjax.certification import Certificate
+from robustjax.certification import Certificate, SequentialCertificate
 from robustjax.typing import ArrayLike
 
+AnyCertificate: TypeAlias = Certificate | SequentialCertificate
 
-def _correct(certificate: Certificate, labels: ArrayLike) -> np.ndarray:
+
+def _correct(certificate: AnyCertificate, labels: ArrayLike) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != np.shape(certificate.label):
         raise ValueError(
@@ -24,7 +27,7 @@ def _correct(certificate: Certificate, labels: ArrayLike) -> np.ndarray:
     return (np.asarray(certificate.label) == labels) & ~np.asarray(certificate.abstained)
 
 
-def certified_accuracy(certificate: Certificate, labels: ArrayLike, radii: ArrayLike) -> np.ndarray:
+def certified_accuracy(certificate: AnyCertificate, labels: ArrayLike, radii: ArrayLike) -> np.ndarray:
     r"""Computes the share of inputs that are classified correctly and certified at each radius.
 
     .. math:: \frac 1 m \sum_{i} 1[\hat y_i = y_i,\ R_i \ge r]
@@ -50,7 +53,7 @@ def certified_accuracy(certificate: Certificate, labels: ArrayLike, radii: Array
     return (correct[None] & (np.asarray(certificate.radius)[None] >= radii[:, None])).mean(axis=1)
 
 
-def average_certified_radius(certificate: Certificate, labels: ArrayLike) -> float:
+def average_certified_radius(certificate: AnyCertificate, labels: ArrayLike) -> float:
     r"""Computes the average certified radius (ACR).
 
     .. math:: \frac 1 m \sum_{i} R_i\, 1[\hat y_i = y_i]
@@ -72,7 +75,7 @@ def average_certified_radius(certificate: Certificate, labels: ArrayLike) -> flo
 
 
 def certified_accuracy_lower_bound(
-    certificate: Certificate, labels: ArrayLike, radii: ArrayLike, *, alpha: float = 0.001, rho: float = 0.001
+    certificate: AnyCertificate, labels: ArrayLike, radii: ArrayLike, *, alpha: float = 0.001, rho: float = 0.001
 ) -> np.ndarray:
     r"""Bounds from below the certified accuracy of these inputs, allowing for certificates that are wrong.
 

@@ -1,4 +1,4 @@
-"""Gaussian smoothing: its radius in float64, its noise, its lattice."""
+"""Smoothing measures: radii in float64 against closed forms, their noise, the lattice, other norms."""
 
 import jax
 import jax.numpy as jnp
@@ -62,3 +62,75 @@ def test_the_lattice_does_not_hide_what_is_not_finite():
     np.testing.assert_array_equal(
         jnp.isfinite(certification.gaussian(0.5, grid=1 / 4080).sample(jax.random.key(0), x)), [True, False, False]
     )
+
+
+@pytest.mark.parametrize("measure", [certification.uniform(0.4), certification.laplace(0.4)])
+def test_l1_radii_are_exact_where_one_pixel_decides(measure):
+    """P(noise of a pixel <= distance) is the probability of a half-space at this l1 distance: none is larger."""
+    law = {"Uniform": stats.uniform(-0.4, 0.8), "Laplace": stats.laplace(scale=0.4)}[type(measure).__name__]
+    distance = np.array([0.0, 0.01, 0.2, 0.39, 0.4])
+    np.testing.assert_allclose(measure.radius(law.cdf(distance)), distance, atol=1e-15)
+    np.testing.assert_array_equal(measure.radius([0.0, 0.3, 0.5]), 0)
+    assert not np.signbit(measure.radius(0.5))
+    noisy = measure.sample(jax.random.key(0), jnp.full((100, 100), 0.5, jnp.bfloat16))
+    assert noisy.dtype == jnp.float32
+    assert stats.kstest(np.asarray(noisy).ravel() - 0.5, law.cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("measure", [certification.uniform(0.4), certification.laplace(0.4)])
+def test_l1_certificates_hold_as_often_as_they_say(measure):
+    """1,000 inputs at an l1 distance of 0.1 from a half-space: at most alpha of the radii are larger."""
+    x, alpha = jnp.full((1000, 2, 1, 1), 0.1), 0.05
+    half_space = lambda x: jnp.stack([0 * x[:, 0, 0, 0], x[:, 0, 0, 0]], axis=-1)
+    keys = jax.random.split(jax.random.key(3), 1000)
+    certificate = certification.certify(keys, half_space, x, measure, num_estimation=200, alpha=alpha)
+    wrong = (certificate.label == 1) & (certificate.radius > 0.1)
+    assert 0 < wrong.mean() <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / 1000)
+    sequential = certification.certify_sequential(
+        keys, half_space, x, measure, target_radius=0.1, max_samples=200, alpha=alpha
+    )
+    assert 0 < (sequential.label == 1).mean() <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / 1000)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+@pytest.mark.parametrize("measure", [certification.gaussian(0.5), certification.uniform(0.5)])
+def test_the_ball_in_another_norm_is_the_largest_inside(measure, norm):
+    orders = {"l1": 1, "l2": 2, "linf": np.inf}
+    theirs, ours = orders[measure.norm], orders[norm]
+    radius, inside = measure.radius(0.9), certification.in_norm(measure, norm, 6).radius(0.9)
+    directions = np.random.default_rng(0).normal(size=(1000, 6))
+    directions = np.concatenate([directions, np.ones((1, 6)), np.eye(6)])
+    surface = inside * directions / np.linalg.norm(directions, ours, axis=1)[:, None]
+    assert np.linalg.norm(surface, theirs, axis=1).max() == pytest.approx(radius, rel=1e-12)
+
+
+def test_a_measure_in_another_norm_draws_as_before():
+    inner, x = certification.gaussian(0.5), jnp.full((2, 3, 1), 0.5)
+    measure = certification.in_norm(inner, "linf", dimension=6)
+    assert isinstance(measure, certification.Measure)
+    assert measure.norm == "linf"
+    assert measure == certification.in_norm(certification.gaussian(0.5), "linf", 6)
+    np.testing.assert_array_equal(measure.sample(jax.random.key(0), x), inner.sample(jax.random.key(0), x))
+    with pytest.raises(ValueError, match=r"dimension=6 must be the size of an input, got inputs of shape \(3,\)"):
+        measure.sample(jax.random.key(0), jnp.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: certification.uniform(0.0), "half_width must be positive and finite, got 0.0"),
+        (lambda: certification.laplace(float("nan")), "scale must be positive and finite, got nan"),
+        (
+            lambda: certification.in_norm(certification.gaussian(1.0), "l3", 4),
+            "norm must be one of l1, l2, linf, got 'l3'",
+        ),
+        (
+            lambda: certification.in_norm(certification.gaussian(1.0), "linf", 0),
+            "dimension must be .* at least 1, got 0",
+        ),
+        (lambda: jax.jit(lambda scale: certification.laplace(scale).scale)(1.0), "scale must be a number, not traced"),
+    ],
+)
+def test_bad_settings_are_named(make, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        make()

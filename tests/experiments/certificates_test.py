@@ -8,7 +8,7 @@ from etils import epath
 
 from experiments import _certificates
 
-ROWS = [(i, i % 3, (i % 4 - 1, i / 7, 0.5 + i / 30), i / 100) for i in range(12)]
+ROWS = [(i, i % 3, (i % 4 - 1, i / 7, 0.5 + i / 30, 100 * i), i / 100) for i in range(12)]
 LINES = [_certificates.line_of(*row) for row in ROWS]
 
 
@@ -30,6 +30,7 @@ def test_what_is_written_is_read_bit_by_bit(folder):
     np.testing.assert_array_equal(table.labels, [row[1] for row in ROWS])
     for field, i in (("label", 0), ("radius", 1), ("probability", 2)):
         np.testing.assert_array_equal(getattr(table.certificate, field), [row[2][i] for row in ROWS])
+    np.testing.assert_array_equal(table.num_samples, [row[2][3] for row in ROWS])
     np.testing.assert_array_equal(table.certificate.abstained, [row[2][0] == -1 for row in ROWS])
 
 

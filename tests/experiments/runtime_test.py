@@ -241,7 +241,7 @@ def test_files_in_an_object_store_are_written_whole(monkeypatch):
     _run.open_run(folder, config, same=smoothing.SAME, overwrite=False)
     with pytest.raises(ValueError, match="another config .*alpha"):
         _run.open_run(folder, dataclasses.replace(config, alpha=0.5), same=smoothing.SAME, overwrite=False)
-    line = _certificates.line_of(3, 1, (1, 0.25, 0.75), 0.1)
+    line = _certificates.line_of(3, 1, (1, 0.25, 0.75, 100), 0.1)
     with _certificates.writer(folder, 0, 2) as write:
         write([line])
     _certificates.merge(folder)

@@ -47,7 +47,8 @@ def test_a_run_leaves_its_folder(finished):
 
 def test_the_numbers_are_those_of_the_certificates(finished):
     config, summary = finished
-    ids, labels, certificate, _ = _certificates.read(config.folder())
+    ids, labels, certificate, num_samples, _ = _certificates.read(config.folder())
+    assert set(num_samples) == {100 + 300}
     np.testing.assert_allclose(
         certificate.radius,
         np.where(certificate.abstained, 0, certification.gaussian(0.3).radius(certificate.probability)),
@@ -57,6 +58,45 @@ def test_the_numbers_are_those_of_the_certificates(finished):
     from robustjax import data
 
     np.testing.assert_array_equal(labels, data.load("digits", "test")[ids].label)
+
+
+def test_what_is_known_early_costs_few_samples(finished, tmp_path, capfd):
+    """The same model and draws: the certificates of a fixed number, less what the looks cost, at a target or in all."""
+    config, _ = finished
+    _, labels, fixed, *_ = _certificates.read(config.folder())
+    again = {**TINY, "results_dir": str(tmp_path), "checkpoint": str(config.folder()), "batch_size": 50}
+    asked = smoothing.Config(**again, target_radius=0.25)
+    summary = smoothing.run(asked)
+    _, _, certificate, num_samples, _ = _certificates.read(asked.folder())
+    assert asked.folder().name == "digits-cnn-0.3-of-digits-cnn-0.3-at-0.25"
+    assert set(certificate.radius) == {0.0, 0.25}
+    certified = certificate.radius == 0.25
+    assert not (certified & (fixed.radius < 0.25)).any()
+    assert certified[fixed.radius > 0.3].all()
+    assert summary["samples_per_image"] == num_samples.mean() < 300
+    assert (summary["radii"], summary["average_certified_radius"]) == ([0.25], None)
+    assert summary["certified_accuracy"] == [(certified & (certificate.label == labels)).mean()]
+    sequential = smoothing.Config(**again, sequential=True)
+    smoothing.run(sequential)
+    _, _, certificate, num_samples, _ = _certificates.read(sequential.folder())
+    assert (fixed.radius - 0.05 < certificate.radius).all()
+    assert (certificate.radius <= fixed.radius).all()
+    assert num_samples.min() < num_samples.max() == 400
+    assert "average certified radius" in capfd.readouterr().out
+    with pytest.raises(ValueError, match="has model cnn, got mlp; pass --model cnn"):
+        smoothing.run(dataclasses.replace(asked, model="mlp"))
+
+
+def test_other_noise_certifies_in_its_norm_and_any_run_in_a_smaller_one(finished, tmp_path):
+    config, summary = finished
+    trained = smoothing.Config(**{**TINY, "num_epochs": 1, "num_images": 2}, results_dir=str(tmp_path), noise="uniform")
+    found = smoothing.run(trained)
+    assert trained.folder().name == "digits-cnn-0.3-uniform"
+    assert (found["norm"], found["radii"]) == ("l1", [0.0, 0.1, 0.2, pytest.approx(0.3), 0.4])  # below 0.52
+    again = {**TINY, "results_dir": str(tmp_path), "checkpoint": str(config.folder())}
+    found = smoothing.run(smoothing.Config(**again, norm="linf", radii=(0.0, 0.5 / 8)))
+    assert found["average_certified_radius"] == pytest.approx(summary["average_certified_radius"] / 8)
+    assert found["certified_accuracy"] == summary["certified_accuracy"][::2]
 
 
 def test_the_same_run_again_reuses_what_is_there(finished, capfd):
@@ -161,7 +201,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_certificates(finished, t
         ({"skip": 0}, "skip must be an integer of at least 1, got 0"),
         ({"train_sigma": -1.0}, "train_sigma must be 0 or positive and finite, got -1.0"),
         ({"grid": 0}, "grid must be an integer of at least 1, got 0"),
+        ({"grid": 16, "noise": "laplace"}, "grid is for gaussian noise, got grid 16 with laplace noise"),
         ({"radii": (-0.5,)}, "radii must be at least 0"),
+        ({"target_radius": -0.5}, "target_radius must be 0 or positive and finite, got -0.5"),
+        ({"target_radius": 0.5, "radii": (0.25, 0.75)}, "radii must be at most target_radius=0.5: nothing is known"),
+        ({"checkpoint": "no_such_run"}, "checkpoint must be the folder of a run"),
         ({"seed": -1}, "seed must lie in"),
         ({"name": ""}, "name must be the name of a folder, got ''"),
         ({"name": "../other"}, "name must be the name of a folder"),

@@ -1,0 +1,153 @@
+"""Randomized smoothing that draws no more than an answer needs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from robustjax import _validate
+from robustjax.certification._measures import Measure
+from robustjax.certification._smoothing import ABSTAIN, _check_all_voted, _check_measure, _check_on_host, _count
+from robustjax.certification._stopping import lower_bounds, needed_probability, radius_rule, stops, target_rule
+from robustjax.typing import AnyArray, LogitsFn
+
+
+class SequentialCertificate(NamedTuple):
+    """A ``Certificate``, and what it cost; host arrays, one entry per input.
+
+    Attributes:
+      label: the certified class, or ``ABSTAIN``; int32.
+      radius: the label is constant on the open ball of this radius, in the units of x and the norm of the measure;
+        0 where abstained; float64.
+      probability: lower confidence bound, at level 1 - alpha, of the probability of the selected class. With a target,
+        what the target needs, or 0 where that was not shown; without, the largest of the bounds of all looks; float64.
+      abstained: True where nothing is certified.
+      num_samples: draws behind the answer, those that select the class among them; int64.
+    """
+
+    label: np.ndarray
+    radius: np.ndarray
+    probability: np.ndarray
+    abstained: np.ndarray
+    num_samples: np.ndarray
+
+
+def certify_sequential(
+    key: Key[Array, "..."],
+    logits_fn: LogitsFn,
+    x: Float[AnyArray, "batch ..."],
+    measure: Measure,
+    *,
+    target_radius: float | None = None,
+    alpha: float = 0.001,
+    max_samples: int = 100_000,
+    num_selection: int = 100,
+    futility: float = 0.05,
+    tolerance: float = 0.05,
+    batch_size: int | None = None,
+) -> SequentialCertificate:
+    r"""Certifies the smoothed classifier around each input, and stops drawing where the answer is known.
+
+    The class A with most of ``num_selection`` votes is selected; then fresh votes for it are looked at after 100, 125,
+    157, ... and ``max_samples`` draws, k looks in all.
+
+    With ``target_radius`` the question is whether :math:`q = P[f(x + \epsilon) = A]` exceeds the probability
+    :math:`p^*` that this radius needs. Yes is the answer at the first look i with at least :math:`u_i` votes, where
+    the :math:`u_i` are the least integers with
+
+    .. math:: P\big[\exists j \le i:\ \mathrm{Binomial}(n_j, p^*) \ge u_j\big] \le \tfrac i k\, \alpha
+
+    in the exact distribution of the counts at all looks together (a group-sequential test). The mirrored test, at the
+    level ``futility``, gives up what the last look would not surely certify either.
+
+    Without, each look has a Clopper-Pearson bound at :math:`\alpha / k`, and the radius is that of the largest of them:
+    a confidence sequence. An input is left where further draws would add little (``tolerance``), or where its class has
+    hardly half of the votes. Near-certain classes need the most draws, since the radius then grows with their number.
+
+    Draw i of an input is that of ``certify``, with all that ``sample_counts`` promises; results do not depend on
+    ``batch_size`` or on the other inputs. An input is left at the end of a block of ``batch_size``, which is thus the
+    least that it costs; devices that share an image count together after each block.
+
+    Args:
+      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      logits_fn: maps ``(batch_size, ...)`` float32 to ``(batch_size, classes)``; normalisation belongs inside.
+      x: ``(batch, ...)``, floating, [0, 1] images unnormalised.
+      measure: the smoothing measure, for example ``gaussian(0.5)``.
+      target_radius: a radius to decide on, at least 0, in the units of x and the norm of the measure; None for the
+        largest that can be certified.
+      alpha: probability, for each input, that its certificate is wrong.
+      max_samples: draws after which an input is left at the latest, besides the selection.
+      num_selection: draws that select the class.
+      futility: probability, at most, of giving up an input that ``max_samples`` draws would certify with probability
+        1 - alpha; near the threshold, where they would not surely, it may be larger.
+      tolerance: without a target, the part of the radius that may be lost against ``certify`` with ``max_samples``, at
+        the share of votes seen.
+      batch_size: noisy copies in one call of ``logits_fn``; see ``sample_counts``.
+
+    Returns:
+      A ``SequentialCertificate`` of host arrays.
+
+    Raises:
+      ValueError: for an argument that is not as above, for a target that needs a probability of 1 in float64, and for
+        logits that are not finite among the draws behind an answer.
+
+    Guarantee:
+      As ``certify``: for every input by itself, over the draws, with probability at least 1 - alpha the label is what
+      the smoothed classifier returns everywhere in the open ball of ``radius``, or it is ``ABSTAIN``; whatever
+      ``futility`` and ``tolerance`` are. It is for one call: to repeat it with other radii or keys until an answer
+      pleases spends alpha each time.
+
+    Reference:
+      Cohen, Rosenfeld and Kolter, arXiv:1902.02918, for the certificate; Voracek, "Treatment of statistical estimation
+      problems in randomized smoothing for adversarial robustness", arXiv:2406.17830, for asking sequentially. Differs
+      from it in the statistics (fixed looks and the exact distribution of the counts instead of betting at every draw)
+      and in that the class is selected by separate draws, not given by the true label.
+    """
+    _validate.at_least(1, max_samples=max_samples, num_selection=num_selection)
+    _validate.probability(alpha=alpha, futility=futility, tolerance=tolerance)
+    if num_selection + max_samples > np.iinfo(np.int32).max:
+        raise ValueError(f"max_samples must keep draw indices within int32, got {max_samples}.")
+    _check_measure(measure)
+    alpha, futility, tolerance, max_samples = float(alpha), float(futility), float(tolerance), int(max_samples)
+    if target_radius is None:
+        needed = 0.5
+        rule = radius_rule(measure, alpha, futility, max_samples, tolerance)
+        possible = (lower_bounds(rule.looks, rule, alpha) > 0.5).any()
+    else:
+        _validate.not_negative(target_radius=target_radius)
+        needed = needed_probability(measure, float(target_radius))
+        rule = target_rule(needed, alpha, futility, max_samples)
+        possible = (rule.first <= rule.looks).any()
+    if not possible:
+        warnings.warn(
+            f"max_samples={max_samples} draws can never certify at alpha={alpha}: even if all agree, the bound does "
+            f"not exceed {needed:.6g}.",
+            stacklevel=2,
+        )
+    _check_on_host(key, x)
+    edges = np.concatenate([[0, num_selection], num_selection + rule.looks.astype(np.int64)])
+    counts = np.asarray(_count(key, logits_fn, x, measure, edges, batch_size, np.stack(rule[1:])))
+    label = counts[:, 0].argmax(-1).astype(np.int32)
+    votes = np.take_along_axis(counts[:, 1:], label[:, None, None], axis=-1)[..., 0].cumsum(-1)
+    look = stops(votes, *rule[1:]).argmax(-1)  # votes are whole up to the first look that stops, and used no further
+    seen = np.arange(len(rule.looks)) <= look[:, None]
+    num_samples = edges[look + 2]
+    _check_all_voted(counts[:, 0] + (counts[:, 1:] * seen[:, :, None]).sum(1), num_samples)
+    if target_radius is None:
+        probability = np.where(seen, lower_bounds(np.where(seen, votes, 0), rule, alpha), 0.0).max(-1)
+        abstained = probability <= 0.5
+        radius = np.where(abstained, 0.0, measure.radius(probability))
+    else:
+        abstained = np.take_along_axis(votes < rule.first, look[:, None], axis=-1)[:, 0]
+        probability = np.where(abstained, 0.0, needed)
+        radius = np.where(abstained, 0.0, float(target_radius))
+    return SequentialCertificate(
+        label=np.where(abstained, np.int32(ABSTAIN), label),
+        radius=radius,
+        probability=probability,
+        abstained=abstained,
+        num_samples=num_samples,
+    )
