@@ -194,7 +194,7 @@ class InNorm:
 
     .. math:: R_q = R_p\, d^{\min(0,\, 1/q - 1/p)}
 
-    From l2 to linf this is :math:`R_2 / \sqrt d`: sound and small, and in many dimensions no independent noise does much
+    From l2 to linf this is :math:`R_2 / \sqrt d`: sound and small; in many dimensions no independent noise does much
     better.
 
     Args:
