@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from experiments import _runtime
-from robustjax import certification, data, losses, models, perturbations, training
+from robustjax import data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
 
 RECIPE_OF = {"digits": "digits", "mnist": "mnist", "cifar10": "cohen_cifar10", "imagenet2012": "cohen_imagenet"}
@@ -122,23 +122,6 @@ def _in_batches(
 def augmentation() -> losses.Augment:
     """Random crops and flips."""
     return perturbations.compose(perturbations.random_crop, perturbations.random_horizontal_flip)
-
-
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """The noise of a smoothing measure as an augmentation."""
-
-    measure: certification.Measure
-
-    def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Returns a noisy copy of each image, not clipped."""
-        return jax.vmap(self.measure.sample)(perturbations.image_keys(key, images), images)
-
-
-def gaussian_objective(sigma: float, *, augment: bool) -> losses.Objective:
-    """Cross-entropy under Gaussian noise (none for sigma 0), behind random crops and flips where ``augment``."""
-    images = augmentation() if augment else None
-    return losses.gaussian_augmentation(sigma=sigma, augment=images) if sigma else losses.standard(augment=images)
 
 
 def restored(

@@ -24,8 +24,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _certificates, _classifier, _run, _runtime
-from robustjax import certification, data, losses, metrics, perturbations, plotting
+from experiments import _certificates, _classifier, _run, _runtime, _smoothed
+from robustjax import certification, data, losses, metrics, plotting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,16 @@ class Config:
     """Tell radii in this norm, by the largest ball of it that is inside the certified one; None: the noise's own."""
     train_sigma: float | None = None
     """Standard deviation of the training noise, in [0, 1] pixels; None: sigma; 0: no noise."""
+    training: Literal["gaussian", "stability", "smoothadv", "macer", "consistency", "smoothmix"] = "gaussian"
+    """How the base classifier is trained with the noise."""
+    train_weight: float | None = None
+    """Weight of what this training adds to cross-entropy; None, here and below: the objective's own."""
+    train_epsilon: float | None = None
+    """Radius of the attack in smoothadv training, l2, in [0, 1] pixels."""
+    train_steps: int | None = None
+    """Steps of the attack in smoothadv and smoothmix training."""
+    train_draws: int | None = None
+    """Noisy copies of each image in a step of training."""
     grid: int | None = None
     """Round noisy copies to so many steps to a grey level (1/255), such as 16; None: plain float32 addition."""
     checkpoint: str | None = None
@@ -91,17 +101,13 @@ class Config:
 
     def measure(self, dimension: int) -> certification.Measure:
         """The smoothing measure of images with so many numbers."""
-        if self.noise != "gaussian" and self.grid is not None:
-            raise ValueError(f"grid is for gaussian noise, got grid {self.grid} with {self.noise} noise.")
-        if self.noise == "uniform":
-            measure = certification.uniform(self.sigma * math.sqrt(3))
-        elif self.noise == "laplace":
-            measure = certification.laplace(self.sigma / math.sqrt(2))
-        else:
-            measure = certification.gaussian(self.sigma, None if self.grid is None else 1 / (255 * self.grid))
-        if self.norm is None or self.norm == measure.norm:
-            return measure
-        return certification.in_norm(measure, self.norm, dimension)
+        return _smoothed.measure_of(self.noise, self.sigma, self.grid, self.norm, dimension)
+
+    def objective(self, *, augment: bool) -> losses.Objective:
+        """What the base classifier is trained with."""
+        sigma = self.sigma if self.train_sigma is None else self.train_sigma
+        settings = {name: getattr(self, name) for name in _smoothed.SETTINGS}
+        return _smoothed.objective_of(self.noise, sigma, self.training, augment=augment, **settings)
 
     def is_sequential(self) -> bool:
         """Whether draws stop when the answer is known."""
@@ -110,6 +116,7 @@ class Config:
     def folder(self) -> epath.Path:
         """The run folder."""
         train = "" if self.train_sigma is None else f"-trained-{self.train_sigma:g}"
+        train += "" if self.training == "gaussian" else f"-{self.training}"
         dataset = self.dataset.replace("/", "-").replace(":", "-")
         of = "" if self.checkpoint is None else f"-of-{epath.Path(self.checkpoint).resolve().name}"
         noise = ("" if self.noise == "gaussian" else f"-{self.noise}") + ("" if self.norm is None else f"-{self.norm}")
@@ -315,6 +322,7 @@ def check(config: Config) -> None:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {config.alpha}.")
     if config.train_sigma is not None and not 0 <= config.train_sigma < float("inf"):
         raise ValueError(f"train_sigma must be 0 or positive and finite, got {config.train_sigma}.")
+    config.objective(augment=False)
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {config.seed}.")
     if not all(radius >= 0 for radius in config.radii):
@@ -349,13 +357,6 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
     restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console, runtime)
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     measure = config.measure(math.prod(train.image_shape))
-    sigma = config.sigma if config.train_sigma is None else config.train_sigma
-    if sigma and config.noise != "gaussian":
-        noise = _classifier.Noise(dataclasses.replace(config, sigma=sigma, norm=None).measure(1))
-        images = (_classifier.augmentation(),) if recipe.augment else ()
-        objective = losses.standard(augment=perturbations.compose(*images, noise))
-    else:
-        objective = _classifier.gaussian_objective(sigma, augment=recipe.augment)
     with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         if restored:
             classifier, trained = restored, {}
@@ -365,7 +366,7 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
                 functional,
                 train,
                 key=train_key,
-                objective=objective,
+                objective=config.objective(augment=recipe.augment),
                 recipe=recipe,
                 num_epochs=config.num_epochs,
                 seed=config.seed,

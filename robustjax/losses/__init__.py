@@ -38,3 +38,13 @@ from robustjax.losses._outliers import EnergyBounded as EnergyBounded
 from robustjax.losses._outliers import OutlierExposure as OutlierExposure
 from robustjax.losses._outliers import energy_bounded as energy_bounded
 from robustjax.losses._outliers import outlier_exposure as outlier_exposure
+from robustjax.losses._smoothing import MACER as MACER
+from robustjax.losses._smoothing import Consistency as Consistency
+from robustjax.losses._smoothing import SmoothAdv as SmoothAdv
+from robustjax.losses._smoothing import SmoothMix as SmoothMix
+from robustjax.losses._smoothing import Stability as Stability
+from robustjax.losses._smoothing import consistency as consistency
+from robustjax.losses._smoothing import macer as macer
+from robustjax.losses._smoothing import smoothadv as smoothadv
+from robustjax.losses._smoothing import smoothmix as smoothmix
+from robustjax.losses._smoothing import stability as stability

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import _certificates, _run, smoothing, smoothing_report
+from experiments import _certificates, _run, _smoothed, smoothing, smoothing_report
 from robustjax import certification, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -97,6 +97,31 @@ def test_other_noise_certifies_in_its_norm_and_any_run_in_a_smaller_one(finished
     found = smoothing.run(smoothing.Config(**again, norm="linf", radii=(0.0, 0.5 / 8)))
     assert found["average_certified_radius"] == pytest.approx(summary["average_certified_radius"] / 8)
     assert found["certified_accuracy"] == summary["certified_accuracy"][::2]
+
+
+@pytest.mark.parametrize(
+    ("training", "settings"),
+    [
+        ("stability", {}),
+        ("consistency", {"train_weight": 2.0}),
+        ("macer", {"train_draws": 2}),
+        ("smoothadv", {"train_draws": 2, "train_steps": 2, "train_epsilon": 0.5}),
+        ("smoothmix", {"train_steps": 2}),
+    ],
+)
+def test_every_training_has_its_settings(training, settings):
+    config = smoothing.Config(**settings, sigma=0.25, training=training)
+    assert config.folder().name == f"digits-cnn-0.25-{training}"
+    objective = config.objective(augment=False)
+    assert type(objective) is _smoothed.TRAINING[training]
+    assert objective.sigma == 0.25
+    assert all(getattr(objective, _smoothed.SETTINGS[name]) == value for name, value in settings.items())
+
+
+def test_training_for_smoothing_runs(tmp_path):
+    tiny = {**TINY, "model": "mlp", "num_epochs": 1, "num_images": 2, "num_estimation": 100}
+    config = smoothing.Config(**tiny, training="smoothmix", train_steps=2, results_dir=str(tmp_path))
+    assert smoothing.run(config)["num_images"] == 2
 
 
 def test_the_same_run_again_reuses_what_is_there(finished, capfd):
@@ -206,6 +231,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_certificates(finished, t
         ({"target_radius": -0.5}, "target_radius must be 0 or positive and finite, got -0.5"),
         ({"target_radius": 0.5, "radii": (0.25, 0.75)}, "radii must be at most target_radius=0.5: nothing is known"),
         ({"checkpoint": "no_such_run"}, "checkpoint must be the folder of a run"),
+        ({"training": "macer", "train_epsilon": 0.5}, "train_epsilon is no setting of macer training, got 0.5"),
+        ({"training": "consistency", "train_draws": 1}, "num_noise must be .* at least 2, got 1"),
+        (
+            {"training": "stability", "train_sigma": 0.0},
+            "stability training needs gaussian noise, got gaussian noise with",
+        ),
+        ({"training": "smoothmix", "noise": "uniform"}, "smoothmix training needs gaussian noise, got uniform noise"),
         ({"seed": -1}, "seed must lie in"),
         ({"name": ""}, "name must be the name of a folder, got ''"),
         ({"name": "../other"}, "name must be the name of a folder"),

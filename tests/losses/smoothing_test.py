@@ -1,0 +1,199 @@
+"""Objectives for smoothing beside their equations in float64, their attacks beside closed forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from robustjax import losses, training
+from robustjax.losses import _smoothing
+from robustjax.typing import Batch, ModelState, Outputs
+
+RNG = np.random.default_rng(0)
+KERNEL = RNG.normal(size=(12, 3)).astype(np.float32)
+X = RNG.uniform(0.3, 0.7, (5, 2, 2, 3)).astype(np.float32)
+BATCH = Batch(jnp.asarray(X), jnp.asarray([0, 1, 2, 0, 1]), jnp.arange(5))
+STATE = ModelState({"kernel": jnp.asarray(KERNEL)}, {})
+KEY = jax.random.key(4)
+ALL = [
+    losses.stability(sigma=0.3),
+    losses.consistency(sigma=0.3),
+    losses.macer(sigma=0.3, num_noise=3),
+    losses.smoothadv(sigma=0.3, steps=2, num_noise=2, epsilon=0.2),
+    losses.smoothmix(sigma=0.3, steps=2, step_size=0.2),
+]
+BY_NAME = pytest.mark.parametrize("objective", ALL, ids=lambda objective: type(objective).__name__)
+
+
+def apply(state, x, *, train=False):
+    features = x.reshape(x.shape[0], -1)
+    return Outputs(features @ state.params["kernel"], features), state
+
+
+@functools.cache
+def noise_of(num_noise, splits=0):
+    """What an objective draws from KEY, where it takes ``splits`` keys for itself first; copies ``(batch, m, dim)``."""
+    key = jax.random.split(KEY, splits)[0] if splits else KEY
+    return np.asarray(_smoothing._images_and_noise(key, BATCH.image, None, 0.3, num_noise)[1], np.float64)
+
+
+def log_softmax_at(x, noise):
+    logits = (np.asarray(x, np.float64)[:, None] + noise).reshape(*noise.shape[:2], -1) @ KERNEL.astype(np.float64)
+    return special.log_softmax(logits, -1)
+
+
+def right(values):
+    return np.take_along_axis(values, np.asarray(BATCH.label).reshape(-1, *(1,) * (values.ndim - 1)), axis=-1)[..., 0]
+
+
+def value(objective):
+    return float(objective(KEY, apply, STATE, BATCH)[0])
+
+
+def test_stability_is_its_equation():
+    clean, noisy = log_softmax_at(X, np.zeros((5, 1, 2, 2, 3)))[:, 0], log_softmax_at(X, noise_of(1))[:, 0]
+    expected = -right(clean).mean() - 1.5 * (np.exp(clean) * noisy).sum(-1).mean()
+    assert value(losses.stability(sigma=0.3, weight=1.5)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_consistency_is_its_equation():
+    log_p = log_softmax_at(X, noise_of(4))
+    mean = np.exp(log_p).mean(1)
+    divergence = (mean[:, None] * (np.log(mean)[:, None] - log_p)).sum(-1).mean()
+    entropy = -(mean * np.log(mean)).sum(-1).mean()
+    expected = -right(log_p).mean() + 3 * divergence + 0.7 * entropy
+    objective = losses.consistency(sigma=0.3, num_noise=4, weight=3.0, entropy_weight=0.7)
+    assert value(objective) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 8.0])
+def test_macer_is_its_equation(gamma):
+    log_p = log_softmax_at(X, noise_of(3))
+    votes = special.softmax(2.0 * log_p, -1).mean(1)
+    first, second = np.sort(votes)[:, :-3:-1].T
+    xi = special.ndtri(first) - special.ndtri(second)
+    active = (votes.argmax(-1) == np.asarray(BATCH.label)) & (xi <= gamma)
+    assert active.any()
+    assert not active.all()
+    hinge = np.where(active, 0.15 * (gamma - xi), 0)
+    expected = -np.log(right(np.exp(log_p).mean(1))).mean() + 6 * hinge.mean()
+    objective = losses.macer(sigma=0.3, num_noise=3, weight=6.0, beta=2.0, gamma=gamma)
+    assert value(objective) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e4])
+def test_macer_has_a_gradient_where_votes_are_all_or_nothing(scale):
+    state = ModelState({"kernel": scale * STATE.params["kernel"]}, {})
+    gradient = jax.grad(lambda state: ALL[2](KEY, apply, state, BATCH)[0])(state)
+    assert np.isfinite(gradient.params["kernel"]).all()
+
+
+def test_smoothadv_goes_straight_where_the_gradient_is_constant():
+    """Two classes and one draw: every gradient points along the difference of the weights, to the sphere."""
+    state = ModelState({"kernel": STATE.params["kernel"][:, :2]}, {})
+    labels, noise = BATCH.label % 2, jnp.asarray(noise_of(1), jnp.float32)
+    found = _smoothing._ascend(KEY, apply, state, BATCH.image, labels, noise, 5, 0.08, 0.2)
+    away = np.where(np.asarray(labels)[:, None], KERNEL[:, 0] - KERNEL[:, 1], KERNEL[:, 1] - KERNEL[:, 0])
+    expected = X.reshape(5, -1) + 0.2 * away / np.linalg.norm(away, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.reshape(5, -1), expected, atol=1e-6)
+
+
+def test_smoothadv_raises_what_it_says_in_the_ball_and_the_box():
+    noise = noise_of(4)
+    ascend = functools.partial(_smoothing._ascend, KEY, apply, STATE, BATCH.image, BATCH.label)
+    found = np.asarray(ascend(jnp.asarray(noise, jnp.float32), 10, 0.2, 1.0))
+    assert np.linalg.norm((found - X).reshape(5, -1), axis=1).max() <= 1 + 1e-6
+    assert found.min() >= 0
+    assert found.max() <= 1
+    before, after = (-np.log(right(np.exp(log_softmax_at(x, noise)).mean(1))) for x in (X, found))
+    assert (after > before + 0.1).all()
+    unbounded = np.asarray(ascend(jnp.asarray(noise, jnp.float32), 10, 1.0, np.inf))
+    assert np.linalg.norm((unbounded - X).reshape(5, -1), axis=1).min() > 1
+    assert np.ptp(unbounded) == 1
+
+
+def test_without_a_gradient_the_attack_strays():
+    state = ModelState({"kernel": jnp.zeros((12, 3))}, {})
+    found = _smoothing._ascend(KEY, apply, state, BATCH.image, BATCH.label, jnp.zeros((5, 2, 2, 2, 3)), 2, 0.1, 0.1)
+    np.testing.assert_allclose(np.linalg.norm((found - X).reshape(5, -1), axis=1), 0.1, rtol=1e-4)
+
+
+def test_smoothadv_is_cross_entropy_under_noise_at_what_it_found():
+    keys, noise = jax.random.split(KEY), noise_of(2, 2)
+    found = _smoothing._ascend(
+        keys[1], apply, STATE, BATCH.image, BATCH.label, jnp.asarray(noise, jnp.float32), 2, 0.2, 0.2
+    )
+    assert value(ALL[3]) == pytest.approx(-right(log_softmax_at(found, noise)).mean(), rel=1e-5)
+
+
+def test_smoothmix_is_its_equation():
+    keys, noise = jax.random.split(KEY, 3), noise_of(2, 3)
+    far = _smoothing._ascend(
+        keys[1], apply, STATE, BATCH.image, BATCH.label, jnp.asarray(noise, jnp.float32), 2, 0.2, np.inf
+    )
+    share = np.asarray(jax.random.uniform(keys[2], (5,), maxval=0.5), np.float64)
+    assert share.max() > 0.2
+    mixed = X + share[:, None, None, None] * (np.asarray(far, np.float64) - X)
+    log_p, log_mixed = log_softmax_at(X, noise), log_softmax_at(mixed, noise)
+    mean = np.exp(log_p).mean(1)
+    target = (1 - share)[:, None] * mean + share[:, None] / 3
+    divergence = (target[:, None] * (np.log(target)[:, None] - log_mixed)).sum(-1).mean(1)
+    is_right = mean.argmax(-1) == np.asarray(BATCH.label)
+    assert is_right.any()
+    assert not is_right.all()
+    expected = -right(log_p).mean() + 5 * np.where(is_right, divergence, 0).mean()
+    assert value(ALL[4]) == pytest.approx(expected, rel=1e-5)
+
+
+@BY_NAME
+def test_an_objective_trains_and_is_one_value(objective):
+    """Three patterns, under noise of a quarter of what tells them apart."""
+    import optax
+
+    labels = jnp.arange(12) % 3
+    patterns = jnp.repeat(jnp.eye(3), 4, axis=1)[labels].reshape(12, 2, 2, 3)
+    batch = Batch(0.3 + 0.4 * patterns, labels, jnp.arange(12))
+    optimizer, zero = optax.adam(0.1), ModelState({"kernel": jnp.zeros((12, 3))}, {})
+    step, state = training.make_step(objective, optimizer), training.init(jax.random.key(0), zero, optimizer)
+    history = []
+    for _ in range(40):
+        state, metrics = step(apply, state, batch)
+        history.append(float(metrics["accuracy"]))
+    assert history[0] < 0.5
+    assert np.mean(history[-10:]) > 0.75
+    twin = type(objective)(**{name: getattr(objective, name) for name in vars(objective)})
+    assert (twin, hash(twin)) == (objective, hash(objective))
+
+
+@BY_NAME
+def test_augmentation_comes_before_the_noise(objective):
+    import dataclasses
+
+    black = dataclasses.replace(objective, augment=black_out)
+    dark = BATCH._replace(image=jnp.zeros_like(BATCH.image))
+    assert value(black) == pytest.approx(float(objective(KEY, apply, STATE, dark)[0]), rel=1e-6)
+    assert value(black) != pytest.approx(value(objective), rel=1e-3)
+
+
+def black_out(key, images):
+    return 0 * images
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: losses.stability(sigma=0.0), "sigma must be positive and finite, got 0.0"),
+        (lambda: losses.stability(weight=-1.0), "weight must be"),
+        (lambda: losses.consistency(num_noise=1), "num_noise must be .* at least 2, got 1"),
+        (lambda: losses.macer(beta=0.0), "beta must be positive and finite, got 0.0"),
+        (lambda: losses.smoothadv(epsilon=float("nan")), "epsilon must be positive and finite, got nan"),
+        (lambda: losses.smoothadv(steps=0), "steps must be .* at least 1, got 0"),
+        (lambda: losses.smoothmix(step_size=-0.1), "step_size must be positive and finite, got -0.1"),
+    ],
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
