@@ -2,6 +2,10 @@
 
 from robustjax.certification._binomial import binomial_lower_bound as binomial_lower_bound
 from robustjax.certification._binomial import sign_test_p_value as sign_test_p_value
+from robustjax.certification._dual import DualCertificate as DualCertificate
+from robustjax.certification._dual import checkerboard as checkerboard
+from robustjax.certification._dual import dual as dual
+from robustjax.certification._dual import dual_radius as dual_radius
 from robustjax.certification._measures import Gaussian as Gaussian
 from robustjax.certification._measures import InNorm as InNorm
 from robustjax.certification._measures import Laplace as Laplace

@@ -8,10 +8,10 @@ from typing import TypeAlias
 import numpy as np
 
 from robustjax import _validate
-from robustjax.certification import Certificate, SequentialCertificate
+from robustjax.certification import Certificate, DualCertificate, SequentialCertificate
 from robustjax.typing import ArrayLike
 
-AnyCertificate: TypeAlias = Certificate | SequentialCertificate
+AnyCertificate: TypeAlias = Certificate | SequentialCertificate | DualCertificate
 
 
 def _correct(certificate: AnyCertificate, labels: ArrayLike) -> np.ndarray:

@@ -1,0 +1,155 @@
+"""Dual randomized smoothing: each half of the pixels is smoothed and classified by itself."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from robustjax import _validate
+from robustjax.certification._binomial import binomial_lower_bound
+from robustjax.certification._measures import Gaussian
+from robustjax.certification._smoothing import ABSTAIN, _check_all_voted, _check_on_host, _count
+from robustjax.perturbations import image_keys
+from robustjax.typing import AnyArray, ArrayLike, LogitsFn
+
+
+class DualCertificate(NamedTuple):
+    """What is known of the sum of two smoothed classifiers at each input; host arrays.
+
+    Attributes:
+      label: ``(batch,)`` the certified class, or ``ABSTAIN``; int32.
+      radius: ``(batch,)`` the label is constant on the open l2 ball of this radius; 0 where abstained; float64.
+      probability: ``(batch, 2)`` lower confidence bounds of the probability of the selected class in each half, which
+        hold together with probability 1 - alpha; float64.
+      abstained: ``(batch,)``.
+    """
+
+    label: np.ndarray
+    radius: np.ndarray
+    probability: np.ndarray
+    abstained: np.ndarray
+
+
+def checkerboard(height: int, width: int) -> np.ndarray:
+    """Marks every other pixel, ``(height, width)`` bool: of each pair in a row one, in the next row the other."""
+    _validate.at_least(1, height=height, width=width)
+    return np.indices((height, width)).sum(0) % 2 == 0
+
+
+def dual_radius(probability: ArrayLike, measure: Gaussian) -> np.ndarray:
+    r"""Computes the radius in which the sum of two smoothed classifiers keeps its class.
+
+    .. math:: R = \frac{\sigma}{\sqrt 2}\, \max\bigl(0,\ \Phi^{-1}(p_1) + \Phi^{-1}(p_2)\bigr)
+
+    A change of length a in one half and b in the other leaves at least :math:`\Phi(\Phi^{-1}(p_1) - a/\sigma) +
+    \Phi(\Phi^{-1}(p_2) - b/\sigma)` to the class, which wins while that exceeds 1, so while a + b is below
+    :math:`\sigma (\Phi^{-1}(p_1) + \Phi^{-1}(p_2))`; a = b is the nearest way out. A half with less than 1/2 counts
+    against the other.
+
+    Args:
+      probability: ``(..., 2)`` lower bounds of the probability of the class in each half.
+      measure: the Gaussian that smooths both.
+
+    Returns:
+      ``(...)`` float64, in the units of sigma.
+
+    Reference:
+      Xia et al. 2024, arXiv:2404.09586. Differs from the authors' code, which has sqrt(R_1^2 + R_2^2) for CIFAR-10 (for
+      p = 0.99 and 0.5 that is 2.33 sigma, but at 1.65 sigma the classes are even) and counts a half below 1/2 as 0 for
+      ImageNet.
+    """
+    from scipy import special
+
+    probability = np.asarray(probability, np.float64)
+    if probability.shape[-1:] != (2,):
+        raise ValueError(f"probability must have shape (..., 2), got {probability.shape}.")
+    return np.asarray(measure.sigma / np.sqrt(2) * np.maximum(special.ndtri(probability).sum(-1), 0.0))
+
+
+def dual(
+    key: Key[Array, "..."],
+    logits_fns: tuple[LogitsFn, LogitsFn],
+    x: Float[AnyArray, "batch height width channels"],
+    measure: Gaussian,
+    *,
+    mask: Bool[AnyArray, "height width"] | None = None,
+    num_selection: int = 200,
+    num_estimation: int = 100_000,
+    alpha: float = 0.001,
+    batch_size: int | None = None,
+) -> DualCertificate:
+    r"""Certifies a dual smoothed classifier around each input.
+
+    .. math:: g(x) = \arg\max_c P[f_1(x_1 + \epsilon) = c] + P[f_2(x_2 + \epsilon) = c]
+
+    :math:`x_1` are the pixels of the mask and :math:`x_2` the others, each with noise of its own; a classifier sees its
+    half at its place, and 0 at the pixels of the other. The class with most votes of both among ``num_selection`` draws
+    for each is selected; of ``num_estimation`` fresh draws for each, its votes give two Clopper-Pearson bounds at
+    alpha / 2, and :func:`dual_radius` the radius. Costs twice the draws of ``certify`` with the same numbers.
+
+    Args:
+      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      logits_fns: for each half, maps ``(batch_size, height, width, channels)`` float32 to ``(batch_size, classes)``.
+      x: ``(batch, height, width, channels)``, floating.
+      measure: the Gaussian.
+      mask: ``(height, width)`` the pixels of the first half; None for :func:`checkerboard`. Any mask is sound, since
+        the second half is what it leaves.
+      num_selection: draws for each half that select the class.
+      num_estimation: draws for each half that bound its probability.
+      alpha: probability, for each input, that its certificate is wrong.
+      batch_size: noisy copies in one call; see ``sample_counts``.
+
+    Returns:
+      A ``DualCertificate`` of host arrays.
+
+    Raises:
+      ValueError: for an argument that is not as above, and for logits that are not finite.
+
+    Guarantee:
+      As ``certify``, for the classifier above.
+
+    Reference:
+      Xia et al. 2024, Mitigating the Curse of Dimensionality for Certified Robustness via Dual Randomized Smoothing,
+      arXiv:2404.09586. Differs from the authors' code in the radius, see :func:`dual_radius`, and in alpha, which is
+      for both halves together here.
+    """
+    _validate.at_least(1, num_selection=num_selection, num_estimation=num_estimation)
+    _validate.probability(alpha=alpha)
+    if not isinstance(measure, Gaussian):
+        raise ValueError(f"measure must be a Gaussian: its tails give the radius of two halves, got {measure!r}.")
+    if not isinstance(x, (jax.Array, np.ndarray)) or x.ndim != 4:
+        raise ValueError(f"x must have shape (batch, height, width, channels), got {getattr(x, 'shape', x)}.")
+    if not isinstance(logits_fns, tuple) or len(logits_fns) != 2:
+        raise ValueError(f"logits_fns must be a pair of functions, got {logits_fns!r}.")
+    mask = checkerboard(*x.shape[1:3]) if mask is None else np.asarray(mask)
+    if mask.shape != x.shape[1:3] or mask.dtype != bool:
+        raise ValueError(f"mask must be bool of shape {x.shape[1:3]}, got {mask.dtype} of {mask.shape}.")
+    _check_on_host(key, x)
+    _validate.key(key, x.shape[0])
+    edges, keys, halves = (0, num_selection, num_selection + num_estimation), image_keys(key, jnp.asarray(x)), []
+    for i, (logits_fn, pixels) in enumerate(zip(logits_fns, (mask, ~mask), strict=True)):
+        of_half = jax.tree_util.Partial(_of_half, _validate.as_pytree(logits_fn=logits_fn), pixels[None, ..., None])
+        counts = np.asarray(
+            _count(jax.vmap(jax.random.fold_in, (0, None))(keys, i), of_half, x, measure, edges, batch_size)
+        )
+        _check_all_voted(counts[:, 0], num_selection)
+        _check_all_voted(counts[:, 1], num_estimation)
+        halves.append(counts)
+    if halves[0].shape != halves[1].shape:
+        classes = " and ".join(str(counts.shape[-1]) for counts in halves)
+        raise ValueError(f"logits_fns must know the same classes, got {classes}.")
+    selection, estimation = (np.stack([counts[:, part] for counts in halves], 1) for part in (0, 1))
+    label = selection.sum(1).argmax(-1).astype(np.int32)
+    votes = np.take_along_axis(estimation, label[:, None, None], axis=-1)[..., 0]
+    probability = binomial_lower_bound(votes, num_estimation, alpha / 2)
+    radius = dual_radius(probability, measure)
+    abstained = radius == 0
+    return DualCertificate(np.where(abstained, np.int32(ABSTAIN), label), radius, probability, abstained)
+
+
+def _of_half(logits_fn, pixels, x):
+    return logits_fn(jnp.where(pixels, x, 0.0))
