@@ -1,5 +1,6 @@
 """What the documents name exists: functions of the method catalogue, and commands that parse wherever they stand."""
 
+import functools
 import importlib
 import pathlib
 import re
@@ -8,6 +9,7 @@ import shlex
 import pytest
 import tyro
 
+import robustjax
 from experiments import _run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,8 +30,8 @@ def rows() -> list[dict[str, str]]:
 
 
 def functions_of(row: dict[str, str]) -> list:
-    names = re.findall(r"`(\w+)\.(\w+)`", row["Function"])
-    return [getattr(importlib.import_module(f"robustjax.{room}"), name) for room, name in names]
+    names = re.findall(r"`(\w+(?:\.\w+)+)`", row["Function"])
+    return [functools.reduce(getattr, name.split("."), robustjax) for name in names]
 
 
 def commands_in(text: str) -> list[str]:

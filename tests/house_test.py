@@ -143,8 +143,11 @@ def public_names() -> list[tuple[pathlib.Path, str]]:
         places += [(path, name) for name in definitions(path) if not name.startswith("_")]
         for node in ast.parse(path.read_text()).body:
             if path.name == "__init__.py" and isinstance(node, ast.ImportFrom) and node.module.startswith("robustjax."):
-                source = ROOT / (node.module.replace(".", "/") + ".py")
-                places += [(source, alias.name) for alias in node.names]
+                source = ROOT / node.module.replace(".", "/")
+                for alias in node.names:
+                    inner = source / f"{alias.name}.py"  # a module of the room, with names of its own
+                    names = [name for name in definitions(inner) if name[0] != "_"] if inner.exists() else [alias.name]
+                    places += [(inner if inner.exists() else source.with_suffix(".py"), name) for name in names]
     return places
 
 

@@ -1,5 +1,6 @@
 """Guarantees that hold for every perturbation in a set, and the statistics behind them."""
 
+from robustjax.certification import mixing as mixing
 from robustjax.certification._binomial import binomial_lower_bound as binomial_lower_bound
 from robustjax.certification._binomial import sign_test_p_value as sign_test_p_value
 from robustjax.certification._dual import DualCertificate as DualCertificate

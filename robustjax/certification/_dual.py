@@ -35,7 +35,15 @@ class DualCertificate(NamedTuple):
 
 
 def checkerboard(height: int, width: int) -> np.ndarray:
-    """Marks every other pixel, ``(height, width)`` bool: of each pair in a row one, in the next row the other."""
+    """Marks every other pixel: of each pair in a row one, in the next row the other.
+
+    Args:
+      height: of the images.
+      width: of the images.
+
+    Returns:
+      ``(height, width)`` bool.
+    """
     _validate.at_least(1, height=height, width=width)
     return np.indices((height, width)).sum(0) % 2 == 0
 
