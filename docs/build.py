@@ -9,10 +9,10 @@ import pdoc
 import robustjax
 
 if __name__ == "__main__":
-    for name, room in vars(robustjax).items():
-        if hasattr(room, "__path__"):  # pdoc shows what stands in __all__, and a room re-exports all it has
-            room.__all__ = [public for public in vars(room) if not public.startswith("_")]
-            assert room.__all__, name
+    rooms = [room for room in vars(robustjax).values() if hasattr(room, "__path__")]
+    for room in [*rooms, robustjax.certification.conformal]:  # pdoc shows what stands in __all__; rooms re-export
+        room.__all__ = [public for public in vars(room) if not public.startswith("_")]
+        assert room.__all__, room
     warnings.filterwarnings("ignore", "Error parsing type annotation")  # jaxtyping's shapes are no Python names
     pdoc.render.configure(docformat="google", math=True)
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "results/docs")

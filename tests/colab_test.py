@@ -51,7 +51,7 @@ CERTIFY = """{
 
 def check_certify(found):
     for sigma, (label, radius, probability, abstained) in found["certificates"].items():
-        assert len(label) == 60
+        assert len(label) == 40
         assert [y == -1 for y in label] == [r == 0 for r in radius] == [p <= 0.5 for p in probability] == abstained
         assert max(radius) <= 3.1987 * sigma  # 10,000 draws that all agree
         assert found["clean"][sigma] >= 0.9

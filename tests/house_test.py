@@ -10,8 +10,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "robustjax"
 ORDER = (
-    "_validate", "typing", "data", "perturbations", "models", "losses", "attacks", "certification", "scoring",
-    "metrics", "plotting",
+    "_validate", "typing", "_intervals", "data", "perturbations", "models", "losses", "attacks", "certification",
+    "scoring", "metrics", "plotting",
 )  # fmt: skip
 MAY_IMPORT = {room: {*ORDER[: i + 1]} for i, room in enumerate(ORDER)} | {
     "training": {"_validate", "typing", "data", "models", "losses", "perturbations", "training"}
@@ -133,22 +133,21 @@ def docstring(path: pathlib.Path, name: str) -> str | None:
     return text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else None
 
 
+def names_in(place: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
+    """Where each public name of a module, or of a package and the modules that it shows, is defined."""
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    found = [(path, name) for name in definitions(path) if not name.startswith("_")]
+    for node in ast.parse(path.read_text()).body:
+        if path.name == "__init__.py" and isinstance(node, ast.ImportFrom) and node.module.startswith("robustjax."):
+            source = ROOT / node.module.replace(".", "/")
+            for name in (alias.name for alias in node.names):
+                found += names_in(source / name) if source.is_dir() else [(source.with_suffix(".py"), name)]
+    return found
+
+
 def public_names() -> list[tuple[pathlib.Path, str]]:
     """Where each public name of each room is defined."""
-    places = []
-    for room in ROOMS:
-        if room.startswith("_"):
-            continue
-        path = files_of(room)[0] if (PACKAGE / f"{room}.py").exists() else PACKAGE / room / "__init__.py"
-        places += [(path, name) for name in definitions(path) if not name.startswith("_")]
-        for node in ast.parse(path.read_text()).body:
-            if path.name == "__init__.py" and isinstance(node, ast.ImportFrom) and node.module.startswith("robustjax."):
-                source = ROOT / node.module.replace(".", "/")
-                for alias in node.names:
-                    inner = source / f"{alias.name}.py"  # a module of the room, with names of its own
-                    names = [name for name in definitions(inner) if name[0] != "_"] if inner.exists() else [alias.name]
-                    places += [(inner if inner.exists() else source.with_suffix(".py"), name) for name in names]
-    return places
+    return [place for room in ROOMS if not room.startswith("_") for place in names_in(PACKAGE / room)]
 
 
 def test_every_public_name_has_a_docstring():

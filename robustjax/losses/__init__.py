@@ -24,6 +24,11 @@ from robustjax.losses._adversarial_training import trades as trades
 from robustjax.losses._classification import cross_entropy as cross_entropy
 from robustjax.losses._classification import logit_norm as logit_norm
 from robustjax.losses._classification import soft_cross_entropy as soft_cross_entropy
+from robustjax.losses._conformal import ConformalTraining as ConformalTraining
+from robustjax.losses._conformal import conformal_training as conformal_training
+from robustjax.losses._conformal import soft_quantile as soft_quantile
+from robustjax.losses._intervals import IntervalTraining as IntervalTraining
+from robustjax.losses._intervals import interval_training as interval_training
 from robustjax.losses._objectives import Augment as Augment
 from robustjax.losses._objectives import Aux as Aux
 from robustjax.losses._objectives import CutMix as CutMix

@@ -1,0 +1,14 @@
+"""Conformal prediction: sets of labels that hold the true one as often as was asked for, also under attack."""
+
+from robustjax.certification.conformal._scores import ScoreFn as ScoreFn
+from robustjax.certification.conformal._scores import aps as aps
+from robustjax.certification.conformal._scores import ptt as ptt
+from robustjax.certification.conformal._scores import raps as raps
+from robustjax.certification.conformal._scores import thr as thr
+from robustjax.certification.conformal._sets import conformal_quantile as conformal_quantile
+from robustjax.certification.conformal._sets import prediction_sets as prediction_sets
+from robustjax.certification.conformal._sets import rscp as rscp
+from robustjax.certification.conformal._sets import rscp_plus as rscp_plus
+from robustjax.certification.conformal._sets import split_conformal as split_conformal
+from robustjax.certification.conformal._smoothed import SmoothedScores as SmoothedScores
+from robustjax.certification.conformal._smoothed import smoothed_scores as smoothed_scores

@@ -1,0 +1,156 @@
+"""Scores of nonconformity: ``(probabilities, uniforms) -> (batch, classes)`` in [0, 1], LOWER = the label conforms.
+
+Settings are bound with ``jax.tree_util.Partial(raps, weight=0.1)``, whose numbers are arguments of compiled programs:
+others do not compile again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from robustjax import _validate
+from robustjax.typing import AnyArray, ArrayLike
+
+ScoreFn: TypeAlias = Callable[[Array, Array], Array]
+"""``(probabilities (batch, classes), uniforms (batch,)) -> (batch, classes)`` scores in [0, 1], traceable."""
+
+
+def thr(
+    probabilities: Float[AnyArray, "batch classes"], uniforms: Float[AnyArray, " batch"] | None = None
+) -> Float[Array, "batch classes"]:
+    r"""Computes the threshold score (THR, also HPS) of each label.
+
+    .. math:: S(x, y) = 1 - \pi_y(x)
+
+    Args:
+      probabilities: ``(batch, classes)``, rows that sum to 1.
+      uniforms: not used; for the signature that all scores share.
+
+    Returns:
+      ``(batch, classes)`` in [0, 1], lower where the label conforms.
+
+    Reference:
+      Sadinle, Lei and Wasserman, arXiv:1609.00451.
+    """
+    del uniforms
+    return jnp.clip(1 - jnp.asarray(probabilities), 0, 1)  # a softmax may pass 1 by rounding
+
+
+def aps(
+    probabilities: Float[AnyArray, "batch classes"], uniforms: Float[AnyArray, " batch"]
+) -> Float[Array, "batch classes"]:
+    r"""Computes the score of adaptive prediction sets (APS) of each label.
+
+    .. math:: S(x, y) = \sum_{k:\, o_k \le o_y} \pi_k(x) - u\, \pi_y(x)
+
+    with :math:`o_y` the rank of the label, from 1 for the most probable. Equal probabilities rank by class.
+
+    Args:
+      probabilities: ``(batch, classes)``, rows that sum to 1.
+      uniforms: ``(batch,)``, u uniform on [0, 1), one for each input; 0 for the score that is not random.
+
+    Returns:
+      ``(batch, classes)`` in [0, 1], lower where the label conforms. For the true probabilities, that of the true label
+      is uniform.
+
+    Reference:
+      Romano, Sesia and Candes, arXiv:2006.02544.
+    """
+    return _ranked(probabilities, uniforms)[0]
+
+
+def raps(
+    probabilities: Float[AnyArray, "batch classes"],
+    uniforms: Float[AnyArray, " batch"],
+    *,
+    weight: float | Array = 0.2,
+    k_reg: int | Array = 5,
+) -> Float[Array, "batch classes"]:
+    r"""Computes the regularized score (RAPS) of each label: APS, and a penalty on ranks beyond ``k_reg``.
+
+    .. math:: S(x, y) = \frac{1}{1 + w} \Bigl[S_{\mathrm{APS}}(x, y) + w\, \frac{\max(0, o_y - k)}{K - k}\Bigr]
+
+    The division by 1 + w keeps it in [0, 1], which smoothing needs; it changes no set of plain conformal prediction.
+    The paper's lambda is ``weight / (classes - k_reg)``. With ``k_reg >= classes`` there is no penalty.
+
+    Args:
+      probabilities: ``(batch, classes)``, rows that sum to 1.
+      uniforms: ``(batch,)``, as for ``aps``.
+      weight: w, the penalty of the last rank, at least 0.
+      k_reg: k, how many ranks are free, at least 0.
+
+    Returns:
+      ``(batch, classes)`` in [0, 1], lower where the label conforms.
+
+    Raises:
+      ValueError: for a negative weight or k_reg.
+
+    Reference:
+      Angelopoulos et al., arXiv:2009.14193. Defaults and scale are those of Gendler et al., ICLR 2022, whose code has
+      no division by 1 + w but a cut at 1, or neither.
+    """
+    _validate.not_negative(weight=weight)
+    _validate.at_least(0, k_reg=k_reg)
+    scores, rank = _ranked(probabilities, uniforms)
+    beyond = jnp.maximum(rank - k_reg, 0) / jnp.maximum(scores.shape[-1] - k_reg, 1)
+    return jnp.minimum((scores + weight * beyond.astype(scores.dtype)) / (1 + weight), 1)
+
+
+def ptt(
+    holdout_scores: ArrayLike, score: ScoreFn, *, temperature: float | Array = 1 / 400, bias: float | Array = 0.9
+) -> ScoreFn:
+    r"""Transforms a score after training (PTT), so that smoothed scores of true and false labels lie farther apart.
+
+    .. math:: S'(x, y) = \Bigl[1 + e^{-(q - b) / T}\Bigr]^{-1}, \qquad
+              q = \tfrac 1 N\, \#\{i : s_i \le S(x, y)\}
+
+    the rank among the scores :math:`s_i` of true labels, and a sigmoid that is steep where the threshold will be.
+
+    Args:
+      holdout_scores: ``(N,)`` scores of the true labels of inputs that serve for nothing else; the authors have 500,
+        of one noisy copy each, as ``smoothed_scores`` with ``num_samples=1`` gives them.
+      score: the score that is transformed, the same as behind ``holdout_scores``.
+      temperature: T, positive.
+      bias: b, the paper's 1 - alpha.
+
+    Returns:
+      A score that ``smoothed_scores`` takes in place of the other.
+
+    Raises:
+      ValueError: for holdout_scores that are not a vector of numbers, or a temperature that is not positive.
+
+    Guarantee:
+      The transformation never decreases and does not depend on calibration or test inputs, so that every guarantee of
+      the score holds for the new one. Ranks make ties: before smoothing, sets only grow.
+
+    Reference:
+      Yan, Romano and Weng, arXiv:2404.19651.
+    """
+    _validate.positive(temperature=temperature)
+    holdout = np.asarray(holdout_scores)
+    if holdout.ndim != 1 or not holdout.size or not np.isfinite(holdout).all():
+        raise ValueError(f"holdout_scores must be a vector of finite numbers, got {holdout_scores!r}.")
+    holdout = jnp.sort(jnp.asarray(holdout, jnp.float32))
+    return jax.tree_util.Partial(_transformed, holdout, _validate.as_pytree(score=score), temperature, bias)
+
+
+def _transformed(holdout, score, temperature, bias, probabilities, uniforms):
+    scores = score(probabilities, uniforms).astype(holdout.dtype)
+    rank = jnp.searchsorted(holdout, scores, side="right").astype(holdout.dtype) / holdout.size
+    return jax.nn.sigmoid((rank - bias) / temperature)
+
+
+def _ranked(probabilities, uniforms) -> tuple[Array, Array]:
+    """APS, and the rank of each label from 1."""
+    probabilities, uniforms = jnp.asarray(probabilities), jnp.asarray(uniforms)
+    order = jnp.argsort(-probabilities, axis=-1, stable=True)
+    rank = jnp.argsort(order, axis=-1)
+    total = jnp.take_along_axis(jnp.cumsum(jnp.take_along_axis(probabilities, order, -1), -1), rank, -1)
+    scores = total - uniforms[:, None].astype(total.dtype) * probabilities
+    return jnp.clip(scores, 0, 1), rank + 1

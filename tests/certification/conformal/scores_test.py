@@ -1,0 +1,105 @@
+"""Scores beside their definitions, one label at a time."""
+
+import jax
+import numpy as np
+import pytest
+
+from robustjax.certification import conformal
+
+RNG = np.random.default_rng(0)
+PROBABILITIES = RNG.dirichlet(np.full(7, 0.5), 40).astype(np.float32)
+UNIFORMS = RNG.uniform(size=40).astype(np.float32)
+
+
+def aps_by_hand(p, u, y):
+    before = sum(p[k] for k in range(len(p)) if p[k] > p[y] or (p[k] == p[y] and k < y))
+    return before + (1 - u) * p[y]
+
+
+def rank_by_hand(p, y):
+    return 1 + sum(p[k] > p[y] or (p[k] == p[y] and k < y) for k in range(len(p)))
+
+
+def of_all(by_hand):
+    return [[by_hand(p.astype(np.float64), float(u), y) for y in range(7)] for p, u in zip(PROBABILITIES, UNIFORMS)]
+
+
+def test_thr():
+    np.testing.assert_array_equal(conformal.thr(PROBABILITIES), 1 - PROBABILITIES)
+
+
+def test_aps():
+    np.testing.assert_allclose(conformal.aps(PROBABILITIES, UNIFORMS), of_all(aps_by_hand), atol=1e-6)
+
+
+def test_aps_of_the_true_label_is_uniform():
+    from scipy import stats
+
+    rng = np.random.default_rng(1)
+    p = rng.dirichlet(np.ones(4), 4000)
+    labels = (p.cumsum(1) < rng.uniform(size=(4000, 1))).sum(1)
+    scores = conformal.aps(p.astype(np.float32), rng.uniform(size=4000).astype(np.float32))
+    assert stats.kstest(np.asarray(scores)[np.arange(4000), labels], "uniform").pvalue > 0.001
+
+
+@pytest.mark.parametrize("k_reg", [0, 2, 7, 9])
+def test_raps(k_reg):
+    def by_hand(p, u, y):
+        beyond = max(0, rank_by_hand(p, y) - k_reg) / max(7 - k_reg, 1)
+        return (aps_by_hand(p, u, y) + 0.3 * beyond) / 1.3
+
+    got = conformal.raps(PROBABILITIES, UNIFORMS, weight=0.3, k_reg=k_reg)
+    np.testing.assert_allclose(got, of_all(by_hand), atol=1e-6)
+
+
+@pytest.mark.parametrize("score", [conformal.thr, conformal.aps, conformal.raps])
+def test_scores_lie_in_0_1_and_ties_go_by_class(score):
+    p = np.array([[1, 0, 0], [0.25, 0.5, 0.25], [1 / 3] * 3, [0, 0.4, 0.6]], np.float32)
+    for u in (0.0, 0.5, 1.0):
+        scores = np.asarray(score(p, np.full(4, u, np.float32)))
+        assert scores.min() >= 0
+        assert scores.max() <= 1
+    assert (np.diff(scores[2]) > 0).all() or score is conformal.thr
+
+
+def test_ptt_is_a_rank_and_a_sigmoid_and_never_decreases():
+    holdout = RNG.uniform(size=50).astype(np.float32)
+    score = conformal.ptt(holdout, conformal.thr, temperature=0.1, bias=0.6)
+    base, got = np.asarray(conformal.thr(PROBABILITIES)), np.asarray(score(PROBABILITIES, UNIFORMS))
+    rank = (holdout[None, None] <= base[..., None]).mean(-1)
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-(rank - 0.6) / 0.1)), atol=1e-6)
+    assert (np.diff(got.ravel()[np.argsort(base.ravel(), kind="stable")]) >= 0).all()
+    paper = np.asarray(conformal.ptt(holdout, conformal.thr)(PROBABILITIES, UNIFORMS))
+    assert np.isfinite(paper).all()
+    assert (paper.min(), paper.max()) == (0, 1)
+
+
+def test_settings_are_arguments_of_programs():
+    traces = []
+
+    @jax.jit
+    def scored(score, p, u):
+        traces.append(p.shape)
+        return score(p, u)
+
+    for weight, k_reg, seed in ((0.1, 2, 0), (0.4, 3, 1)):
+        holdout = np.random.default_rng(seed).uniform(size=20)
+        base = jax.tree_util.Partial(conformal.raps, weight=weight, k_reg=k_reg)
+        score = conformal.ptt(holdout, base, temperature=weight)
+        np.testing.assert_allclose(scored(score, PROBABILITIES, UNIFORMS), score(PROBABILITIES, UNIFORMS), atol=1e-6)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: conformal.raps(PROBABILITIES, UNIFORMS, weight=-0.1), "weight must be at least 0"),
+        (lambda: conformal.raps(PROBABILITIES, UNIFORMS, k_reg=-1), "k_reg must be an integer of at least 0"),
+        (lambda: conformal.ptt([], conformal.thr), "holdout_scores must be a vector of finite"),
+        (lambda: conformal.ptt([np.nan], conformal.thr), "holdout_scores must be a vector of finite"),
+        (lambda: conformal.ptt([0.5], conformal.thr, temperature=0.0), "temperature must be positive"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

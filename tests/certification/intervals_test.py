@@ -1,0 +1,276 @@
+"""Interval bounds against closed forms, brute force and attacks; certificates and their promises."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from robustjax import attacks, models
+from robustjax._intervals import margin_bounds
+from robustjax.certification import certify_intervals, interval_bounds
+
+RNG = np.random.default_rng(0)
+W1 = RNG.normal(size=(4, 5)).astype(np.float32)
+B1 = RNG.normal(size=5).astype(np.float32)
+W2 = RNG.normal(size=(5, 3)).astype(np.float32)
+X = RNG.uniform(0.1, 0.9, (3, 4)).astype(np.float32)
+R = np.float32(0.1)
+
+
+def two_layers(x):
+    return jax.nn.relu(x @ W1 + B1[None]) @ W2
+
+
+def inside(lower, upper, count):
+    """Corners and interior points of a box."""
+    share = RNG.uniform(size=(count, *lower.shape))
+    share = np.where(np.arange(count).reshape(-1, *(1,) * lower.ndim) % 2, share, share > 0.5)
+    return (lower + share * (upper - lower)).astype(np.float32)
+
+
+def assert_contains(bounds, values, slack=1e-5):
+    assert np.isfinite(bounds.lower).all()
+    assert (np.asarray(bounds.lower) <= values.min(0) + slack).all()
+    assert (values.max(0) <= np.asarray(bounds.upper) + slack).all()
+
+
+def test_one_affine_layer_is_exact():
+    bounds = interval_bounds(lambda x: x @ W1 + B1[None], X - R, X + R)
+    centre = X.astype(np.float64) @ W1 + B1
+    radius = np.full_like(X, R, np.float64) @ np.abs(W1)
+    np.testing.assert_allclose(bounds.lower, centre - radius, atol=1e-5)
+    np.testing.assert_allclose(bounds.upper, centre + radius, atol=1e-5)
+
+
+def test_a_network_that_only_increases_is_exact():
+    network = lambda x: jnp.tanh(jax.nn.relu(x @ jnp.abs(W1)) @ jnp.abs(W2))
+    bounds = interval_bounds(network, X - R, X + R)
+    np.testing.assert_allclose(bounds.lower, network(X - R), atol=1e-6)
+    np.testing.assert_allclose(bounds.upper, network(X + R), atol=1e-6)
+
+
+def test_two_layers_are_their_twin():
+    def layer(low, high, weights, bias):
+        plus, minus = np.maximum(weights, 0), np.minimum(weights, 0)
+        return low @ plus + high @ minus + bias, high @ plus + low @ minus + bias
+
+    x = X.astype(np.float64)
+    hidden = [np.maximum(end, 0) for end in layer(x - R, x + R, W1, B1)]
+    low, high = layer(hidden[0], hidden[1], W2, 0.0)
+    bounds = interval_bounds(two_layers, X - R, X + R)
+    np.testing.assert_allclose(bounds.lower, low, atol=1e-5)
+    np.testing.assert_allclose(bounds.upper, high, atol=1e-5)
+    labels = np.array([0, 1, 2])
+    margins = margin_bounds(two_layers, X - R, X + R, labels).lower
+    for i, y in enumerate(labels):  # the two last layers are one, with weights w_y - w_j
+        merged = layer(hidden[0][i], hidden[1][i], W2[:, [y]] - W2, 0.0)[0]
+        np.testing.assert_allclose(margins[i], merged, atol=1e-5)
+    assert (margins > low[np.arange(3), labels][:, None] - high + 1e-3).any()
+
+
+def tail(x):
+    """Affine behind two activations of which one is a quotient, and through a stopped gradient."""
+    hidden = jax.nn.relu(x @ W1 + B1[None])
+    both = jnp.concatenate([jax.lax.stop_gradient(hidden), 2 / (1 + hidden)], axis=1)
+    both = 3.0 - (both + both[:, ::-1]) / 2
+    return both @ np.concatenate([W2, -W2[::-1]]) - both.mean(1, keepdims=True)
+
+
+def test_the_last_layers_are_bounded_as_one_and_soundly():
+    labels = np.array([0, 1, 2])
+    low, high = X - 2 * R, X + 2 * R
+    margins = np.asarray(jax.jit(margin_bounds, static_argnums=0)(tail, low, high, labels).lower)
+    logits = np.asarray(jax.jit(jax.vmap(tail))(inside(low, high, 10_000)))
+    reached = (logits[:, np.arange(3), labels][..., None] - logits).min(0)
+    assert (margins <= reached + 1e-5).all()
+    bounds = interval_bounds(tail, low, high)
+    apart = bounds.lower[np.arange(3), labels][:, None] - bounds.upper
+    off_diagonal = np.arange(3) != labels[:, None]
+    assert (margins > apart)[off_diagonal].all()
+
+
+def test_a_quotient_by_the_input_is_not_affine():
+    logits_fn = lambda x: jnp.concatenate([-2 / (0.2 + x), 0 * x], axis=1)
+    low, high = np.full((1, 1), 0.1, np.float32), np.full((1, 1), 0.9, np.float32)
+    np.testing.assert_allclose(margin_bounds(logits_fn, low, high, np.array([0])).lower, [[0, -2 / 0.3]], rtol=1e-5)
+
+
+def test_jit_and_vmap_over_weights():
+    network = lambda weights: interval_bounds(lambda x: jax.nn.relu(x @ weights), X - R, X + R)
+    weights = jnp.stack([W1, -W1])
+    together = jax.jit(jax.vmap(network))(weights)
+    for i in range(2):
+        np.testing.assert_allclose(together.lower[i], network(weights[i]).lower, atol=1e-6)
+
+
+@jax.custom_vjp
+def reflected(x):
+    return 2 - x
+
+
+reflected.defvjp(lambda x: (reflected(x), None), lambda _, gradient: (-gradient,))
+
+
+@jax.custom_jvp
+def halved_below(x):
+    return jnp.maximum(x, 0) - 0.5 * jnp.maximum(-x, 0)
+
+
+halved_below.defjvp(lambda x, dx: (halved_below(x[0]), dx[0]))
+
+
+def unusual(x):
+    """Steps that no model here has, each where it has bounds."""
+    a = jnp.concatenate([x, 1 - x, x[:, ::-1] / -2.0], axis=1)
+    a = halved_below(reflected(a) - 1.8)
+    a = jnp.pad(a, ((0, 0), (1, 2)))[:, 1:-1]
+    b = jax.nn.gelu(a - 0.4) + jax.nn.silu(a) + jax.nn.relu6(3 * a) + jnp.abs(a - 0.3)
+    c = jnp.square(b - 0.5) + (b - 0.5) ** 3 + b * b + (b - 0.2) ** 2
+    d = 1 / (1 + jnp.exp(-b)) + 2.0 / (1.0 + c * c) + (2 + b) ** -2
+    e = (d - d.mean(1, keepdims=True)) * jax.lax.rsqrt(jnp.square(d).sum(1, keepdims=True) + 0.1)
+    f = jnp.where(jnp.arange(e.shape[1])[None] % 2 == 0, e, jax.nn.sigmoid(-e))
+    g = jnp.log(jnp.sqrt(jnp.abs(f) + 1.0)) * jnp.clip(f, -0.2, 0.3) + jax.checkpoint(jnp.tanh)(
+        jax.lax.stop_gradient(f)
+    )
+    return jnp.squeeze(g[:, None].max(1, keepdims=True), 1)
+
+
+def test_bounds_contain_what_is_reached():
+    bounds = interval_bounds(unusual, X - R / 5, X + R / 5)
+    points = inside(X - R / 5, X + R / 5, 10_000)
+    assert_contains(bounds, np.asarray(jax.jit(jax.vmap(unusual))(points)))
+
+
+def _logits(outputs, state, x):
+    return outputs(state, jnp.asarray(x)).logits
+
+
+def logits_of(module):
+    functional = models.functional(module)
+    return jax.tree_util.Partial(functools.partial(_logits, functional.outputs), functional.state)
+
+
+@functools.cache
+def model(name):
+    count, shape, settings = {"mlp": (24, (4, 4, 1), {"hidden": (8, 8)}), "cnn": (3, (6, 6, 1), {})}[name]
+    build = getattr(models, name)
+    module = build(jax.random.key(3), image_shape=shape, mean=0.5, std=0.25, num_classes=4, **settings)
+    return logits_of(module), RNG.uniform(size=(count, *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("name", "count"), [("mlp", 10_000), ("cnn", 2_000)])
+def test_margins_of_the_models_hold_all_that_is_reached(name, count):
+    logits_fn, images = model(name)
+    epsilon = 0.02
+    certificate = certify_intervals(logits_fn, images, epsilon=epsilon)
+    low, high = np.clip(images - epsilon, 0, 1), np.clip(images + epsilon, 0, 1)
+    points = inside(low, high, count)
+    logits = np.asarray(jax.jit(logits_fn)(points.reshape(-1, *images.shape[1:]))).reshape(count, len(images), 4)
+    of_label = logits[:, np.arange(len(images)), certificate.label][..., None]
+    others = np.where(np.arange(4) == np.asarray(certificate.label)[:, None], np.inf, of_label - logits)
+    assert (certificate.margin <= others.min((0, 2)) + 1e-5).all()
+    assert (certificate.margin > -100).all()
+
+
+def test_a_ball_of_radius_0_gives_the_margins_themselves():
+    logits_fn, images = model("mlp")
+    certificate = certify_intervals(logits_fn, images, epsilon=0.0)
+    logits = np.asarray(jax.jit(logits_fn)(images))
+    first, second = np.sort(logits)[:, :-3:-1].T
+    np.testing.assert_array_equal(certificate.label, logits.argmax(-1))
+    np.testing.assert_allclose(certificate.margin, first - second, atol=1e-5)
+    assert certificate.verified.all()
+    wrong = certify_intervals(logits_fn, images, (certificate.label + 1) % 4, epsilon=0.0)
+    assert not wrong.verified.any()
+    for ours, expected in zip(certify_intervals(logits_fn, images, epsilon=0.0, batch_size=10), certificate):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_no_attack_breaks_what_is_verified():
+    logits_fn, images = model("mlp")
+    share = []
+    for epsilon in (0.003, 0.01, 0.03):
+        certificate = certify_intervals(logits_fn, images, epsilon=epsilon)
+        attacked = attacks.pgd(epsilon=epsilon, steps=20)(jax.random.key(0), logits_fn, images, certificate.label)
+        stands = np.asarray(logits_fn(attacked)).argmax(-1) == certificate.label
+        assert stands[certificate.verified].all()
+        share.append((float(certificate.verified.mean()), stands.mean()))
+    assert share[0][0] > 0.5
+    assert share[2][0] < share[2][1] < 1
+
+
+def test_a_tie_within_rounding_is_not_verified():
+    """Two classes apart by less than the terms they are sums of can be told apart."""
+    logits_fn = lambda x: jnp.stack([x.sum(1) * 1e3 + 1e-3, x.sum(1) * 1e3], axis=-1)
+    certificate = certify_intervals(logits_fn, X, np.zeros(3, np.int32), epsilon=0.0)
+    assert not certificate.verified.any()
+
+
+def test_what_is_not_a_number_or_without_bound_is_never_verified():
+    def strange(x):
+        return jnp.stack([jnp.log(x.sum(1) - 1), jnp.maximum(jnp.log(x[:, 0] - 2), -9.0)], axis=-1)
+
+    bounds = interval_bounds(strange, np.full((1, 2), 0.4, np.float32), np.full((1, 2), 0.9, np.float32))
+    assert (bounds.lower[0, 0], bounds.upper[0, 0]) == (-np.inf, np.inf)
+    assert (bounds.lower[0, 1], bounds.upper[0, 1]) == (-9, np.inf)
+    certificate = certify_intervals(strange, np.full((1, 2), 0.7, np.float32), np.zeros(1, int), epsilon=0.3)
+    assert certificate.margin[0] == -np.inf
+    assert not certificate.verified[0]
+
+
+def test_every_step_of_a_residual_network_is_known():
+    module = nnx.eval_shape(lambda: models.resnet20(jax.random.key(0), image_shape=(8, 8, 3)))
+    functional = models.functional(module)
+    bounds = lambda state, x: interval_bounds(lambda x: functional.outputs(state, x).logits, x, x)
+    shapes = jax.eval_shape(bounds, functional.state, jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32))
+    assert shapes.lower.shape == (2, 10)
+
+
+def test_gradients_go_through_bounds_to_weights_and_input():
+    width = lambda w, x: jnp.subtract(*interval_bounds(lambda x: jnp.tanh(x @ w), x - R, x + R)[::-1]).sum()
+    of_weights, of_input = jax.grad(width, (0, 1))(jnp.asarray(W1), jnp.asarray(X))
+    for gradient, at in ((of_weights, 0), (of_input, 1)):
+        step = RNG.normal(size=gradient.shape).astype(np.float32) * 1e-2
+        ends = [width(*(a + sign * step if i == at else a for i, a in enumerate((W1, X)))) for sign in (1, -1)]
+        assert (gradient * step).sum() == pytest.approx(float(ends[0] - ends[1]) / 2, rel=2e-2, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: jnp.sort(x), "interval bounds are not known for primitive 'sort'."),
+        (lambda x: x @ x.T, "primitive 'dot_general' of two operands that both depend on the input."),
+        (lambda x: jnp.where(x > 0, x, 0), "interval bounds are not known for primitive 'gt'."),
+        (lambda x: x.astype(jnp.bfloat16), "need float32 or float64, primitive 'convert_element_type' gives bfloat16."),
+        (lambda x: jax.lax.scan(lambda c, r: (c + r, r), x[0], x)[0], "not known for primitive 'scan'."),
+        (lambda x: (x, x), "function must give one array, got 2."),
+    ],
+)
+def test_what_has_no_bounds_is_named(function, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(lambda x: interval_bounds(function, x, x), jnp.asarray(X))
+
+
+def test_bad_input_is_named():
+    logits_fn, images = model("mlp")
+    for call, message in [
+        (
+            lambda: certify_intervals(logits_fn, images, epsilon=-0.1),
+            "epsilon must be at least 0 and finite, got -0.1.",
+        ),
+        (lambda: certify_intervals(logits_fn, images, epsilon=0.1, batch_size=0), "batch_size must be an integer of"),
+        (lambda: certify_intervals(logits_fn, images + 1, epsilon=0.1), "x must lie in [0, 1], got values from"),
+        (
+            lambda: certify_intervals(logits_fn, images, np.full(24, 4), epsilon=0.1),
+            "labels must be 0 to 3, got values",
+        ),
+        (lambda: certify_intervals(lambda x: x, images, epsilon=0.1), "logits_fn must give (1, classes >= 2) for a"),
+        (lambda: interval_bounds(jnp.tanh, X + R, X), "lower must be at most upper everywhere"),
+        (lambda: interval_bounds(jnp.tanh, X, X[:2]), "upper must be float32 of shape (3, 4), got float32 of (2, 4)."),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()

@@ -1,0 +1,61 @@
+"""Norms of convolutions against their matrices, and radii that are reached and not passed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import certification
+from robustjax.certification import convolution_norm, lipschitz_radius
+
+RNG = np.random.default_rng(0)
+
+
+def matrix_of(kernel, size, padding, stride=1):
+    def convolve(x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x[None], kernel, (stride, stride), padding, dimension_numbers=numbers)
+
+    rows = jax.jit(jax.jacobian(convolve))(jnp.zeros((size, size, kernel.shape[2])))
+    return np.asarray(rows, np.float64).reshape(-1, size * size * kernel.shape[2])
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(3, 3, 6), (2, 4, 5)])
+def test_a_convolution_is_no_longer_than_its_norm(height, width, size):
+    kernel = RNG.normal(size=(height, width, 2, 3)).astype(np.float32)
+    bound = float(convolution_norm(kernel, size))
+    assert np.linalg.norm(kernel.reshape(-1, 3), 2) < 0.8 * bound  # the norm of the kernel as a matrix is none
+    for padding, stride in [("SAME", 1), ("VALID", 1), ("SAME", 2)]:
+        exact = np.linalg.norm(matrix_of(kernel, size, padding, stride), 2)
+        assert exact <= bound * (1 + 1e-5)
+        assert stride == 2 or bound < 1.3 * exact
+
+
+def test_a_kernel_of_one_pixel_is_a_matrix():
+    kernel = RNG.normal(size=(1, 1, 4, 3)).astype(np.float32)
+    assert float(convolution_norm(kernel, 5)) == pytest.approx(np.linalg.norm(kernel[0, 0], 2), rel=1e-5)
+
+
+def test_the_radius_of_a_linear_model_is_its_distance_to_the_boundary():
+    weights = RNG.normal(size=(6, 4)).astype(np.float32)
+    x = RNG.normal(size=(20, 6)).astype(np.float32)
+    constants = jnp.linalg.norm(weights.T[:, None] - weights.T[None], axis=-1)
+    logits = jnp.asarray(x @ weights)
+    radii = np.asarray(lipschitz_radius(logits, constants))
+    answer = logits.argmax(-1)
+    for i, y in enumerate(np.asarray(answer)):
+        distances = [
+            (logits[i, y] - logits[i, j]) / np.linalg.norm(weights[:, y] - weights[:, j]) for j in range(4) if j != y
+        ]
+        assert radii[i] == pytest.approx(float(min(distances)), rel=1e-4)
+    np.testing.assert_array_equal(lipschitz_radius(logits, constants, (answer + 1) % 4), 0)
+    uniform = lipschitz_radius(logits, float(constants.max()))
+    assert (uniform <= radii).all()
+    assert (uniform > 0).all()
+
+
+def test_bad_input_is_named(unchecked):
+    with pytest.raises(ValueError, match=r"kernel must have shape \(height, width, inputs, outputs\), got \(3, 3\)"):
+        certification.convolution_norm(np.zeros((3, 3), np.float32), 4)
+    with pytest.raises(ValueError, match="image_size must be an integer of at least 1, got 0"):
+        certification.convolution_norm(np.zeros((3, 3, 1, 1), np.float32), 0)
