@@ -91,6 +91,9 @@ def certify_intervals(
     if labels is not None:
         _check_labels(labels, x.shape[0], logits.shape[1])
         labels = jnp.asarray(labels).astype(jnp.int32)
+    if not x.shape[0]:  # nothing of one black image: models need not take an empty batch
+        black = jnp.zeros((1, *x.shape[1:]), x.dtype)
+        return jax.tree.map(lambda a: a[:0], _certify(logits_fn, black, None, epsilon, batch_size=None))
     return _certify(logits_fn, jnp.asarray(x), labels, epsilon, batch_size=batch_size)
 
 

@@ -190,6 +190,11 @@ def test_a_ball_of_radius_0_gives_the_margins_themselves():
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
+def test_no_images_give_no_certificates():
+    logits_fn, images = model("mlp")
+    assert [a.shape for a in certify_intervals(logits_fn, images[:0], epsilon=0.1)] == [(0,)] * 3
+
+
 def test_no_attack_breaks_what_is_verified():
     logits_fn, images = model("mlp")
     share = []
