@@ -67,7 +67,10 @@ def read(folder: epath.Path, log: Callable[[str], None] | None = None) -> Table:
             if checksum != f"{zlib.crc32(content.encode()):08x}":
                 damaged += 1
                 continue
-            i, y, c, r, _, p, n, s = content.split(",")
+            fields = content.split(",")
+            if len(fields) != len(COLUMNS) - 1:
+                raise ValueError(f"{path} has lines of another version of this experiment; move it away.")
+            i, y, c, r, _, p, n, s = fields
             found.setdefault(int(i), (int(i), int(y), int(c), float(r), float(p), int(n), float(s)))
         if damaged and damaged == len(lines) - 1 and head != ",".join(COLUMNS):
             raise ValueError(f"{path} holds no certificates of this experiment, it begins {head[:60]!r}; move it away.")

@@ -45,7 +45,9 @@ def measure_of(noise: str, sigma: float, grid: int | None, norm: str | None, dim
         measure = certification.laplace(sigma / math.sqrt(2))
     else:
         measure = certification.gaussian(sigma, None if grid is None else 1 / (255 * grid))
-    return measure if norm in (None, measure.norm) else certification.in_norm(measure, norm or "", dimension)
+    if norm is None or norm == measure.norm:
+        return measure
+    return certification.in_norm(measure, norm, dimension)
 
 
 def objective_of(noise: str, sigma: float, training: str, *, augment: bool, **settings: Any) -> losses.Objective:

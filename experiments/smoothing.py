@@ -1,4 +1,4 @@
-"""Trains a classifier with Gaussian noise and certifies it by randomized smoothing (Cohen et al., arXiv:1902.02918).
+"""Trains a classifier with noise and certifies it by randomized smoothing (Cohen et al., arXiv:1902.02918).
 
 Leaves results/smoothing/NAME with config.json, certificates.csv, metrics.json, report.md and a figure. The same command
 continues a run that was interrupted, from its last checkpoint or certificate.
@@ -6,6 +6,7 @@ continues a run that was interrupted, from its last checkpoint or certificate.
     python -m experiments.smoothing
     python -m experiments.smoothing --dataset mnist --data-dir DIR --sigma 0.5 --num-estimation 10000 --num-images 500
     python -m experiments.smoothing --dataset cifar10 --data-dir DIR --model resnet20 --skip 20
+    python -m experiments.smoothing --checkpoint RUN --num-estimation 100000 --target-radius 0.5
 """
 
 from __future__ import annotations
@@ -256,7 +257,8 @@ def default_radii(config: Config, measure: certification.Measure) -> tuple[float
 def rows_of(summary: dict) -> list[tuple[str, str]]:
     """The table of a run as pairs of texts."""
     certified = zip(summary["radii"], summary["certified_accuracy"], strict=True)
-    acr, form = summary["average_certified_radius"], ".2f" if max(summary["radii"]) >= 0.25 else "g"
+    acr = summary["average_certified_radius"]
+    form = "g" if 0 < max(summary["radii"], default=0) < 0.25 else ".2f"
     return [
         ("images", f"{summary['num_images']:,}"),
         ("standard accuracy", f"{summary['standard_accuracy']:.3f}"),
@@ -264,7 +266,7 @@ def rows_of(summary: dict) -> list[tuple[str, str]]:
             (f"certified accuracy at {summary['norm']} radius {r:{form}}", f"{accuracy:.3f}")
             for r, accuracy in certified
         ),
-        *([] if acr is None else [("average certified radius (ACR)", f"{acr:{'.3f' if form == '.2f' else '.2g'}}")]),
+        *([] if acr is None else [("average certified radius (ACR)", f"{acr:{'.3f' if acr >= 0.1 else '.3g'}}")]),
         ("abstained", f"{summary['abstained']:.3f}"),
         ("samples per image", f"{summary['samples_per_image']:,.0f}"),
         ("samples per second", f"{summary['samples_per_second']:,.0f}"),

@@ -65,6 +65,9 @@ def dual_radius(probability: ArrayLike, measure: Gaussian) -> np.ndarray:
     Returns:
       ``(...)`` float64, in the units of sigma.
 
+    Raises:
+      ValueError: for another shape, or probabilities outside [0, 1).
+
     Reference:
       Xia et al. 2024, arXiv:2404.09586. Differs from the authors' code, which has sqrt(R_1^2 + R_2^2) for CIFAR-10 (for
       p = 0.99 and 0.5 that is 2.33 sigma, but at 1.65 sigma the classes are even) and counts a half below 1/2 as 0 for
@@ -75,6 +78,8 @@ def dual_radius(probability: ArrayLike, measure: Gaussian) -> np.ndarray:
     probability = np.asarray(probability, np.float64)
     if probability.shape[-1:] != (2,):
         raise ValueError(f"probability must have shape (..., 2), got {probability.shape}.")
+    if not ((probability >= 0) & (probability < 1)).all():
+        raise ValueError(f"probability must lie in [0, 1), got values from {probability.min()} to {probability.max()}.")
     return np.asarray(measure.sigma / np.sqrt(2) * np.maximum(special.ndtri(probability).sum(-1), 0.0))
 
 

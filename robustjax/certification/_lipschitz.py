@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from robustjax import _validate
@@ -67,12 +69,16 @@ def lipschitz_radius(
       where all constants are 0, as of a model that does not look at its input.
 
     Raises:
-      ValueError: shapes do not fit.
+      ValueError: shapes do not fit, or a constant is negative or NaN.
 
     Guarantee:
       As good as the constants: they must be upper bounds, which largest gradients seen in data are not.
     """
     classes = logits.shape[-1]
+    if not isinstance(constants, jax.core.Tracer):
+        known = np.broadcast_to(np.asarray(constants), (classes, classes))[~np.eye(classes, dtype=bool)]
+        if not (known >= 0).all():
+            raise ValueError(f"constants must be at least 0, got {known.min()}.")
     constants = jnp.broadcast_to(jnp.asarray(constants, logits.dtype), (classes, classes))
     labels = logits.argmax(-1) if labels is None else labels
     margins = jnp.take_along_axis(logits, labels[:, None], axis=-1) - logits

@@ -40,6 +40,12 @@ def test_the_root_of_the_sum_of_squares_would_be_broken():
     assert clipped > 10 * certification.dual_radius(special.ndtr([2.0, -1.9]), MEASURE)
 
 
+@pytest.mark.parametrize("probability", [[0.5, np.nan], [1.0, 0.5], [-0.1, 0.5], [0.5]])
+def test_no_probability_is_named(probability):
+    with pytest.raises(ValueError, match="probability must"):
+        certification.dual_radius(np.array(probability), MEASURE)
+
+
 def half_space(pixels, distance):
     """Class 1 with probability Phi(distance / sigma) at x = 0, by the pixels alone."""
     weights = np.asarray(pixels, np.float32) / np.sqrt(pixels.sum())

@@ -59,3 +59,9 @@ def test_bad_input_is_named(unchecked):
         certification.convolution_norm(np.zeros((3, 3), np.float32), 4)
     with pytest.raises(ValueError, match="image_size must be an integer of at least 1, got 0"):
         certification.convolution_norm(np.zeros((3, 3, 1, 1), np.float32), 0)
+
+
+@pytest.mark.parametrize("constants", [-1.0, float("nan")])
+def test_constants_that_bound_nothing_are_named(constants):
+    with pytest.raises(ValueError, match="constants must be at least 0, got"):
+        certification.lipschitz_radius(jnp.array([[1.0, 0.0]]), constants)

@@ -1,6 +1,7 @@
 """Certificates on disk: what is written is read, by however many processes; nothing damaged is believed."""
 
 import itertools
+import zlib
 
 import numpy as np
 import pytest
@@ -21,6 +22,13 @@ def write(folder, process, processes, lines):
     with _certificates.writer(folder, process, processes) as append:
         for line in lines:
             append([line])
+
+
+def test_lines_of_another_version_are_refused(folder):
+    content = "0,1,1,0.25,1,0.75,0.1"
+    (folder / "certificates.csv").write_text(f"head\n{content},{zlib.crc32(content.encode()):08x}\n")
+    with pytest.raises(ValueError, match="certificates.csv has lines of another version of this experiment"):
+        _certificates.read(folder)
 
 
 def test_what_is_written_is_read_bit_by_bit(folder):

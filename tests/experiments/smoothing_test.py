@@ -124,12 +124,22 @@ def test_training_for_smoothing_runs(tmp_path):
     assert smoothing.run(config)["num_images"] == 2
 
 
+def test_the_table_of_draws_that_can_certify_nothing_has_no_radii():
+    config = smoothing.Config(num_estimation=5)
+    assert smoothing.default_radii(config, config.measure(1)) == ()
+    summary = {"num_images": 1, "norm": "l2", "standard_accuracy": 1.0, "radii": [], "certified_accuracy": []}
+    summary |= {"average_certified_radius": 0.0, "abstained": 1.0, "samples_per_image": 105, "samples_per_second": 1}
+    names = [name for name, _ in smoothing.rows_of(summary)]
+    assert names[:3] == ["images", "standard accuracy", "average certified radius (ACR)"]
+
+
 def test_the_same_run_again_reuses_what_is_there(finished, capfd):
     config, summary = finished
     before = (config.folder() / "certificates.csv").read_bytes()
     again = smoothing.run(config)
     assert (config.folder() / "certificates.csv").read_bytes() == before
-    of_this_call = {"training": None, "seconds": None}
+    # Where another test of this worker has certified an image again, its seconds are others too.
+    of_this_call = dict.fromkeys(("training", "seconds", "seconds_per_image", "samples_per_second"))
     assert again | of_this_call == summary | of_this_call
     assert "Re-using the finished training of 20 steps" in capfd.readouterr().out
 
