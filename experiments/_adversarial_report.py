@@ -153,7 +153,9 @@ def report(
         f"{count:,} images: two standard errors of an accuracy are at most {1 / np.sqrt(count):.3f}. "
         "Queries: steps, or for Square points, that may be spent on an image. Seconds: of all radii, with compilation."
     ]
-    if certificate is not None:
+    if config.certify_intervals:
+        notes.append("Certified: verified by interval bounds, of the network itself, at each of these radii.")
+    if config.smoothed:
         abstained = max(row["abstained"] for row in rows)
         notes.append(
             f"Smoothed with sigma {config.sigma:g}: answers are of {NUM_PREDICTION:,} draws; to abstain, at most "

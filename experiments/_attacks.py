@@ -16,7 +16,9 @@ from robustjax import attacks, data, losses
 
 NORMS = ("linf", "l2", "l1")
 ADVERSARIAL = ("pgd", "trades", "mart", "awp", "logit_pairing")
-TRAINING = ("standard", *ADVERSARIAL, "entropy", "gaussian")
+WITHIN = (*ADVERSARIAL, "intervals")
+"""Trainings for a ball."""
+TRAINING = ("standard", *WITHIN, "entropy", "gaussian")
 DEFAULT = ("fgsm", "pgd_20", "pgd_40", "autoattack")
 DEFAULT_SMOOTHED = ("fgsm", "pgd_20")
 
@@ -183,8 +185,8 @@ def print_list(console: Console) -> None:
     console.print(table)
 
 
-def objective_of(config: Any, *, augment: bool) -> losses.Objective:
-    """What ``config.training`` minimises."""
+def objective_of(config: Any, *, augment: bool, num_steps: int) -> losses.Objective:
+    """What ``config.training`` minimises, in so many steps."""
     images = _classifier.augmentation() if augment else None
     if config.training == "standard":
         return losses.standard(augment=images)
@@ -193,6 +195,11 @@ def objective_of(config: Any, *, augment: bool) -> losses.Objective:
     if config.training == "entropy":
         return losses.entropy_regularization(augment=images)
     (epsilon,) = epsilons_of(config.train_epsilon)
+    if config.training == "intervals":  # the schedule of the paper on MNIST: of 60,000 steps 2,000 and 10,000
+        begin, steps = num_steps // 30, num_steps // 6
+        ball = losses.ramp(end=epsilon, begin=begin, steps=steps)
+        share = losses.ramp(start=1.0, end=0.5, begin=begin, steps=steps)
+        return losses.scheduled(losses.interval_training(epsilon=epsilon, augment=images), epsilon=ball, kappa=share)
     attack = attacks.pgd(epsilon=epsilon, norm=config.train_norm, steps=config.train_steps, keep="last")
     beside = dataclasses.replace(attack, random_start=0.001)  # where the papers of TRADES and MART start
     if config.training == "trades":

@@ -136,6 +136,11 @@ def restored(
     return Classifier(functional, _runtime.on_mesh(state, mesh), mesh)
 
 
+def num_steps(recipe: training.Recipe, num_epochs: int | None, size: int) -> int:
+    """Steps of a training on so many images, for None in as many epochs as the recipe says."""
+    return size // min(recipe.batch_size, size) * (recipe.num_epochs if num_epochs is None else num_epochs)
+
+
 def train(
     folder: epath.Path,
     functional: models.Functional,
@@ -165,13 +170,13 @@ def train(
     batch_size = min(recipe.batch_size, len(dataset))
     steps_per_epoch = len(dataset) // batch_size
     optimizer = recipe.optimizer(steps_per_epoch, num_epochs)
+    total = num_steps(recipe, num_epochs, len(dataset))
     if len(dataset) * math.prod(dataset.image_shape) <= CACHED_BYTES:
         dataset = dataset.cached()
     batches = data.batches(dataset, batch_size, seed=seed)
     if outliers is not None:
         outlier_batches = data.batches(outliers.cached(), min(batch_size, len(outliers)), seed=seed)
         batches = data.with_outliers(batches, outlier_batches)
-    num_steps = steps_per_epoch * num_epochs
     with _runtime.deferred_sigterm() as stop:
         result = training.fit(
             functional.apply,
@@ -179,12 +184,12 @@ def train(
             batches,
             objective=objective,
             optimizer=optimizer,
-            num_steps=num_steps,
+            num_steps=total,
             folder=folder,
             checkpoint_every=max(100, 2 * steps_per_epoch),
             mesh=runtime.global_mesh(),
             stop=stop,
-            on_metrics=None if watch is None else functools.partial(watch, num_steps),
+            on_metrics=None if watch is None else functools.partial(watch, total),
             log=log,
         )
     last = {name: float(column[-1]) for name, column in result.history.items() if name != "step"}

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from experiments import _attacks, _classifier
-from experiments._target import ALPHA, Target
+from experiments._target import Target
 from robustjax import attacks, certification, losses
 
 STEPS = (1, 2, 5, 10, 20, 40)
@@ -133,9 +133,15 @@ def diagnosis(target: Target, key: jax.Array, told: Mapping[str, tuple[str, ...]
 
 
 def above_certified(
-    answers: Mapping[tuple[str, float, str], np.ndarray], certificate: certification.Certificate, label: np.ndarray
+    answers: Mapping[tuple[str, float, str], np.ndarray],
+    certificate: certification.Certificate,
+    label: np.ndarray,
+    chance: float,
 ) -> Finding:
-    """Whether no image is answered wrongly within the radius that is certified for it, nor too many left undecided."""
+    """Whether no image is answered wrongly within the radius that is certified for it, nor too many left undecided.
+
+    ``chance`` is the probability, for each image, that a certificate or an answer is wrong.
+    """
     certified, wrong, undecided = np.zeros((3, len(label)), bool)
     below = []
     for (norm, epsilon, name), answer in answers.items():
@@ -148,7 +154,7 @@ def above_certified(
     fooled, total = int(wrong.sum()), int(certified.sum())
     seen = f"of {total} certified images, {fooled} are fooled within their radius and {int(undecided.sum())} abstain"
     if fooled:
-        return Finding(False, f"Certificates do not hold: {seen}; chance allows {2 * ALPHA * total:.1f} to be fooled.")
+        return Finding(False, f"Certificates do not hold: {seen}; chance allows {chance * total:.1f} to be fooled.")
     if below:
         return Finding(False, f"Robust accuracy is below what is certified ({', '.join(below)}): {seen}.")
     return Finding(True, f"Robust accuracy is nowhere below what is certified: {seen}.")

@@ -1,15 +1,20 @@
-"""What the noise of a smoothed classifier is, and how its base classifier is trained for it."""
+"""What the noise of a smoothed classifier is, how its base classifier is trained for it, and how it is certified."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from experiments import _classifier
-from robustjax import certification, losses, perturbations
+from robustjax import certification, losses, models, perturbations
+from robustjax.typing import Outputs
 
 TRAINING: dict[str, Any] = {
     "gaussian": losses.gaussian_augmentation,
@@ -22,6 +27,8 @@ TRAINING: dict[str, Any] = {
 """By name: objectives with a ``sigma``."""
 SETTINGS = {"train_weight": "weight", "train_epsilon": "epsilon", "train_steps": "steps", "train_draws": "num_noise"}
 """Settings of the experiment, and of the objectives that have them."""
+WARMED_UP = {"smoothadv": ("epsilon", 1 / 9), "smoothmix": ("weight", 1 / 9), "macer": ("weight", 0.0)}
+"""What changes while a model is trained, and for which share of it by default: ten of the papers' 90 epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +79,87 @@ def objective_of(noise: str, sigma: float, training: str, *, augment: bool, **se
     if training == "smoothmix":  # the paper's on CIFAR-10, at each of its sigmas
         given["step_size"] = 2 * sigma
     return TRAINING[training](sigma=sigma, augment=images, **given)
+
+
+def warmed_up(training: str, objective: losses.Objective, share: float | None, num_steps: int) -> losses.Objective:
+    """The objective whose setting grows in this share of the steps, None for the usual, or, for macer, is 0 in them.
+
+    Raises:
+      ValueError: this training has no such setting, or a share outside [0, 1).
+    """
+    if share is not None and not 0 <= share < 1:
+        raise ValueError(f"train_warmup must lie in [0, 1), got {share}.")
+    if training not in WARMED_UP:
+        if share is not None:
+            raise ValueError(f"train_warmup is no setting of {training} training, got {share}.")
+        return objective
+    name, usual = WARMED_UP[training]
+    steps = round((usual if share is None else share) * num_steps)
+    if not steps:
+        return objective
+    begin, steps = (steps, 0) if training == "macer" else (0, steps)
+    return losses.scheduled(objective, **{name: losses.ramp(end=getattr(objective, name), begin=begin, steps=steps)})
+
+
+def halves_of(functional: models.Functional) -> tuple[models.Functional, ...]:
+    """The model of each half of a checkerboard: as it is, with 0 at the pixels of the other."""
+    return tuple(
+        functional._replace(apply=_of_half(functional.apply, i), outputs=_of_half(functional.outputs, i))
+        for i in (0, 1)
+    )
+
+
+@functools.cache  # one function for each half of an architecture, so that compiled programs are shared
+def _of_half(function: Callable, half: int) -> Callable:
+    def of_half(state, x, **kwargs):
+        pixels = certification.checkerboard(*x.shape[1:3]) == (half == 0)
+        return function(state, jnp.where(pixels[None, :, :, None], x, 0), **kwargs)
+
+    return of_half
+
+
+def joined(classifiers: tuple[_classifier.Classifier, ...]) -> _classifier.Classifier:
+    """The classifier that adds the probabilities of several."""
+    functions = tuple(classifier.functional.outputs for classifier in classifiers)
+
+    def outputs(states, x):
+        found = [function(state, x) for function, state in zip(functions, states, strict=True)]
+        log_p = jnp.stack([jax.nn.log_softmax(each.logits) for each in found])
+        return Outputs(jax.nn.logsumexp(log_p, axis=0), jnp.concatenate([each.features for each in found], -1))
+
+    functional: Any = classifiers[0].functional._replace(outputs=outputs)
+    states: Any = tuple(classifier.state for classifier in classifiers)
+    return _classifier.Classifier(functional, states, classifiers[0].mesh)
+
+
+Procedure = Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+"""``(keys, x, warm_up=False) -> label, radius, probability, draws`` of each image; to warm up takes few draws."""
+
+
+def procedure_of(
+    config: Any, classifiers: tuple[_classifier.Classifier, ...], measure: certification.Measure
+) -> Procedure:
+    """How the images are certified, by the settings of the experiment."""
+    logits_fns: Any = tuple(classifier.logits_fn() for classifier in classifiers)
+    common: Any = {"measure": measure, "alpha": config.alpha, "batch_size": config.batch_size}
+
+    def sequential(keys, x, warm_up=False):
+        found = certification.certify_sequential(
+            keys, logits_fns[0], x, num_selection=config.num_selection, max_samples=config.num_estimation,
+            target_radius=config.target_radius, **common,
+        )  # fmt: skip
+        return found.label, found.radius, found.probability, found.num_samples
+
+    def fixed(keys, x, warm_up=False):
+        selection, estimation = (1, 100) if warm_up else (config.num_selection, config.num_estimation)
+        found = certification.certify(
+            keys, logits_fns[0], x, num_selection=selection, num_estimation=estimation, **common
+        )
+        return found.label, found.radius, found.probability, np.full(len(x), selection + estimation)
+
+    def dual(keys, x, warm_up=False):
+        selection, estimation = (1, 50) if warm_up else (config.num_selection // 2, config.num_estimation // 2)
+        found = certification.dual(keys, logits_fns, x, num_selection=selection, num_estimation=estimation, **common)
+        return found.label, found.radius, found.probability.min(-1), np.full(len(x), 2 * (selection + estimation))
+
+    return dual if config.dual else sequential if config.is_sequential() else fixed

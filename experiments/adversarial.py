@@ -8,6 +8,7 @@ there yet, and reports what it was asked for.
     python -m experiments.adversarial --training trades --norms l2 --epsilons 0.25,0.5,1
     python -m experiments.adversarial --dataset cifar10 --data-dir DIR --model resnet20 --epsilons 2/255,8/255
     python -m experiments.adversarial --checkpoint results/smoothing/digits-cnn-0.5 --smoothed --sigma 0.5
+    python -m experiments.adversarial --training intervals --certify-intervals
     python -m experiments.adversarial --list
 """
 
@@ -76,6 +77,8 @@ class Config:
     """Standard deviation of the noise where smoothed, and of gaussian training."""
     samples: int = 16
     """Noisy copies behind each gradient where smoothed."""
+    certify_intervals: bool = False
+    """Verify by interval bounds too, within linf; they say little but of --training intervals."""
     seed: int = 0
     """Of initialisation, order of batches, training and attacks."""
     results_dir: str = "results"
@@ -88,7 +91,11 @@ class Config:
     """Print every attack with its reference, and do nothing else."""
 
 
-SAME = ("results_dir", "name", "overwrite", "data_dir", "norms", "epsilons", "attacks", "batch_size", "list")
+SAME = (
+    "results_dir", "name", "overwrite", "data_dir", "norms", "epsilons", "attacks", "batch_size", "list",
+    "certify_intervals",
+)  # fmt: skip
+INTERVAL_BATCH = 250
 
 
 def resolved(config: Config) -> Config:
@@ -108,6 +115,9 @@ def resolved(config: Config) -> Config:
         raise ValueError(f"norms must name each of {', '.join(_attacks.NORMS)} at most once, got {norms}.")
     if config.smoothed and norms != ("l2",):
         raise ValueError(f"norms must be l2 for a model smoothed with Gaussian noise, got {', '.join(norms)}.")
+    if config.certify_intervals and (config.smoothed or norms != ("linf",)):
+        what = "a smoothed model" if config.smoothed else ", ".join(norms)
+        raise ValueError(f"certify_intervals must be for linf and a model as it is, got {what}.")
     trained = config.training or ("gaussian" if config.smoothed else "pgd")
     if trained not in _attacks.TRAINING:
         raise ValueError(f"training must be one of {', '.join(_attacks.TRAINING)}, got {trained!r}.")
@@ -119,8 +129,10 @@ def resolved(config: Config) -> Config:
         num_epochs=config.num_epochs or (25 if adversarial and config.dataset == "digits" else None),
         num_images=config.num_images or (64 if config.dataset == "digits" else None),
     )
-    if adversarial:
+    if trained in _attacks.WITHIN and config.checkpoint is None:
         norm = config.train_norm or norms[0]
+        if trained == "intervals" and norm != "linf":
+            raise ValueError(f"train_norm must be linf for intervals training, got {norm}.")
         epsilon = _attacks.default("train_epsilon", config.train_epsilon, config.dataset, norm)
         config = dataclasses.replace(config, train_norm=norm, train_epsilon=epsilon)
     _attacks.names_of(config.attacks, norms, smoothed=config.smoothed)
@@ -141,7 +153,7 @@ def folder_of(config: Config) -> epath.Path:
     parts = [config.dataset.replace("/", "-").replace(":", "-"), config.model]
     if config.checkpoint is not None:
         parts.append(f"of-{epath.Path(config.checkpoint).resolve().name}")
-    elif config.training in _attacks.ADVERSARIAL:
+    elif config.training in _attacks.WITHIN:
         parts.append(f"{config.training}-{config.train_norm}-{config.train_epsilon}".replace("/", "_"))
     else:
         parts.append(f"gaussian-{config.sigma:g}" if config.training == "gaussian" else str(config.training))
@@ -225,6 +237,16 @@ def certificate_of(
     return certification.Certificate(**_run.read_arrays(path))
 
 
+def verified_of(config: Config, target: Target) -> certification.Certificate:
+    """What interval bounds show: as radius the largest of those asked in which the class of an image is verified."""
+    logits_fn, image = target.classifier.logits_fn(), target.image
+    radius, label = np.zeros(len(image)), np.zeros(len(image), np.int32)
+    for epsilon in epsilons_of(config)["linf"]:
+        found = certification.certify_intervals(logits_fn, image, epsilon=epsilon, batch_size=INTERVAL_BATCH)
+        radius, label = np.where(found.verified, epsilon, radius), np.asarray(found.label)
+    return certification.Certificate(label, radius, np.where(radius > 0, 1.0, 0.0), np.zeros(len(image), bool))
+
+
 def check(
     config: Config,
     target: Target,
@@ -240,8 +262,10 @@ def check(
         correct |= {(norm, epsilon, f"{name}: {part}"): arrays["part_correct"][i] for i, part in enumerate(parts)}
     findings = [_sanity.whole_box(target, jax.random.fold_in(key, 0))]
     if certificate is not None:
-        answers = {place: arrays["answer"] for place, arrays in found.items()}
-        return [*findings, _sanity.above_certified(answers, certificate, target.label)]
+        answers, chance = {place: arrays["answer"] for place, arrays in found.items()}, 2 * ALPHA * config.smoothed
+        findings.append(_sanity.above_certified(answers, certificate, target.label, chance))
+    if config.smoothed:
+        return findings
     told = {
         f"AutoAttack at {norm} {_attacks.text_of(epsilon)}": tuple(arrays["warnings"].tolist())
         for (norm, epsilon, _), arrays in found.items()
@@ -265,6 +289,7 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
     folder = folder_of(config)
     train, test = _attacks.parts_of(config)
     recipe = _classifier.recipe_of(config.dataset, config.recipe)
+    num_steps = _classifier.num_steps(recipe, config.num_epochs, len(train))
     train_key, attack_key, check_key, certify_key = jax.random.split(jax.random.key(config.seed), 4)
     model_key, train_key = jax.random.split(train_key)
     functional = _classifier.build(config.model, train, dtype="float32", key=model_key)
@@ -278,7 +303,7 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
                 functional,
                 train,
                 key=train_key,
-                objective=_attacks.objective_of(config, augment=recipe.augment),
+                objective=_attacks.objective_of(config, augment=recipe.augment, num_steps=num_steps),
                 recipe=recipe,
                 num_epochs=config.num_epochs,
                 seed=config.seed,
@@ -300,7 +325,8 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
         steps, certificate = {}, certificate_of(config, target, measure, certify_key)
     else:
         found = attack(config, target, attack_key, console)
-        steps, certificate = steps_of(config, target, check_key), None
+        steps = steps_of(config, target, check_key)
+        certificate = verified_of(config, target) if config.certify_intervals else None
     findings = check(config, target, found, steps, certificate, check_key)
     return _adversarial_report.report(config, folder, target, found, steps, certificate, findings, stopwatch, console)
 

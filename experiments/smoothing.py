@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import time
 from typing import Literal
@@ -23,10 +22,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
-from rich.table import Table
 
-from experiments import _certificates, _classifier, _run, _runtime, _smoothed
-from robustjax import certification, data, losses, metrics, plotting
+from experiments import _certificates, _classifier, _run, _runtime, _smoothed, _smoothing_report
+from robustjax import certification, data, losses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,8 @@ class Config:
     """Images to train on, in TFDS syntax. To choose settings: 'train[:90%]' here and 'train[90%:]' to certify."""
     test_split: str | None = None
     """Images to certify, in TFDS syntax; None: the data set's test split."""
+    image_size: int | None = None
+    """Resize images to so many pixels a side; None: as they are."""
     model: str = "cnn"
     """mlp, lenet, cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -63,8 +63,12 @@ class Config:
     """Steps of the attack in smoothadv and smoothmix training."""
     train_draws: int | None = None
     """Noisy copies of each image in a step of training."""
+    train_warmup: float | None = None
+    """Share of training in which the epsilon of smoothadv or the weight of smoothmix grows, or macer's weight is 0."""
     grid: int | None = None
     """Round noisy copies to so many steps to a grey level (1/255), such as 16; None: plain float32 addition."""
+    dual: bool = False
+    """Smooth and classify two halves of the pixels, a checkerboard, by themselves; they share the draws of an image."""
     checkpoint: str | None = None
     """Run folder of another experiment on the same data set, whose model is certified in place of a new one."""
     recipe: str | None = None
@@ -104,11 +108,12 @@ class Config:
         """The smoothing measure of images with so many numbers."""
         return _smoothed.measure_of(self.noise, self.sigma, self.grid, self.norm, dimension)
 
-    def objective(self, *, augment: bool) -> losses.Objective:
-        """What the base classifier is trained with."""
+    def objective(self, *, augment: bool, num_steps: int) -> losses.Objective:
+        """What the base classifier is trained with, in so many steps."""
         sigma = self.sigma if self.train_sigma is None else self.train_sigma
         settings = {name: getattr(self, name) for name in _smoothed.SETTINGS}
-        return _smoothed.objective_of(self.noise, sigma, self.training, augment=augment, **settings)
+        objective = _smoothed.objective_of(self.noise, sigma, self.training, augment=augment, **settings)
+        return _smoothed.warmed_up(self.training, objective, self.train_warmup, num_steps)
 
     def is_sequential(self) -> bool:
         """Whether draws stop when the answer is known."""
@@ -122,7 +127,8 @@ class Config:
         of = "" if self.checkpoint is None else f"-of-{epath.Path(self.checkpoint).resolve().name}"
         noise = ("" if self.noise == "gaussian" else f"-{self.noise}") + ("" if self.norm is None else f"-{self.norm}")
         target = "" if self.target_radius is None else f"-at-{self.target_radius:g}"
-        asked = target or ("-sequential" if self.sequential else "")
+        asked = target or ("-sequential" if self.sequential else "-dual" if self.dual else "")
+        dataset += "" if self.image_size is None else f"-{self.image_size}px"
         name = self.name if self.name is not None else f"{dataset}-{self.model}-{self.sigma:g}{noise}{train}{of}{asked}"
         return epath.Path(self.results_dir) / "smoothing" / name
 
@@ -134,7 +140,7 @@ SAME = ("results_dir", "name", "overwrite", "data_dir", "radii")
 def certify_images(
     config: Config,
     key: jax.Array,
-    classifier: _classifier.Classifier,
+    certify: _smoothed.Procedure,
     measure: certification.Measure,
     test: data.Dataset,
     ids: np.ndarray,
@@ -163,21 +169,6 @@ def certify_images(
         log(f"Resuming after {len(done)} of {len(ids)} certificates in {folder / 'certificates.csv'}.")
     left = np.setdiff1d(ids, done)[process::processes]
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    certify = functools.partial(
-        certification.certify_sequential if config.is_sequential() else certification.certify,
-        logits_fn=classifier.logits_fn(),
-        measure=measure,
-        alpha=config.alpha,
-        batch_size=config.batch_size,
-    )
-    few = {"num_selection": 1, "num_estimation": 100}
-    all_ = {"num_selection": config.num_selection, "num_estimation": config.num_estimation}
-    if config.is_sequential():
-        few = all_ = {
-            "num_selection": config.num_selection,
-            "max_samples": config.num_estimation,
-            "target_radius": config.target_radius,
-        }
     radius_told = float(measure.radius(0.8413447460685429))  # of a Gaussian: sigma
     radius_told = round(radius_told, 9) if config.target_radius is None else config.target_radius
     certified = int(((certificate.label == labels) & (certificate.radius >= radius_told)).sum())
@@ -190,11 +181,10 @@ def certify_images(
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.resize(group, size))
             x = jax.device_put(image, sharding)
             if not compiled:  # so that the seconds below are those of sampling
-                certify(keys, x=x, **few)
+                certify(keys, x, warm_up=True)
                 compiled = True
             started = time.perf_counter()
-            predicted, radius, probability, _, *samples = certify(keys, x=x, **all_)
-            samples = samples[0] if samples else np.full(size, config.num_selection + config.num_estimation)
+            predicted, radius, probability, samples = certify(keys, x)
             seconds = (time.perf_counter() - started) / len(group)
             rows = list(zip(group, label, zip(predicted, radius, probability, samples)))
             write([_certificates.line_of(*row, seconds) for row in rows])
@@ -213,107 +203,19 @@ def certify_images(
         _certificates.merge(folder, log)
 
 
-def summarize(
-    config: Config,
-    measure: certification.Measure,
-    standard_accuracy: float,
-    training: dict[str, float],
-    stopwatch: _runtime.Stopwatch,
-) -> dict:
-    """Computes the numbers of the table from the certificates on disk."""
-    _, labels, certificate, num_samples, seconds = _certificates.read(config.folder())
-    radii = config.radii or default_radii(config, measure)
-    acr = metrics.average_certified_radius(certificate, labels)
-    return {
-        "num_images": len(labels),
-        "norm": measure.norm,
-        "standard_accuracy": standard_accuracy,
-        "radii": list(radii),
-        "certified_accuracy": metrics.certified_accuracy(certificate, labels, radii).tolist(),
-        "average_certified_radius": acr if config.target_radius is None else None,
-        "abstained": float(certificate.abstained.mean()),
-        "samples_per_image": float(num_samples.mean()),
-        "samples_per_second": float(num_samples.sum()) / max(float(seconds.sum()), 1e-9),
-        "seconds_per_image": float(seconds.mean()),
-        "training": training,
-        "seconds": stopwatch.seconds(),
-        "machine": _runtime.machine(),
-        "jax": jax.__version__,
-    }
-
-
-def default_radii(config: Config, measure: certification.Measure) -> tuple[float, ...]:
-    """The target; or multiples of a round number, 0.25 where that suits, up to what these draws can certify."""
-    if config.target_radius is not None:
-        return (config.target_radius,)
-    n = config.num_estimation
-    bound = certification.binomial_lower_bound(n, n, config.alpha)
-    largest = float(measure.radius(bound))
-    steps = [0.25, 0.5] if largest > 0.5 else [a * 10.0**b for b in range(-6, 0) for a in (1, 2, 5)]
-    step = next((step for step in steps if largest <= 6 * step), steps[-1])
-    return tuple((step * np.arange(math.ceil(largest / step))).tolist())
-
-
-def rows_of(summary: dict) -> list[tuple[str, str]]:
-    """The table of a run as pairs of texts."""
-    certified = zip(summary["radii"], summary["certified_accuracy"], strict=True)
-    acr = summary["average_certified_radius"]
-    form = "g" if 0 < max(summary["radii"], default=0) < 0.25 else ".2f"
-    return [
-        ("images", f"{summary['num_images']:,}"),
-        ("standard accuracy", f"{summary['standard_accuracy']:.3f}"),
-        *(
-            (f"certified accuracy at {summary['norm']} radius {r:{form}}", f"{accuracy:.3f}")
-            for r, accuracy in certified
-        ),
-        *([] if acr is None else [("average certified radius (ACR)", f"{acr:{'.3f' if acr >= 0.1 else '.3g'}}")]),
-        ("abstained", f"{summary['abstained']:.3f}"),
-        ("samples per image", f"{summary['samples_per_image']:,.0f}"),
-        ("samples per second", f"{summary['samples_per_second']:,.0f}"),
-    ]
-
-
-def curve_of(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Radii and marks for ``plotting.certified_accuracy_curve``."""
-    _, labels, certificate, *_ = _certificates.read(folder)
-    return certificate.radius, (certificate.label == labels) & ~certificate.abstained
-
-
-def report(config: Config, summary: dict, stopwatch: _runtime.Stopwatch, console: Console) -> None:
-    """Prints the table; writes metrics.json, report.md and the figure."""
-    folder = config.folder()
-    norm, noise = summary["norm"], "" if config.noise == "gaussian" else f"{config.noise} "
-    title = f"{config.dataset} {config.model}, {noise}sigma {config.sigma:g} ({norm}, [0, 1] pixels)"
-    table = Table("", "value", title=title)
-    table.columns[1].justify = "right"
-    for row in rows_of(summary):
-        table.add_row(*row)
-    console.print(table)
-    console.print(f"Run folder: {folder}", soft_wrap=True)
-    lines = [f"| {name} | {value} |" for name, value in rows_of(summary)]
-    settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
-    text = [
-        f"# {title}",
-        "",
-        f"Each certificate is wrong with probability at most {config.alpha:g}, image by image; radii in {norm} norm.",
-        "",
-        *("| | value |", "|---|---|", *lines),
-        "",
-        "![certified accuracy](figures/certified_accuracy.png)",
-        "",
-        stopwatch.told(),
-        "",
-        *("| setting | value |", "|---|---|", *settings),
-    ]
-    figure = plotting.certified_accuracy_curve({f"sigma {config.sigma:g}": curve_of(folder)}, title=title, norm=norm)
-    _run.write_whole(folder / "figures" / "certified_accuracy.png", _run.png_of(figure))
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
-    _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
-
-
 def check(config: Config) -> None:
     """Raises ValueError for a setting that is out of its range, before anything is written."""
-    for name in ("num_selection", "num_estimation", "skip", "num_images", "num_epochs", "batch_size", "grid"):
+    positive = (
+        "num_selection",
+        "num_estimation",
+        "skip",
+        "num_images",
+        "num_epochs",
+        "batch_size",
+        "grid",
+        "image_size",
+    )
+    for name in positive:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
@@ -324,7 +226,24 @@ def check(config: Config) -> None:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {config.alpha}.")
     if config.train_sigma is not None and not 0 <= config.train_sigma < float("inf"):
         raise ValueError(f"train_sigma must be 0 or positive and finite, got {config.train_sigma}.")
-    config.objective(augment=False)
+    config.objective(augment=False, num_steps=1)
+    if config.dual:
+        alone = {
+            "noise": "gaussian",
+            "norm": None,
+            "grid": None,
+            "checkpoint": None,
+            "sequential": False,
+            "target_radius": None,
+        }
+        for name, value in alone.items():
+            if getattr(config, name) != value:
+                raise ValueError(f"{name} must be {value} with dual, got {getattr(config, name)}.")
+        for name in ("num_selection", "num_estimation"):
+            if getattr(config, name) < 2:
+                raise ValueError(
+                    f"{name} must be at least 2 with dual, one for each half, got {getattr(config, name)}."
+                )
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {config.seed}.")
     if not all(radius >= 0 for radius in config.radii):
@@ -354,35 +273,49 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
     recipe = _classifier.recipe_of(config.dataset, config.recipe, config.learning_rate)
     ids = np.arange(0, len(test), config.skip)[: config.num_images]
     model_key, train_key, certify_key = jax.random.split(jax.random.key(config.seed), 3)
+    if config.image_size is not None:
+        shape = (config.image_size, config.image_size, train.image_shape[-1])
+        train, test = data.match_images(train, shape), data.match_images(test, shape)
+    num_steps = _classifier.num_steps(recipe, config.num_epochs, len(train))
     functional = _classifier.build(config.model, train, dtype=config.dtype, key=model_key)
     folder = config.folder()
+    log = lambda message: console.print(message, soft_wrap=True)
     restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console, runtime)
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     measure = config.measure(math.prod(train.image_shape))
+    parts = {"checkpoints": functional}
+    if config.dual:
+        parts = dict(zip(("checkpoints-0", "checkpoints-1"), _smoothed.halves_of(functional), strict=True))
     with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         if restored:
-            classifier, trained = restored, {}
+            classifiers, trained = (restored,), {}
         else:
-            classifier, trained = _classifier.train(
-                folder / "checkpoints",
-                functional,
-                train,
-                key=train_key,
-                objective=config.objective(augment=recipe.augment),
-                recipe=recipe,
-                num_epochs=config.num_epochs,
-                seed=config.seed,
-                runtime=runtime,
-                log=lambda message: console.print(message, soft_wrap=True),
-                watch=functools.partial(watch, "training"),
-            )
+            found = [
+                _classifier.train(
+                    folder / name,
+                    part,
+                    train,
+                    key=jax.random.fold_in(train_key, i) if i else train_key,
+                    objective=config.objective(augment=recipe.augment, num_steps=num_steps),
+                    recipe=recipe,
+                    num_epochs=config.num_epochs,
+                    seed=config.seed,
+                    runtime=runtime,
+                    log=log,
+                    watch=functools.partial(watch, "training"),
+                )
+                for i, (name, part) in enumerate(parts.items())
+            ]
+            classifiers, trained = tuple(classifier for classifier, _ in found), found[-1][1]
+        certify = _smoothed.procedure_of(config, classifiers, measure)
         certify_images(
-            config, certify_key, classifier, measure, test, ids, mesh=runtime.local_mesh(), console=console, watch=watch
+            config, certify_key, certify, measure, test, ids, mesh=runtime.local_mesh(), console=console, watch=watch
         )
     if jax.process_index() != 0:
         return {}
-    summary = summarize(config, measure, classifier.accuracy(test, ids), trained, stopwatch)
-    report(config, summary, stopwatch, console)
+    classifier = _smoothed.joined(classifiers) if config.dual else classifiers[0]
+    summary = _smoothing_report.summarize(config, measure, classifier.accuracy(test, ids), trained, stopwatch)
+    _smoothing_report.report(config, summary, stopwatch, console)
     return summary
 
 

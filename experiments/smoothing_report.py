@@ -14,7 +14,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _certificates, _run, smoothing
+from experiments import _certificates, _run, _smoothing_report
 from robustjax import metrics, plotting
 
 
@@ -50,7 +50,7 @@ def run(config: Config) -> None:
         name = folder.resolve().name
         table.add_row(name, acr, *(f"{value:.2f}".removeprefix("0") for value in accuracy))
         label = f"{name} (sigma {settings['sigma']:g}, ACR {acr})"
-        curves[label if label not in curves else str(folder)] = smoothing.curve_of(folder)
+        curves[label if label not in curves else str(folder)] = _smoothing_report.curve_of(folder)
     if len(set(norms)) > 1:
         raise ValueError(f"runs must have radii in one norm, got {', '.join(norms)}.")
     table.title = f"Certified accuracy at {norms[0]} radius"

@@ -130,10 +130,42 @@ def loss_over_steps(
             raise ValueError(f"curves[{name!r}] must have steps of at least 1, got {steps}.")
         axes.plot(steps, loss, marker=".", color=_COLOURS[i % len(_COLOURS)], linestyle=_dash(i), label=name)
         ticks |= set(steps.tolist())
-    axes.set(xlabel="steps", ylabel=label, xscale="log")
-    axes.set_ylim(bottom=0)
+    axes.set(xlabel="steps", ylabel=label, xscale="log", ylim=(0, None))
     axes.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
     axes.set_xticks([], minor=True)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    return figure
+
+
+def spread_curve(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    references: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    labels: tuple[str, str],
+    title: str | None = None,
+) -> Figure:
+    """Draws the mean over runs against a quantity, and from the least to the largest run as a band.
+
+    Args:
+      curves: for each legend entry ``(x, values)``, ``(n,)`` and ``(n, runs)``; x positive, on a logarithmic axis.
+      references: lines to compare with, ``(x, y)``, both ``(n,)``, dotted in the colours of the curves.
+      labels: of the two axes.
+      title: above the axes, or None.
+
+    Returns:
+      A matplotlib ``Figure``.
+
+    Raises:
+      ValueError: for no curve, or x and values of different or no length.
+    """
+    figure, axes = _axes(curves, (6.0, 3.4), title)
+    for i, (name, (x, values)) in enumerate(curves.items()):
+        pair = _pair(f"curves[{name!r}]", x, np.mean(values, 1))
+        (line,) = axes.plot(*pair, marker=".", color=_COLOURS[i % len(_COLOURS)], label=name)
+        axes.fill_between(x, np.min(values, 1), np.max(values, 1), color=line.get_color(), alpha=0.2, linewidth=0)
+    for i, (name, (x, y)) in enumerate(references.items()):
+        axes.plot(*_pair(f"references[{name!r}]", x, y), color=_COLOURS[i % len(_COLOURS)], linestyle=":", label=name)
+    axes.set(xlabel=labels[0], ylabel=labels[1], xscale="log", ylim=(0, None))
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure
 

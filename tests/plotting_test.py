@@ -50,6 +50,15 @@ def test_bad_curves_of_attacks_are_named(draw, curves, message):
         draw(curves)
 
 
+def test_spread_is_from_the_least_to_the_largest_run():
+    curves = {"plain": ([64, 256], [[0.4, 0.6], [0.2, 0.3]])}
+    axes = plotting.spread_curve(curves, {"rate": ([64, 256], [0.5, 0.25])}, labels=("d", "ACR")).axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[64, 0.5], [256, 0.25]])
+    np.testing.assert_allclose(axes.lines[1].get_xydata(), [[64, 0.5], [256, 0.25]])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(point) for point in band.round(6).tolist()} == {(64, 0.4), (64, 0.6), (256, 0.2), (256, 0.3)}
+
+
 def test_grid_shows_the_images_as_they_are():
     images = np.random.default_rng(0).uniform(-0.5, 1.5, (5, 8, 8, 1)).astype(np.float32)
     figure = plotting.image_grid(images, titles=list("abcde"), columns=3)

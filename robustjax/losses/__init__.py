@@ -43,6 +43,10 @@ from robustjax.losses._outliers import EnergyBounded as EnergyBounded
 from robustjax.losses._outliers import OutlierExposure as OutlierExposure
 from robustjax.losses._outliers import energy_bounded as energy_bounded
 from robustjax.losses._outliers import outlier_exposure as outlier_exposure
+from robustjax.losses._scheduled import Ramp as Ramp
+from robustjax.losses._scheduled import Scheduled as Scheduled
+from robustjax.losses._scheduled import ramp as ramp
+from robustjax.losses._scheduled import scheduled as scheduled
 from robustjax.losses._smoothing import MACER as MACER
 from robustjax.losses._smoothing import Consistency as Consistency
 from robustjax.losses._smoothing import SmoothAdv as SmoothAdv

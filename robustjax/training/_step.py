@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from robustjax import _validate
-from robustjax.losses import Objective
+from robustjax.losses import Objective, Scheduled
 from robustjax.typing import Apply, Batch, ModelState
 
 
@@ -64,7 +64,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
     arguments give the same step, hence one trace.
 
     Args:
-      objective: from :mod:`robustjax.losses`.
+      objective: from :mod:`robustjax.losses`; one with schedules is asked for its settings at each step.
       optimizer: Optax gradient transformation, the one that :func:`init` was given.
 
     Returns:
@@ -76,7 +76,8 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
     def step(apply: Apply, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
         params = state.model.params
-        loss = lambda params: objective(key, apply, state.model._replace(params=params), batch)
+        now = objective.at(state.step) if isinstance(objective, Scheduled) else objective
+        loss = lambda params: now(key, apply, state.model._replace(params=params), batch)
         gradients, aux = jax.grad(loss, has_aux=True)(params)
         with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to its integer count
             updates, opt_state = optimizer.update(gradients, state.opt_state, params)

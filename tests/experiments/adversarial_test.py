@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -236,11 +237,31 @@ def test_objectives_are_those_of_the_papers():
         "mart": losses.mart(attack=beside, beta=6.0),
         "awp": losses.awp(objective=losses.adversarial_training(attack=attack)),
         "logit_pairing": losses.logit_pairing(attack=attack),
+        "intervals": losses.scheduled(
+            losses.interval_training(epsilon=0.15),
+            epsilon=losses.ramp(end=0.15, begin=2, steps=10),
+            kappa=losses.ramp(start=1.0, end=0.5, begin=2, steps=10),
+        ),
     }
     assert set(wanted) == set(_attacks.TRAINING)
     for training, objective in wanted.items():
         config = adversarial.resolved(adversarial.Config(training=training))
-        assert _attacks.objective_of(config, augment=False) == objective
+        assert _attacks.objective_of(config, augment=False, num_steps=60) == objective
+
+
+def test_what_intervals_verify_is_certified_and_no_attack_breaks_it(tmp_path, capfd):
+    config = adversarial.Config(
+        model="mlp", training="intervals", train_epsilon="0.05", num_epochs=20, num_images=40, epsilons="0.02,0.05,0.5",
+        attacks="fgsm,pgd_20", certify_intervals=True, results_dir=str(tmp_path),
+    )  # fmt: skip
+    rows = adversarial.run(config)
+    certified = {row["epsilon"]: row["certified_accuracy"] for row in rows}
+    assert certified[0.02] >= certified[0.05] > 0.2
+    assert certified[0.5] == 0
+    assert all(row["robust_accuracy"] >= row["certified_accuracy"] for row in rows)
+    shown = capfd.readouterr().out
+    assert "certified" in shown
+    assert re.search(r"of [1-9]\d* certified images, 0 are", " ".join(shown.split()))
 
 
 def test_every_attack_can_be_made():
@@ -268,6 +289,11 @@ def test_radii_are_numbers_or_fractions():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"certify_intervals": True, "norms": ("l2",)},
+            "certify_intervals must be for linf and a model as it is, got l2",
+        ),
+        ({"training": "intervals", "norms": ("l2",)}, "train_norm must be linf for intervals training, got l2"),
         ({"attacks": "pdg_20"}, r"attacks must be known names, got 'pdg_20'. Did you mean pgd_20"),
         ({"attacks": "fgsm,fgsm"}, "attacks must name each one once"),
         ({"attacks": "carlini_wagner"}, "must be defined for linf, got 'carlini_wagner', which is for l2"),

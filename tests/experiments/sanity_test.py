@@ -111,12 +111,12 @@ def test_what_is_certified_must_not_be_fooled():
         np.array([0, 1, 2, -1]), np.array([0.5, 0.2, 0.5, 0.0]), np.ones(4), label == 3
     )
     answers = {("l2", 0.3, "pgd_20"): np.array([0, 1, -1, 7]), ("l2", 1.0, "pgd_20"): np.array([7, 7, 7, 7])}
-    finding = _sanity.above_certified(answers, certificate, label)
+    finding = _sanity.above_certified(answers, certificate, label, 0.002)
     assert finding.word == "pass"
     assert finding.text.endswith("of 2 certified images, 0 are fooled within their radius and 1 abstain.")
-    finding = _sanity.above_certified({("l2", 0.3, "fgsm"): np.array([-1, 7, -1, 7])}, certificate, label)
+    finding = _sanity.above_certified({("l2", 0.3, "fgsm"): np.array([-1, 7, -1, 7])}, certificate, label, 0.002)
     assert finding.word == "WARNING"
     assert finding.text.startswith("Robust accuracy is below what is certified (fgsm at l2 0.3): of 2 certified")
-    finding = _sanity.above_certified({("l2", 0.3, "fgsm"): np.array([7, 1, 2, 3])}, certificate, label)
+    finding = _sanity.above_certified({("l2", 0.3, "fgsm"): np.array([7, 1, 2, 3])}, certificate, label, 0.002)
     assert finding.word == "WARNING"
     assert "of 2 certified images, 1 are fooled within their radius" in finding.text

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+from scipy import special
 
-from experiments import _certificates, _run, _smoothed, smoothing, smoothing_report
-from robustjax import certification, metrics
+from experiments import _certificates, _classifier, _run, _smoothed, _smoothing_report, smoothing, smoothing_report
+from robustjax import certification, data, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = {"num_epochs": 2, "num_images": 6, "skip": 50, "num_estimation": 300, "sigma": 0.3}
@@ -55,8 +57,6 @@ def test_the_numbers_are_those_of_the_certificates(finished):
     )
     assert summary["average_certified_radius"] == metrics.average_certified_radius(certificate, labels)
     assert summary["radii"] == [0.0, 0.25, 0.5]  # the largest that 300 draws certify is 0.3 * 2.0
-    from robustjax import data
-
     np.testing.assert_array_equal(labels, data.load("digits", "test")[ids].label)
 
 
@@ -112,7 +112,7 @@ def test_other_noise_certifies_in_its_norm_and_any_run_in_a_smaller_one(finished
 def test_every_training_has_its_settings(training, settings):
     config = smoothing.Config(**settings, sigma=0.25, training=training)
     assert config.folder().name == f"digits-cnn-0.25-{training}"
-    objective = config.objective(augment=False)
+    objective = config.objective(augment=False, num_steps=4)  # of which the usual warm-up, a ninth, is none
     assert type(objective) is _smoothed.TRAINING[training]
     assert objective.sigma == 0.25
     assert all(getattr(objective, _smoothed.SETTINGS[name]) == value for name, value in settings.items())
@@ -124,12 +124,60 @@ def test_training_for_smoothing_runs(tmp_path):
     assert smoothing.run(config)["num_images"] == 2
 
 
+@pytest.mark.parametrize(
+    ("training", "name", "at_start", "half_way"),
+    [("smoothadv", "epsilon", 0.0, 1.0), ("smoothmix", "weight", 0.0, 5.0), ("macer", "weight", 0.0, 12.0)],
+)
+def test_what_is_warmed_up_reaches_its_setting(training, name, at_start, half_way):
+    config = smoothing.Config(training=training, train_warmup=0.5)
+    objective = config.objective(augment=False, num_steps=100)
+    at = lambda step: float(getattr(objective.at(jax.numpy.int32(step)), name))
+    assert (at(0), at(50), at(100)) == (at_start, half_way, half_way)
+    assert at(25) == (0.0 if training == "macer" else half_way / 2)
+
+
+def test_a_warm_up_out_of_place_is_refused():
+    with pytest.raises(ValueError, match="train_warmup is no setting of consistency training, got 0.5"):
+        smoothing.check(smoothing.Config(training="consistency", train_warmup=0.5))
+    with pytest.raises(ValueError, match=r"train_warmup must lie in \[0, 1\), got 1.0"):
+        smoothing.check(smoothing.Config(training="macer", train_warmup=1.0))
+
+
+def test_dual_smoothing_certifies_the_sum_of_two_halves(tmp_path):
+    tiny = {**TINY, "model": "mlp", "num_epochs": 1, "num_images": 3, "num_selection": 20, "num_estimation": 200}
+    config = smoothing.Config(**tiny, dual=True, image_size=12, results_dir=str(tmp_path))
+    assert config.folder().name == "digits-12px-mlp-0.3-dual"
+    summary = smoothing.run(config)
+    assert summary["num_images"] == 3
+    assert summary["samples_per_image"] == 220
+    _, _, certificate, *_ = _certificates.read(config.folder())
+    largest = 0.3 * np.sqrt(2) * special.ndtri(0.0005 ** (1 / 100))
+    assert (certificate.radius <= largest + 1e-9).all()
+    before = (config.folder() / "certificates.csv").read_bytes()
+    assert smoothing.run(config)["certified_accuracy"] == summary["certified_accuracy"]
+    assert (config.folder() / "certificates.csv").read_bytes() == before
+    with pytest.raises(ValueError, match="noise must be gaussian with dual, got laplace"):
+        smoothing.check(dataclasses.replace(config, noise="laplace"))
+
+
+def test_each_half_sees_its_own_pixels_alone():
+    functional = _classifier.build("mlp", data.load("digits", "test"), dtype="float32", key=jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
+    mask = certification.checkerboard(8, 8)[None, :, :, None]
+    for half, seen in zip(_smoothed.halves_of(functional), (mask, ~mask), strict=True):
+        logits = half.outputs(functional.state, x).logits
+        np.testing.assert_array_equal(logits, half.outputs(functional.state, jax.numpy.where(seen, x, 7.0)).logits)
+        np.testing.assert_array_equal(
+            logits, functional.outputs(functional.state, jax.numpy.where(seen, x, 0.0)).logits
+        )
+
+
 def test_the_table_of_draws_that_can_certify_nothing_has_no_radii():
     config = smoothing.Config(num_estimation=5)
-    assert smoothing.default_radii(config, config.measure(1)) == ()
+    assert _smoothing_report.default_radii(config, config.measure(1)) == ()
     summary = {"num_images": 1, "norm": "l2", "standard_accuracy": 1.0, "radii": [], "certified_accuracy": []}
     summary |= {"average_certified_radius": 0.0, "abstained": 1.0, "samples_per_image": 105, "samples_per_second": 1}
-    names = [name for name, _ in smoothing.rows_of(summary)]
+    names = [name for name, _ in _smoothing_report.rows_of(summary)]
     assert names[:3] == ["images", "standard accuracy", "average certified radius (ACR)"]
 
 
