@@ -100,6 +100,7 @@ def accelat(
         reduce = (state.epochs > window) & (quiet > patience) & (gain < threshold)
         rate = jnp.maximum(jnp.where(reduce, factor * state.learning_rate, state.learning_rate), minimum)
         accuracies = jnp.append(state.accuracies[1:], newest)
-        return AccelATState(rate, accuracies, state.epochs + 1, jnp.where(reduce, 1, quiet)), rate
+        # The rate that is given away may be donated by the step that it goes into.
+        return AccelATState(rate, accuracies, state.epochs + 1, jnp.where(reduce, 1, quiet)), jnp.copy(rate)
 
     return AccelAT(init, update)

@@ -117,3 +117,13 @@ def test_drives_the_optimizer_of_a_fit_between_epochs(problem):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_step_may_donate_the_rate_that_it_was_given():
+    rule, take = training.accelat(learning_rate=0.1), jax.jit(lambda rate: rate + 1, donate_argnums=0)
+    state = rule.init()
+    for update in (rule.update, jax.jit(rule.update)):
+        state, rate = update(state, 0.5)
+        take(rate)
+        state, rate = update(state, 0.5)
+        assert rate == state.learning_rate == jnp.float32(0.1)
