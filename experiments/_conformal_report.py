@@ -25,17 +25,18 @@ def over_seeds(rows: list[dict], column: str, **where: Any) -> np.ndarray:
     return np.asarray([row[column] for row in rows if all(row[key] == value for key, value in where.items())])
 
 
-def table_of(rows: list[dict]) -> list[tuple[str, str, str, str, str, str, str]]:
-    """Training, score, method, coverage and size on clean and on attacked images, means over seeds."""
-    lines, several = [], len({row["seed"] for row in rows}) > 1
+def table_of(rows: list[dict], *, spread: bool) -> list[tuple[str, ...]]:
+    """Training, score, method, coverage and size on clean and on attacked images, means over seeds, perhaps with sd."""
+    lines, several = [], spread and len({row["seed"] for row in rows}) > 1
     for training, score, method in dict.fromkeys((r["training"], r["score"], r["method"]) for r in rows):
         cells = []
         for column in ("coverage", "size"):
             for images in ("clean", "attacked"):
                 at = {"training": training, "score": score, "method": method, "images": images}
                 values = over_seeds(rows, column, **at)
-                spread = f" ({values.std(ddof=1):.{3 if column == 'coverage' else 2}f})" if several else ""
-                cells.append(f"{values.mean():.{3 if column == 'coverage' else 2}f}{spread}")
+                digits = 3 if column == "coverage" else 2
+                deviation = f" ({values.std(ddof=1):.{digits}f})" if several else ""
+                cells.append(f"{values.mean():.{digits}f}{deviation}")
         lines.append((training, score, method, *cells))
     return lines
 
@@ -73,14 +74,14 @@ def report(config: Any, rows: list[dict], pool: int, stopwatch: _runtime.Stopwat
     writer.writerows(rows)
     _run.write_whole(folder / "metrics.csv", buffer.getvalue())
     title = f"{config.dataset} {config.model}: sets for l2 attacks of {config.epsilon:g}, sigma {config.sigma:g}"
-    lines, findings = table_of(rows), findings_of(rows, config.alpha)
+    findings = findings_of(rows, config.alpha)
     table = Table("score", "method", "clean", "attacked", "clean", "attacked", title=title, caption_justify="left")
-    table.caption = "Coverage, then mean size of the sets."
+    table.caption = "Coverage, then mean size of the sets; report.md has standard deviations over seeds."
     for column in table.columns[2:]:
         column.justify, column.no_wrap = "right", True
     several = len({row["training"] for row in rows}) > 1
     before = None
-    for training, score, *cells in lines:
+    for training, score, *cells in table_of(rows, spread=False):
         name = f"{training} {score}" if several else score
         if before not in (None, name):
             table.add_section()
@@ -103,7 +104,7 @@ def report(config: Any, rows: list[dict], pool: int, stopwatch: _runtime.Stopwat
         "",
         "| training | score | method | coverage, clean | attacked | size, clean | attacked |",
     ]
-    text += ["|---|---|---|---|---|---|---|", *(f"| {' | '.join(line)} |" for line in lines), ""]
+    text += ["|---|---|---|---|---|---|---|", *(f"| {' | '.join(line)} |" for line in table_of(rows, spread=True)), ""]
     text += [
         *(f"- {finding}" for finding in findings),
         "",

@@ -138,7 +138,7 @@ def loss_over_steps(
 
 
 def spread_curve(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    curves: Mapping[str, tuple[ArrayLike, Any]],
     references: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
     labels: tuple[str, str],

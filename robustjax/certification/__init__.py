@@ -3,9 +3,14 @@
 from robustjax._intervals import Interval as Interval
 from robustjax._intervals import interval_bounds as interval_bounds
 from robustjax.certification import conformal as conformal
+from robustjax.certification import halfspaces as halfspaces
 from robustjax.certification import mixing as mixing
+from robustjax.certification import multimodal as multimodal
+from robustjax.certification import prototypes as prototypes
 from robustjax.certification._binomial import binomial_lower_bound as binomial_lower_bound
 from robustjax.certification._binomial import sign_test_p_value as sign_test_p_value
+from robustjax.certification._denoised import denoised as denoised
+from robustjax.certification._denoised import diffusion_denoised as diffusion_denoised
 from robustjax.certification._dual import DualCertificate as DualCertificate
 from robustjax.certification._dual import checkerboard as checkerboard
 from robustjax.certification._dual import dual as dual

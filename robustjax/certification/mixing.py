@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from robustjax import _validate
-from robustjax.typing import ArrayLike
+from robustjax.certification._binomial import binomial_lower_bound
+from robustjax.certification._smoothing import _check_counts
+from robustjax.typing import AnyArray, Apply, ArrayLike, ModelState, Outputs
 
 
 def mix(
@@ -56,6 +63,150 @@ def mix(
         return jnp.where(a > 0, jnp.log(jnp.where(a > 0, a, 1.0)), -jnp.inf)
 
     return jnp.logaddexp(log(1 - share) + standard, log(share) + robust)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    r"""An accurate and a robust model, mixed for each input by a network that sees what both make of it: one model.
+
+    .. math::
+        \ln\bigl[(1 - \alpha)\, \mathrm{softmax}(s_g\, g(x)) + \alpha\, \mathrm{softmax}(s_h\, h(x))\bigr] + \gamma,
+        \qquad \alpha = l + (u - l)\, \mathrm{sigmoid}(\gamma), \quad \gamma = n\bigl(z_g(x), z_h(x)\bigr)
+
+    with z the features of a model and its log-probabilities. Gamma is added to all logits alike, so that it changes no
+    answer and no loss, and can be read from them: it is their logsumexp. In training the share of the robust part is
+    sigmoid(gamma) itself. Gradients flow through both models and the network; an attack that held alpha constant would
+    overestimate robustness.
+
+    It is an ``Apply`` of the state that :meth:`init` makes, in which only the network has parameters.
+
+    Attributes:
+      standard: g, the accurate model.
+      robust: h.
+      network: n, that of ``models.mixing_network`` for example; its ``logits`` are ``(batch, 1)``.
+      low: l, least share of the robust part; above 1/2, the radii below hold with ``alpha=low``.
+      high: u, its largest share.
+      standard_scale: s_g, see :func:`mix`.
+      robust_scale: s_h.
+
+    Reference:
+      Bai et al. 2023, Improving the Accuracy-Robustness Trade-off of Classifiers via Adaptive Smoothing,
+      arXiv:2301.12554.
+    """
+
+    standard: Apply
+    robust: Apply
+    network: Apply
+    low: float = 0.84
+    high: float = 0.99
+    standard_scale: float = 1.0
+    robust_scale: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= _validate.number(self.low) <= _validate.number(self.high) <= 1:
+            raise ValueError(f"low and high must be 0 <= low <= high <= 1, got {self.low!r} and {self.high!r}.")
+        _validate.positive(standard_scale=self.standard_scale, robust_scale=self.robust_scale)
+
+    def init(self, standard: ModelState, robust: ModelState, network: ModelState) -> ModelState:
+        """Makes one state of three: the parameters are the network's, the models are kept beside its statistics."""
+        kept = {"network": network.batch_stats, "standard": standard._asdict(), "robust": robust._asdict()}
+        return ModelState(network.params, kept)
+
+    def __call__(
+        self, state: ModelState, x: Float[Array, "batch ..."], *, train: bool = False
+    ) -> tuple[Outputs, ModelState]:
+        """Returns logits and the network's features, and the state with renewed statistics of the network."""
+        kept = state.batch_stats
+        standard, _ = self.standard(ModelState(**kept["standard"]), x)
+        robust, _ = self.robust(ModelState(**kept["robust"]), x)
+        seen = [standard.features, robust.features, *map(jax.nn.log_softmax, (standard.logits, robust.logits))]
+        of_network = ModelState(state.params, kept["network"])
+        outputs, of_network = self.network(of_network, jnp.concatenate(seen, axis=-1), train=train)
+        share = jax.nn.sigmoid(outputs.logits[:, 0])
+        logits = mix(
+            standard.logits,
+            robust.logits,
+            alpha=share if train else self.low + (self.high - self.low) * share,
+            standard_scale=self.standard_scale,
+            robust_scale=self.robust_scale,
+        )
+        renewed = state._replace(batch_stats={**kept, "network": of_network.batch_stats})
+        return Outputs(logits + outputs.logits, outputs.features), renewed if train else state
+
+    def logits_fn(self, state: ModelState) -> jax.tree_util.Partial:
+        """``x -> logits`` at inference, with all weights as arguments of whatever is compiled around it."""
+        return jax.tree_util.Partial(_logits_of(self), state)
+
+
+mixture = Mixture
+
+
+@functools.cache  # one function for equal mixtures, so that compiled programs are shared
+def _logits_of(apply: Apply) -> Callable[[ModelState, Array], Array]:
+    return lambda state, x: apply(state, x)[0].logits
+
+
+class ClassBounds(NamedTuple):
+    """Bounds on the probabilities of classes under noise; host arrays, one entry for each input.
+
+    Attributes:
+      label: the class that was selected; int32.
+      first: lower bound of its probability; float64.
+      second: upper bound of the largest probability of another class; float64.
+    """
+
+    label: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+
+
+def bounds_from_counts(
+    selection_counts: Int[AnyArray, "batch classes"],
+    estimation_counts: Int[AnyArray, "batch classes"],
+    *,
+    alpha: float = 0.001,
+) -> ClassBounds:
+    r"""Bounds the probabilities of the first and the second class by the votes for each, for the radii below.
+
+    Bounds of Clopper and Pearson: alpha / 2 for the first class, alpha / 2 shared by all others, since any of them may
+    be the second; that is no more than 1 less the first.
+
+    Args:
+      selection_counts: ``(batch, classes)`` votes that select the class.
+      estimation_counts: ``(batch, classes)`` votes of other draws, which bound the probabilities; none were lost.
+      alpha: probability, for each input, that one of its bounds fails.
+
+    Returns:
+      A ``ClassBounds``.
+
+    Raises:
+      ValueError: for counts that are not (batch, classes >= 2) integers >= 0 of one shape with votes in each row, or
+        alpha outside (0, 1).
+
+    Guarantee:
+      For every input, over the draws: with probability at least 1 - alpha both bounds hold.
+
+    Reference:
+      Bai et al. 2023, arXiv:2301.12554, whose code takes the averages themselves; the bounds are ours.
+    """
+    _validate.probability(alpha=alpha)
+    selection, estimation = (
+        _check_counts(name, counts)
+        for name, counts in (("selection_counts", selection_counts), ("estimation_counts", estimation_counts))
+    )
+    if selection.shape != estimation.shape:
+        raise ValueError(
+            f"selection_counts and estimation_counts must have one shape, got {selection.shape} and {estimation.shape}."
+        )
+    votes = estimation.sum(-1, keepdims=True)
+    if not votes.all():
+        raise ValueError(f"estimation_counts must hold votes in each row, row {int(votes.argmin())} has none.")
+    label, others = selection.argmax(-1).astype(np.int32), estimation.shape[1] - 1
+    chosen = np.arange(others + 1) == label[:, None]
+    first = binomial_lower_bound(estimation[chosen], votes[:, 0], alpha / 2)
+    upper = 1 - binomial_lower_bound(votes - estimation, votes, alpha / (2 * others))
+    second = np.where(chosen, 0.0, upper).max(-1)
+    return ClassBounds(label, first, np.minimum(second, 1 - first))
 
 
 def lipschitz_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, lipschitz: float) -> np.ndarray:

@@ -1,0 +1,118 @@
+"""Denoisers in front of a classifier: together they are the base classifier that is smoothed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from robustjax import _validate
+from robustjax.typing import ArrayLike, LogitsFn
+
+
+def denoised(logits_fn: LogitsFn, denoiser_fn: Callable[[Array], Array]) -> jax.tree_util.Partial:
+    r"""Puts a denoiser in front of a classifier.
+
+    .. math:: x \mapsto f(D(x))
+
+    Args:
+      logits_fn: f, ``(batch, ...) -> (batch, classes)``; a pytree such as ``jax.tree_util.Partial`` keeps its arrays
+        arguments of what is compiled.
+      denoiser_fn: D, from images with noise to images, ``(batch, ...) -> (batch, ...)``; likewise.
+
+    Returns:
+      ``logits_fn`` of the whole, a pytree, for :func:`certify` and all that takes one.
+
+    Raises:
+      ValueError: for what is no function; and when called, where a denoised image has another shape.
+
+    Guarantee:
+      A certificate of the whole is one of the smoothed f(D(.)), by the same theorem, at the sigma of the measure,
+      however D was trained.
+
+    Reference:
+      Salman et al. 2020, Denoised Smoothing: A Provable Defense for Pretrained Classifiers, arXiv 2003.01908.
+    """
+    parts = _validate.as_pytree(logits_fn=logits_fn), _validate.as_pytree(denoiser_fn=denoiser_fn)
+    return jax.tree_util.Partial(_denoised, *parts)
+
+
+def _denoised(logits_fn: LogitsFn, denoiser_fn: Callable[[Array], Array], x: Array) -> Array:
+    return logits_fn(_of_shape("denoiser_fn", denoiser_fn(x), x))
+
+
+def diffusion_denoised(
+    logits_fn: LogitsFn, noise_fn: Callable[[Array, Array], Array], alphas_bar: ArrayLike, *, sigma: float
+) -> jax.tree_util.Partial:
+    r"""Puts one step of a diffusion model in front of a classifier, as its denoiser.
+
+    The model knows images in [-1, 1], where noise of sigma on [0, 1] is of :math:`2 \sigma`. With t the step whose
+    :math:`\sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}` is nearest to that, a noisy image is
+    :math:`x_t = \sqrt{\bar\alpha_t}\, (2 x - 1)`, and what is classified is
+
+    .. math:: \tfrac 1 2 \Bigl(1 + \mathrm{clip}_{[-1, 1]}\, \frac{x_t - \sqrt{1 - \bar\alpha_t}\,
+              \epsilon(x_t, t)}{\sqrt{\bar\alpha_t}}\Bigr)
+
+    The noise on x is that of the measure, exactly, not the nearest that the steps of the model have.
+
+    Args:
+      logits_fn: the classifier of [0, 1] images, ``(batch, ...) -> (batch, classes)``; a pytree such as
+        ``jax.tree_util.Partial`` keeps its arrays arguments of what is compiled.
+      noise_fn: epsilon, ``x_t (batch, ...), t (batch,) int32 -> (batch, ...)``, the noise of unit variance in x_t;
+        likewise.
+      alphas_bar: ``(steps,)`` decreasing, strictly between 0 and 1, that the model was trained with; see
+        :func:`robustjax.losses.alphas_bar`.
+      sigma: standard deviation of the measure's noise, in units of [0, 1] images; radii are in these units too.
+
+    Returns:
+      ``logits_fn`` of the whole, a pytree, for :func:`certify` with ``gaussian(sigma)``. Another sigma does not compile
+      again.
+
+    Raises:
+      ValueError: for what is no function, for alphas_bar that are not as above, and for a sigma beyond the noise of the
+        last step or below half that of the first; and when called, where noise_fn gives another shape.
+
+    Guarantee:
+      As ``denoised``.
+
+    Reference:
+      Carlini et al. 2022, (Certified!!) Adversarial Robustness for Free!, arXiv 2206.10550.
+    """
+    parts = _validate.as_pytree(logits_fn=logits_fn), _validate.as_pytree(noise_fn=noise_fn)
+    _validate.positive(sigma=sigma)
+    share = np.asarray(alphas_bar, np.float64)
+    if share.ndim != 1 or not share.size or not ((share > 0) & (share < 1)).all() or (np.diff(share) >= 0).any():
+        raise ValueError(f"alphas_bar must be decreasing numbers strictly between 0 and 1, got {alphas_bar}.")
+    level = np.sqrt((1 - share) / share)
+    if not level[0] / 2 <= 2 * sigma <= level[-1]:
+        raise ValueError(
+            f"sigma must lie between {level[0] / 4:.3g} and {level[-1] / 2:.3g}, for which alphas_bar has steps, "
+            f"got {sigma}."
+        )
+    step = int(np.abs(level - 2 * sigma).argmin())
+    scalars = jnp.int32(step), jnp.float32(np.sqrt(share[step])), jnp.float32(level[step])
+    return jax.tree_util.Partial(_diffusion_denoised, *parts, *scalars)
+
+
+def _diffusion_denoised(
+    logits_fn: LogitsFn,
+    noise_fn: Callable[[Array, Array], Array],
+    step: Array,
+    scale: Array,
+    level: Array,
+    x: Float[Array, "batch ..."],
+) -> Array:
+    centred = 2 * x - 1
+    noise = noise_fn(scale * centred, jnp.full(x.shape[:1], step))
+    clean = jnp.clip(centred - level * _of_shape("noise_fn", noise, x), -1, 1)
+    return logits_fn((1 + clean) / 2)
+
+
+def _of_shape(name: str, image: Array, x: Array) -> Array:
+    if getattr(image, "shape", None) != x.shape:
+        got = getattr(image, "shape", type(image).__name__)
+        raise ValueError(f"{name} must give images of shape {x.shape}, got {got}.")
+    return image

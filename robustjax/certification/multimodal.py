@@ -1,0 +1,95 @@
+"""Radii of classifiers that weigh what several modalities say."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from robustjax.losses._multimodal import pair_radii
+from robustjax.typing import AnyArray
+
+
+def lipschitz_constants(kernel: Float[AnyArray, "modalities inputs hidden"]) -> np.ndarray:
+    """Computes l2 Lipschitz constants of encoders with one layer of ReLU, on the host in float64.
+
+    Args:
+      kernel: matrices of the layers, one for each modality, such as ``params["kernel"]`` of
+        :class:`robustjax.models.Multimodal`.
+
+    Returns:
+      ``(modalities,)`` spectral norms, by singular values; float64.
+
+    Raises:
+      ValueError: ``kernel`` has not three axes, or is not finite.
+
+    Guarantee:
+      Upper bounds, a relative 1e-6 above the norms for a model that is computed in float32.
+    """
+    matrices = np.asarray(kernel, np.float64)
+    if matrices.ndim != 3:
+        raise ValueError(f"kernel must have shape (modalities, inputs, hidden), got {matrices.shape}.")
+    if not np.isfinite(matrices).all():
+        raise ValueError("kernel must be finite, got NaN or infinity.")
+    return np.linalg.norm(matrices, ord=2, axis=(1, 2)) * (1 + 1e-6)
+
+
+def radius(
+    scores: Float[Array, "batch modalities classes"],
+    weights: Float[AnyArray, "modalities classes"],
+    bias: Float[AnyArray, " classes"],
+    constants: Float[AnyArray, " modalities"] | Float[AnyArray, "modalities classes"],
+    *,
+    labels: Int[Array, " batch"] | None = None,
+    modality: int | None = None,
+) -> Float[Array, " batch"]:
+    r"""Computes the radius in which a weighted sum of modalities keeps its answer.
+
+    .. math:: r(x) = \min_{j \ne y} \frac{\sum_m (a_{my} \zeta_{my} - a_{mj} \zeta_{mj}) + b_y - b_j}
+              {\sqrt{\sum_m (|a_{my}| \tau_{my} + |a_{mj}| \tau_{mj})^2}}
+
+    for models :math:`h_k = \sum_m a_{mk} \zeta_{mk} + b_k` whose scores :math:`\zeta_{mk}` have the l2 Lipschitz
+    constants :math:`\tau_{mk}`. If one modality alone is changed, the root is that term of its sum.
+
+    Args:
+      scores: ``(batch, modalities, classes)`` zeta; of :class:`robustjax.models.Multimodal` the features, reshaped.
+      weights: ``(modalities, classes)`` a, of any sign.
+      bias: ``(classes,)`` b.
+      constants: ``(modalities, classes)`` tau, or ``(modalities,)`` for all classes, see :func:`lipschitz_constants`.
+      labels: ``(batch,)`` classes y; None for the answers themselves.
+      modality: the one that is changed, from 0; None for all together.
+
+    Returns:
+      ``(batch,)`` radii in units of the inputs, negative where y is not the answer.
+
+    Raises:
+      ValueError: shapes do not fit, there is no such modality, or a constant is negative or NaN.
+
+    Guarantee:
+      The answer is y for all changes with :math:`\sqrt{\sum_m \lVert \delta_m \rVert_2^2} < r`, of all modalities or of
+      the one named. As good as the constants: largest gradients seen in data, as the authors' code has them, give an
+      estimate and no guarantee.
+
+    Reference:
+      Yang et al. 2024, Quantifying and Enhancing Multi-modal Robustness with Modality Preference, arXiv 2402.06244.
+      Differs from the authors' code in the minimum over all classes, not the runner-up alone, and in absolute values.
+    """
+    if scores.ndim != 3 or scores.shape[-1] < 2:
+        raise ValueError(f"scores must have shape (batch, modalities, classes >= 2), got {scores.shape}.")
+    shape = scores.shape[1:]
+    if weights.shape != shape or bias.shape != shape[1:]:
+        raise ValueError(
+            f"weights and bias must have shapes {shape} and {shape[1:]}, got {weights.shape} and {bias.shape}."
+        )
+    if constants.shape not in (shape, shape[:1]):
+        raise ValueError(f"constants must have shape {shape} or {shape[:1]}, got {constants.shape}.")
+    if not isinstance(constants, jax.core.Tracer) and not (np.asarray(constants) >= 0).all():
+        raise ValueError(f"constants must be at least 0, got {np.min(np.asarray(constants))}.")
+    if modality is not None and not 0 <= modality < shape[0]:
+        raise ValueError(f"modality must be an integer from 0 to {shape[0] - 1}, got {modality}.")
+    weights, bias, constants = (jnp.asarray(a).astype(scores.dtype) for a in (weights, bias, constants))
+    constants = jnp.broadcast_to(constants.reshape(shape[0], -1), shape)
+    if labels is None:
+        labels = ((weights[None] * scores).sum(1) + bias[None]).argmax(-1)
+    return pair_radii(scores, labels, weights, bias, constants, modality=modality).min(-1)

@@ -1,0 +1,121 @@
+"""Training of the network that mixes two classifiers, and the loss that an attack on the whole raises."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from robustjax import _validate
+from robustjax.losses._adversarial_training import Adversary, Examples, _accuracy, _attacked
+from robustjax.losses._classification import check_logits_and_labels, cross_entropy
+from robustjax.losses._objectives import Augment, Aux
+from robustjax.typing import Apply, Batch, ModelState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptiveCrossEntropy:
+    r"""Cross-entropy of a mixture, and how far an image is from looking attacked: what an adaptive attack raises.
+
+    .. math:: (1 - w)\, \ell\bigl(f(x), y\bigr) + w \ln\bigl(1 + e^{-\gamma(x)}\bigr)
+
+    Gamma is the logsumexp of the logits, as :class:`robustjax.certification.mixing.Mixture` gives them.
+
+    Attributes:
+      weight: w in [0, 1]; drawn from [0, 0.4] in the authors' training.
+
+    Reference:
+      Bai et al. 2023, Improving the Accuracy-Robustness Trade-off of Classifiers via Adaptive Smoothing,
+      arXiv:2301.12554.
+    """
+
+    weight: float = 0.2
+
+    def __post_init__(self):
+        if not 0 <= _validate.number(self.weight) <= 1:
+            raise ValueError(f"weight must lie in [0, 1], got {self.weight!r}.")
+
+    def __call__(self, logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
+        """Returns one loss for each example."""
+        check_logits_and_labels(logits, labels)
+        unseen = jax.nn.softplus(-jax.nn.logsumexp(logits, axis=-1))
+        return (1 - self.weight) * cross_entropy(logits, labels) + self.weight * unseen
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixingTraining:
+    r"""Trains a mixing network to tell attacked images from clean ones, most of all where the mixture's answer is bad.
+
+    .. math:: \mathbb{E}\, a\, b + c\, \ell + p\, b\, \ell, \qquad
+              b = \ln(1 + e^\gamma) - s \gamma, \quad s = 1 \text{ for attacked images, } 0 \text{ for clean ones}
+
+    with the cross-entropy :math:`\ell` of the mixture. The model is a :class:`robustjax.certification.mixing.Mixture`,
+    whose logits have gamma for their logsumexp and whose only parameters are those of the network: both classifiers
+    stay as they are. Attacked is the mixture as it is at inference; the authors attack it with the shares of training.
+
+    The metric ``told_apart`` is the share of images with gamma on the right side of 0.
+
+    Attributes:
+      attack: what makes the images; such as ``attacks.pgd(epsilon=8/255, loss=losses.adaptive_cross_entropy(),
+        keep="last")``.
+      binary: a, weight of the binary cross-entropy b.
+      classes: c, weight of the cross-entropy of the mixture.
+      product: p, weight of both multiplied.
+      factors: each perturbation is multiplied by a draw from this range, so that not all attacked images lie on the
+        surface of the ball; the authors draw the epsilon of each image.
+      augment: ``(key, images) -> images``, applied first; None for none.
+
+    Reference:
+      Bai et al. 2023, Improving the Accuracy-Robustness Trade-off of Classifiers via Adaptive Smoothing,
+      arXiv:2301.12554.
+    """
+
+    attack: Adversary
+    binary: float = 1.5
+    classes: float = 0.0
+    product: float = 0.3
+    factors: tuple[float, float] = (0.4, 1.1)
+    augment: Augment | None = None
+
+    def __post_init__(self):
+        _validate.not_negative(binary=self.binary, classes=self.classes, product=self.product)
+        low, high = self.factors
+        if not 0 <= _validate.number(low) <= _validate.number(high) < float("inf"):
+            raise ValueError(f"factors must be a range of numbers of at least 0, got {self.factors}.")
+
+    def __call__(
+        self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Returns the mean loss of ``batch``, and the renewed state with metrics."""
+        return self.loss(apply, state, self.examples(key, apply, state, batch))
+
+    def examples(self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch) -> Examples:
+        """Augments the images and attacks the mixture."""
+        factor_key, key = jax.random.split(key)
+        examples = _attacked(key, apply, state, batch, self.attack, self.augment)
+        shape = (examples.clean.shape[0], *(1,) * (examples.clean.ndim - 1))
+        factor = jax.random.uniform(factor_key, shape, minval=self.factors[0], maxval=self.factors[1])
+        moved = examples.clean + factor * (examples.adversarial - examples.clean)
+        return examples._replace(adversarial=jax.lax.stop_gradient(jnp.clip(moved, 0.0, 1.0)))
+
+    def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
+        """Returns the mean loss, and the renewed state with metrics; clean and attacked images go through together."""
+        count = examples.label.shape[0]
+        labels, attacked = jnp.tile(examples.label, 2), jnp.repeat(jnp.asarray([0.0, 1.0]), count)
+        outputs, state = apply(state, jnp.concatenate([examples.clean, examples.adversarial]), train=True)
+        gamma, losses = jax.nn.logsumexp(outputs.logits, axis=-1), cross_entropy(outputs.logits, labels)
+        binary = jax.nn.softplus(gamma) - attacked * gamma
+        loss = (self.binary * binary + self.classes * losses + self.product * binary * losses).mean()
+        metrics = {
+            "loss": loss,
+            "accuracy": _accuracy(outputs.logits[:count], examples.label),
+            "robust_accuracy": _accuracy(outputs.logits[count:], examples.label),
+            "told_apart": ((gamma > 0) == (attacked > 0)).mean(dtype=jnp.float32),
+        }
+        return loss, Aux(state, metrics)
+
+
+adaptive_cross_entropy = AdaptiveCrossEntropy
+mixing_training = MixingTraining

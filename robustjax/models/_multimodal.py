@@ -1,0 +1,129 @@
+"""Classifiers of several views, whose logits are weighted sums of what each view says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Key, Shaped
+
+from robustjax import _validate
+from robustjax.typing import Outputs
+
+# Fan-in of each matrix of a stack; as torch_init otherwise.
+_stacked_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=(0,))
+
+
+class Multimodal(nnx.Module):
+    r"""Classifier of images cut into vertical strips, the modalities, each with an encoder of its own.
+
+    .. math:: h_k(x) = \sum_m a_{mk}\, \zeta_{mk}(x_m) + b_k, \qquad
+              \zeta_{mk} = \Bigl\langle \frac{W_{mk}}{\lVert W_{mk} \rVert_2}, \phi_m(x_m) \Bigr\rangle
+
+    with rows :math:`W_{mk}` of mean 0 and :math:`\phi_m(x_m) = \max(0, V_m^\top x_m + c_m)`, or the pixels themselves.
+    A row of norm 1 does not stretch: each :math:`\zeta_{mk}` has the Lipschitz constant :math:`\lVert V_m \rVert_2`.
+
+    The parameters, by name: ``kernel`` V, ``(modalities, pixels, hidden)``, and ``hidden_bias`` c, if there is a hidden
+    layer; ``rows`` W, ``(modalities, classes, hidden)``; ``weights`` a, ``(modalities, classes)``; ``bias`` b.
+
+    Args:
+      key: typed PRNG key of the initial parameters.
+      hidden: units of each encoder; None for none.
+      num_modalities: strips, which must divide the width of the images.
+      image_shape: height, width and channels of the images.
+      num_classes: number of logits.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        key: Key[Array, ""],
+        *,
+        hidden: int | None,
+        num_modalities: int,
+        image_shape: Sequence[int],
+        num_classes: int,
+    ):
+        _validate.key(key)
+        _validate.at_least(1, num_modalities=num_modalities, num_classes=num_classes)
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(f"image_shape must be a positive (height, width, channels), got {tuple(image_shape)}.")
+        height, width, channels = image_shape
+        if width % num_modalities:
+            raise ValueError(f"num_modalities must divide the width {width} of the images, got {num_modalities}.")
+        self.image_shape, self.num_modalities = (height, width, channels), num_modalities
+        pixels = math.prod(image_shape) // num_modalities
+        self.hidden = hidden is not None
+        kernel_key, row_key = jax.random.split(key)
+        if hidden is not None:
+            _validate.at_least(2, hidden=hidden)  # a row of one unit has no norm without its mean
+            self.kernel = nnx.Param(_stacked_init(kernel_key, (num_modalities, pixels, hidden), jnp.float32))
+            self.hidden_bias = nnx.Param(jnp.zeros((num_modalities, hidden)))
+        size = pixels if hidden is None else hidden
+        self.rows = nnx.Param(jax.random.normal(row_key, (num_modalities, num_classes, size)) / math.sqrt(size))
+        self.weights = nnx.Param(jnp.full((num_modalities, num_classes), 0.1))
+        self.bias = nnx.Param(jnp.zeros(num_classes))
+
+    def __call__(self, x: Shaped[Array, "..."]) -> Outputs:
+        r"""Logits, and what each modality says of each class.
+
+        Args:
+          x: ``(batch, height, width, channels)``, floating point, in [0, 1].
+
+        Returns:
+          ``logits (batch, num_classes)``, and as ``features (batch, modalities * classes)`` the :math:`\zeta_{mk}`, one
+          modality after another; both float32.
+
+        Raises:
+          ValueError: if ``x`` has another shape or dtype.
+        """
+        if not jnp.issubdtype(x.dtype, jnp.floating) or x.shape[1:] != self.image_shape:
+            wanted = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"x must be floating point of shape (batch, {wanted}), got {x.dtype} of {x.shape}.")
+        height, width, channels = self.image_shape
+        strips = x.astype(jnp.float32).reshape(-1, height, self.num_modalities, width // self.num_modalities, channels)
+        phi = jnp.moveaxis(strips, 2, 1).reshape(x.shape[0], self.num_modalities, -1)
+        if self.hidden:
+            phi = nnx.relu(jnp.einsum("bmp,mph->bmh", phi, self.kernel[...]) + self.hidden_bias[...][None])
+        rows = self.rows[...] - self.rows[...].mean(-1, keepdims=True)
+        rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+        scores = jnp.einsum("bmh,mkh->bmk", phi, rows)
+        logits = (self.weights[...][None] * scores).sum(1) + self.bias[...][None]
+        return Outputs(logits, scores.reshape(x.shape[0], -1))
+
+
+def multimodal(
+    key: Key[Array, ""],
+    *,
+    hidden: int | None = 128,
+    num_modalities: int = 2,
+    image_shape: Sequence[int] = (28, 28, 1),
+    num_classes: int = 10,
+) -> Multimodal:
+    """Classifier of images cut into vertical strips, the modalities, each with an encoder of its own.
+
+    Args:
+      key: typed PRNG key of the initial parameters.
+      hidden: units of each encoder, with ReLU; None for linear ones.
+      num_modalities: strips, which must divide the width of the images; 2 for a left and a right half.
+      image_shape: height, width and channels of the images.
+      num_classes: number of logits.
+
+    Returns:
+      The module, ``x (batch, height, width, channels) -> Outputs``, see :class:`Multimodal`.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    Reference:
+      Yang et al. 2024, Quantifying and Enhancing Multi-modal Robustness with Modality Preference, arXiv 2402.06244 (the
+      last layer).
+    """
+    return Multimodal(
+        key, hidden=hidden, num_modalities=num_modalities, image_shape=image_shape, num_classes=num_classes
+    )

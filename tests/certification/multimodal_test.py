@@ -1,0 +1,155 @@
+"""Radii of weighted modalities: closed forms, and attacks that find nothing inside them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import attacks, models
+from robustjax.certification import multimodal
+
+RNG = np.random.default_rng(0)
+SHAPE, CLASSES = (4, 4, 1), 3
+
+
+def of(seed, hidden):
+    """A model whose weights have both signs, as pure functions and parameters."""
+    settings = {"hidden": hidden, "image_shape": SHAPE, "num_classes": CLASSES}
+    functional = models.functional(models.multimodal(jax.random.key(seed), **settings))
+    rng = np.random.default_rng(seed)
+    params = functional.state.params | {
+        "weights": jnp.asarray(rng.normal(size=(2, CLASSES)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=CLASSES) * 0.1, jnp.float32),
+    }
+    return functional, functional.state._replace(params=params)
+
+
+def radius_of(functional, state, x, **settings):
+    params, outputs = state.params, functional.outputs(state, x)
+    constants = multimodal.lipschitz_constants(params["kernel"]) if "kernel" in params else np.ones(2)
+    scores = outputs.features.reshape(len(x), 2, CLASSES)
+    return np.asarray(multimodal.radius(scores, params["weights"], params["bias"], constants, **settings))
+
+
+@pytest.mark.parametrize("modality", [None, 0, 1])
+def test_the_radius_is_its_equation(modality):
+    scores, a, b = RNG.normal(size=(20, 2, 4)), RNG.normal(size=(2, 4)), RNG.normal(size=4)
+    tau, labels = RNG.uniform(0.5, 2, (2, 4)), RNG.integers(0, 4, 20)
+    expected = np.full(20, np.inf)
+    for i, y in enumerate(labels):
+        for j in set(range(4)) - {y}:
+            margin = sum(a[m, y] * scores[i, m, y] - a[m, j] * scores[i, m, j] for m in range(2)) + b[y] - b[j]
+            terms = [abs(a[m, y]) * tau[m, y] + abs(a[m, j]) * tau[m, j] for m in range(2)]
+            length = np.hypot(*terms) if modality is None else terms[modality]
+            expected[i] = min(expected[i], margin / length)
+    arrays = (jnp.asarray(scores, jnp.float32), np.float32(a), np.float32(b), np.float32(tau))
+    found = multimodal.radius(*arrays, labels=jnp.asarray(labels), modality=modality)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    answers = multimodal.radius(*arrays, modality=modality)
+    assert (answers >= -1e-6).all()
+    np.testing.assert_array_equal(answers[found > 0], found[found > 0])
+
+
+def test_linear_encoders_of_opposite_rows_are_reached():
+    """Two classes whose rows are opposite: the radius is the distance to the boundary, of one modality and of both."""
+    w = RNG.normal(size=(2, 5))
+    w /= np.linalg.norm(w, axis=-1, keepdims=True)
+    x, a = RNG.normal(size=(30, 2, 5)), np.array([[0.7, 0.7], [2.0, 2.0]])
+    zeta = np.einsum("bmp,mp->bm", x, w)
+    scores = jnp.asarray(np.stack([zeta, -zeta], -1), jnp.float32)
+    margin = 2 * (zeta @ a[:, 0])
+    arrays = (scores, np.float32(a), np.zeros(2, np.float32), np.ones(2))
+    both = multimodal.radius(*arrays)
+    np.testing.assert_allclose(both, np.abs(margin) / np.linalg.norm(2 * a[:, 0]), rtol=1e-4)
+    np.testing.assert_allclose(multimodal.radius(*arrays, modality=1), np.abs(margin) / 4.0, rtol=1e-4)
+    gradient = np.stack([2 * a[m, 0] * w[m] for m in range(2)])
+    moved = x - (np.sign(margin) * np.asarray(both) * 1.001)[:, None, None] * gradient / np.linalg.norm(gradient)
+    assert (np.sign(2 * np.einsum("bmp,mp,m->b", moved, w, a[:, 0])) != np.sign(margin)).all()
+
+
+def test_constants_are_norms_and_bound_all_slopes():
+    kernel = RNG.normal(size=(2, 8, 6)).astype(np.float32)
+    constants = multimodal.lipschitz_constants(kernel)
+    assert constants.dtype == np.float64
+    np.testing.assert_allclose(constants, [np.linalg.norm(k.astype(np.float64), 2) for k in kernel], rtol=1e-5)
+    functional, state = of(3, 16)
+    x, y = (jnp.asarray(RNG.uniform(size=(300, *SHAPE)), jnp.float32) for _ in range(2))
+    one, other = (functional.outputs(state, z).features.reshape(300, 2, CLASSES) for z in (x, y))
+    apart = jnp.sqrt(jnp.square((x - y).reshape(300, 4, 2, 2)).sum((1, 3)))
+    slopes = np.asarray(jnp.abs(one - other) / apart[:, :, None]).max((0, 2))
+    constants = multimodal.lipschitz_constants(state.params["kernel"])
+    assert (slopes <= constants).all()
+    assert (slopes > 0.1 * constants).all()
+
+
+@pytest.mark.parametrize("hidden", [None, 16])
+def test_attacks_find_nothing_inside(hidden):
+    functional, state = of(1, hidden)
+    x = jnp.asarray(np.random.default_rng(4).uniform(0.2, 0.8, (60, *SHAPE)), jnp.float32)
+    labels = functional.outputs(state, x).logits.argmax(-1)
+
+    def of_side(side):
+        def logits_fn(z):
+            if side is not None:
+                parts = [z[:, :, :2], z[:, :, 2:]]
+                parts[1 - side] = jax.lax.stop_gradient(parts[1 - side])
+                z = jnp.concatenate(parts, axis=2)
+            return functional.outputs(state, z).logits
+
+        return logits_fn
+
+    found = {}
+    for side in (None, 1):
+        radius = radius_of(functional, state, x, modality=side)
+        assert (radius > 0).mean() > 0.9
+        result = attacks.fab(norm="l2", steps=20, num_targets=2)(jax.random.key(0), of_side(side), x, labels)
+        distance = np.asarray(result.distance)
+        assert (distance >= radius).all()
+        found[side] = np.nanmin(distance / radius)
+        if side == 1:
+            np.testing.assert_allclose(result.x[:, :, :2], x[:, :, :2], atol=1e-6)
+        epsilon = float(np.quantile(radius, 0.5))
+        pgd = attacks.pgd(epsilon=epsilon, norm="l2", steps=20, random_start=False, loss="margin")
+        wrong = functional.outputs(state, pgd(jax.random.key(1), of_side(side), x, labels)).logits.argmax(-1) != labels
+        assert not (np.asarray(wrong) & (radius > epsilon)).any()
+    assert found[None] < (3 if hidden is None else 8)  # the attack is one, and the radius no small number
+
+
+def test_changes_of_one_modality_may_be_larger():
+    functional, state = of(2, 16)
+    x = jnp.asarray(RNG.uniform(size=(20, *SHAPE)), jnp.float32)
+    both, one, two = (radius_of(functional, state, x, modality=m) for m in (None, 0, 1))
+    assert (both < np.minimum(one, two) + 1e-6).all()
+
+
+def test_what_looks_at_nothing_has_a_finite_radius():
+    zero = np.zeros((2, 3), np.float32)
+    found = multimodal.radius(jnp.ones((1, 2, 3)), zero, np.array([1.0, 0.0, 0.0], np.float32), np.ones(2))
+    assert np.isfinite(found).all()
+    assert found > 1e6
+
+
+SCORES, WEIGHTS, BIAS = jnp.ones((5, 2, 3)), np.ones((2, 3), np.float32), np.zeros(3, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: multimodal.radius(SCORES[0], WEIGHTS, BIAS, np.ones(2)), r"scores must have shape .*, got \(2, 3\)"),
+        (
+            lambda: multimodal.radius(SCORES, WEIGHTS[:1], BIAS, np.ones(2)),
+            r"weights and bias must have shapes \(2, 3\)",
+        ),
+        (lambda: multimodal.radius(SCORES, WEIGHTS, BIAS, np.ones(3)), r"constants must have shape .* got \(3,\)"),
+        (lambda: multimodal.radius(SCORES, WEIGHTS, BIAS, -np.ones(2)), "constants must be at least 0, got -1.0"),
+        (
+            lambda: multimodal.radius(SCORES, WEIGHTS, BIAS, np.ones(2), modality=2),
+            "modality must be an integer from 0 to 1, got 2",
+        ),
+        (lambda: multimodal.lipschitz_constants(WEIGHTS), r"kernel must have shape .* got \(2, 3\)"),
+        (lambda: multimodal.lipschitz_constants(np.full((1, 2, 2), np.nan)), "kernel must be finite"),
+    ],
+)
+def test_bad_input_is_named(call, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,110 @@
+"""The two steps of CRMT beside their equations, and what each of them moves."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from robustjax import losses, models, training
+from robustjax.certification import multimodal
+from robustjax.typing import Batch
+
+RNG = np.random.default_rng(0)
+LABELS = jnp.arange(30) % 3
+# The class is written in either half.
+IMAGES = RNG.uniform(0, 0.3, (30, 3, 4, 1))
+IMAGES[np.arange(30), np.asarray(LABELS), 0] += 0.6
+IMAGES[np.arange(30), np.asarray(LABELS), 3] += 0.4
+BATCH = Batch(jnp.asarray(IMAGES, jnp.float32), LABELS, jnp.arange(30))
+MODEL = models.functional(models.multimodal(jax.random.key(0), hidden=8, image_shape=(3, 4, 1), num_classes=3))
+CONSTANTS = tuple((float(c),) * 3 for c in multimodal.lipschitz_constants(MODEL.state.params["kernel"]))
+
+
+def test_the_margin_is_its_equation():
+    scores, labels = RNG.normal(size=(7, 2, 4)), RNG.integers(0, 4, 7)
+    for i, found in enumerate(losses.unimodal_margin(jnp.asarray(scores, jnp.float32), jnp.asarray(labels))):
+        terms = [
+            np.exp(scores[i, m, k] - scores[i, m, labels[i]]) for m in range(2) for k in range(4) if k != labels[i]
+        ]
+        assert float(found) == pytest.approx(np.log(sum(terms) + 1e-5), rel=1e-5)
+
+
+def test_the_margin_is_finite_for_certain_answers():
+    for certain in (1e4, -1e4):
+        scores = jnp.zeros((1, 2, 3)).at[:, :, 0].set(certain)
+        value, gradient = jax.value_and_grad(lambda s: losses.unimodal_margin(s, jnp.zeros(1, jnp.int32)).sum())(scores)
+        assert np.isfinite(gradient).all()
+        assert float(value) == pytest.approx(np.log(1e-5) if certain > 0 else 1e4 + np.log(4), rel=1e-5)
+
+
+def test_the_first_step_is_its_equation():
+    outputs = MODEL.outputs(MODEL.state, BATCH.image)
+    loss, aux = losses.multimodal_margin(rho=0.7)(jax.random.key(1), MODEL.apply, MODEL.state, BATCH)
+    margin = losses.unimodal_margin(outputs.features.reshape(30, 2, 3), LABELS).mean()
+    cross_entropy = losses.cross_entropy(outputs.logits, LABELS).mean()
+    assert float(loss) == pytest.approx(float(cross_entropy + 0.7 * margin), rel=1e-5)
+    assert float(aux.metrics["unimodal_margin"]) == pytest.approx(float(margin), rel=1e-5)
+
+
+def test_the_second_step_is_the_radius_and_moves_the_weights_alone():
+    objective = losses.multimodal_radius(constants=CONSTANTS)
+    of_params = lambda p: objective(jax.random.key(1), MODEL.apply, MODEL.state._replace(params=p), BATCH)
+    (loss, aux), gradient = jax.jit(jax.value_and_grad(of_params, has_aux=True))(MODEL.state.params)
+    params = MODEL.state.params
+    scores = MODEL.outputs(MODEL.state, BATCH.image).features.reshape(30, 2, 3)
+    radius = multimodal.radius(scores, params["weights"], params["bias"], np.asarray(CONSTANTS), labels=LABELS)
+    assert float(loss) == pytest.approx(-float(radius.mean()), rel=1e-4)
+    assert float(aux.metrics["radius"]) == -float(loss)
+    moved = {name for name, value in gradient.items() if float(jnp.abs(value).max()) > 0}
+    assert moved == {"weights"}
+
+
+def fit(state, objective, optimizer, steps):
+    step, state = training.make_step(objective, optimizer), training.init(jax.random.key(2), state, optimizer)
+    for _ in range(steps):
+        state, metrics = step(MODEL.apply, state, BATCH)
+    return state.model, metrics
+
+
+def test_training_makes_each_half_right_and_then_the_radius_larger():
+    first, metrics = fit(MODEL.state, losses.multimodal_margin(rho=2.0), optax.adam(0.02), 120)
+    assert float(metrics["accuracy"]) > 0.95
+    scores = MODEL.outputs(first, BATCH.image).features.reshape(30, 2, 3)
+    for m in range(2):
+        assert (scores[:, m].argmax(-1) == LABELS).mean() > 0.8
+    constants = multimodal.lipschitz_constants(first.params["kernel"])
+    objective = losses.multimodal_radius(constants=tuple((float(c),) * 3 for c in constants))
+    only = optax.masked(optax.adam(0.02), {name: name == "weights" for name in first.params})
+    second, _ = fit(first, objective, only, 60)
+
+    def mean_radius(state):
+        scores = MODEL.outputs(state, BATCH.image).features.reshape(30, 2, 3)
+        return float(
+            multimodal.radius(scores, state.params["weights"], state.params["bias"], constants, labels=LABELS).mean()
+        )
+
+    assert mean_radius(second) > 1.05 * mean_radius(first)
+    for name, value in first.params.items():
+        assert (name == "weights") != bool((value == second.params[name]).all())
+
+
+def test_equal_settings_are_equal():
+    for objective in (losses.multimodal_margin(rho=1.0), losses.multimodal_radius(constants=CONSTANTS)):
+        twin = dataclasses.replace(objective)
+        assert (twin, hash(twin)) == (objective, hash(objective))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: losses.multimodal_margin(rho=-1.0), "rho must be at least 0 and finite, got -1.0"),
+        (lambda: losses.multimodal_margin(num_modalities=0), "num_modalities must be an integer of at least 1, got 0"),
+        (lambda: losses.multimodal_radius(constants=((1.0, -1.0),)), "constants must be at least 0"),
+    ],
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

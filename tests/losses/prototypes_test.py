@@ -1,0 +1,86 @@
+"""Objectives of prototype networks beside their equations, and what a few steps of them do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import certification, losses, models
+from robustjax.typing import Batch, ModelState, Outputs
+
+RNG = np.random.default_rng(0)
+IMAGES = jnp.asarray(RNG.uniform(size=(12, 2, 2, 1)), jnp.float32)
+LABELS = jnp.arange(12, dtype=jnp.int32) % 3
+BATCH = Batch(IMAGES, LABELS, LABELS)
+PROBABILITIES = jnp.asarray(RNG.uniform(size=(12, 3)), jnp.float32)
+MODEL = models.functional(models.prototypes(jax.random.key(0), IMAGES[:6], np.asarray(LABELS[:6]), num_classes=3))
+
+
+def said(state, x, *, train=False):
+    """A model of given probabilities, moved by the mean of its images."""
+    return Outputs(jnp.log(PROBABILITIES) + x.mean() * state.params, x.reshape(12, -1)), state
+
+
+def test_the_margin_is_between_probabilities():
+    loss, aux = losses.prototype_margin(margin=0.2)(jax.random.key(0), said, ModelState(jnp.float32(0), {}), BATCH)
+    wanted = []
+    for p, label in zip(np.asarray(PROBABILITIES, np.float64), LABELS):
+        wanted.append(max(0, max(p[c] for c in range(3) if c != label) - p[label] + 0.2))
+    assert min(wanted) == 0 < max(wanted)
+    assert loss == pytest.approx(np.mean(wanted), rel=1e-5)
+    assert aux.metrics["accuracy"] == pytest.approx(np.mean(np.asarray(PROBABILITIES).argmax(-1) == LABELS))
+
+
+@pytest.mark.parametrize("cancel", [True, False])
+@pytest.mark.parametrize("target", [None, 0.05])
+def test_the_radius_is_the_certified_one(cancel, target):
+    objective = losses.prototype_radius(target=target, cancel=cancel)
+    loss, aux = objective(jax.random.key(0), MODEL.apply, MODEL.state, BATCH)
+    network = models.prototype_network(MODEL.state.params)
+    radius = np.asarray(certification.prototypes.radius(network, IMAGES, LABELS, cancel=cancel).radius)
+    assert (radius > 0.05).any()
+    wanted = -radius if target is None else np.maximum(target - radius, 0)
+    assert loss == pytest.approx(wanted.mean(), rel=1e-4)
+    assert aux.metrics["radius"] == pytest.approx(radius.mean(), rel=1e-4)
+    assert aux.metrics["accuracy"] == pytest.approx((radius > 0).mean())
+
+
+def test_images_are_augmented_first():
+    shift = lambda key, images: images + 1
+    state = ModelState(jnp.float32(0.5), {})
+    for plain, augmented in ((losses.prototype_margin(), losses.prototype_margin(augment=shift)),):
+        loss = augmented(jax.random.key(0), said, state, BATCH)[0]
+        assert loss == plain(jax.random.key(0), said, state, BATCH._replace(image=IMAGES + 1))[0]
+        assert loss != plain(jax.random.key(0), said, state, BATCH)[0]
+    plain, augmented = losses.prototype_radius(), losses.prototype_radius(augment=shift)
+    loss = augmented(jax.random.key(0), MODEL.apply, MODEL.state, BATCH)[0]
+    assert loss == plain(jax.random.key(0), MODEL.apply, MODEL.state, BATCH._replace(image=IMAGES + 1))[0]
+
+
+def test_steps_down_the_loss_make_the_radius_larger():
+    objective = losses.prototype_radius()
+
+    @jax.jit
+    def step(state):
+        value, gradients = jax.value_and_grad(lambda s: objective(jax.random.key(0), MODEL.apply, s, BATCH)[0])(state)
+        return jax.tree.map(lambda p, g: p - 0.2 * g, state, gradients), value
+
+    state, values = MODEL.state, []
+    for _ in range(20):
+        state, value = step(state)
+        values.append(float(value))
+    assert values[-1] < values[0] - 0.01
+    assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda: losses.prototype_margin(margin=0.0), "margin must lie strictly between 0 and 1, got 0.0"),
+        (lambda: losses.prototype_margin(margin=1.5), "margin must lie strictly between 0 and 1, got 1.5"),
+        (lambda: losses.prototype_radius(target=-1.0), "target must be positive and finite, got -1.0"),
+    ],
+)
+def test_bad_settings_are_named(objective, message):
+    with pytest.raises(ValueError, match=message):
+        objective()
