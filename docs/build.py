@@ -10,7 +10,8 @@ import robustjax
 
 if __name__ == "__main__":
     rooms = [room for room in vars(robustjax).values() if hasattr(room, "__path__")]
-    for room in [*rooms, robustjax.certification.conformal]:  # pdoc shows what stands in __all__; rooms re-export
+    packages = [robustjax.certification.conformal, robustjax.certification.halfspaces]
+    for room in [*rooms, *packages]:  # pdoc shows what stands in __all__; rooms re-export
         room.__all__ = [public for public in vars(room) if not public.startswith("_")]
         assert room.__all__, room
     warnings.filterwarnings("ignore", "Error parsing type annotation")  # jaxtyping's shapes are no Python names
