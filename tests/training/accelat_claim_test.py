@@ -1,4 +1,4 @@
-"""AccelAT on digits: about as robust as with a constant learning rate; its claim of fewer epochs does not appear here."""
+"""AccelAT on digits: about as robust as with a constant learning rate. Its claim, fewer epochs, does not appear."""
 
 import jax
 import jax.numpy as jnp
