@@ -198,7 +198,7 @@ def report(config: Config, found: dict, thresholds: halfspaces.Statistics, stopw
         distribution: {p: [np.log10(max(float(run[p]), 1e-6) / limits[p]) for run in runs] for p in PARTS}
         for distribution, runs in found.items()
     }
-    figure = plotting.bar_chart(bars, label="log10 of statistic / threshold: above 0, the test fails", panel_width=7)
+    figure = plotting.bar_chart(bars, label="log10 of statistic / threshold: above 0, the test fails", panel_width=7.0)
     _run.write_whole(folder / "figures" / "statistics.png", _run.png_of(figure))
 
     title = f"Half-spaces in {config.dimension} dimensions, {config.num_samples:,} inputs, eta {config.eta:g}"

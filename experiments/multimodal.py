@@ -290,7 +290,7 @@ def report(config: Config, runs: list[dict[str, np.ndarray]], stopwatch, console
     console.print(note, highlight=False)
     console.print(f"Run folder: {folder}", soft_wrap=True)
     bars = {name: {arm: columns[arm][name] for arm in ARMS} for name in shown if "radius" not in name}
-    figure = plotting.bar_chart(bars, label="accuracy", panel_width=7)
+    figure = plotting.bar_chart(bars, label="accuracy", panel_width=7.0)
     _run.write_whole(folder / "figures" / "accuracy.png", _run.png_of(figure))
     text = [f"# {title}", "", f"| | {' | '.join(ARMS)} |", f"|---|{'---|' * len(ARMS)}"]
     text += [f"| {' | '.join(cells)} |" for cells in body]
