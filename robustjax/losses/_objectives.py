@@ -25,7 +25,7 @@ class Aux(NamedTuple):
 
     Attributes:
       state: the model with renewed batch statistics.
-      metrics: scalars by name; ``loss`` and ``accuracy`` always.
+      metrics: scalars by name; ``loss`` always, ``accuracy`` where classes are answered.
     """
 
     state: ModelState
