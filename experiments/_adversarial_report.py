@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from typing import Any
 
@@ -139,11 +137,7 @@ def report(
       The rows of metrics.csv.
     """
     rows = tabulate(folder, target.label, found, certificate)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _run.write_whole(folder / "metrics.csv", buffer.getvalue())
+    _run.write_rows(folder / "metrics.csv", COLUMNS, rows)
     origin = f", {config.training} training"
     if config.checkpoint:
         origin = f" from {epath.Path(config.checkpoint).resolve().name}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from typing import Any
 
@@ -68,11 +66,7 @@ def findings_of(rows: list[dict], alpha: float) -> list[str]:
 def report(config: Any, rows: list[dict], pool: int, stopwatch: _runtime.Stopwatch, console: Console) -> None:
     """Prints the table and what it says; writes metrics.csv, metrics.json, report.md and the figure."""
     folder = config.folder()
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _run.write_whole(folder / "metrics.csv", buffer.getvalue())
+    _run.write_rows(folder / "metrics.csv", COLUMNS, rows)
     title = f"{config.dataset} {config.model}: sets for l2 attacks of {config.epsilon:g}, sigma {config.sigma:g}"
     findings = findings_of(rows, config.alpha)
     table = Table("score", "method", "clean", "attacked", "clean", "attacked", title=title, caption_justify="left")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from typing import Any
 
@@ -177,11 +175,8 @@ def report(
         "seconds": stopwatch.seconds(),
     }
     _run.write_whole(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"seed": seed, **row} for seed, (rows, _) in of_seeds.items() for row in rows)
-    _run.write_whole(folder / "metrics.csv", buffer.getvalue())
+    all_rows = [{"seed": seed, **row} for seed, (rows, _) in of_seeds.items() for row in rows]
+    _run.write_rows(folder / "metrics.csv", COLUMNS, all_rows)
     about = f"{config.dataset} {config.model}, {len(of_seeds)} seeds"
     text = [f"# Mixtures of classifiers: {about}"]
     for title, headers, body in tables_of(config, of_seeds):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from typing import Any
 
@@ -89,11 +87,7 @@ def report(
     """Prints the table; writes metrics.csv, metrics.json, report.md and figures; returns the rows of metrics.csv."""
     folder = config.folder()
     rows = [row_of(loss, seed, arrays, config.radii) for (loss, seed), arrays in results.items()]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _run.write_whole(folder / "metrics.csv", buffer.getvalue())
+    _run.write_rows(folder / "metrics.csv", list(rows[0]), rows)
     columns = [column for column in rows[0] if column not in ("loss", "seed", "attacked", "violations")]
     lines = {
         loss: [spread([row[column] for row in rows if row["loss"] == loss]) for column in columns]

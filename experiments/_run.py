@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import fnmatch
 import inspect
@@ -11,7 +12,7 @@ import os
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -46,6 +47,15 @@ def files(folder: epath.Path, pattern: str) -> list[epath.Path]:
     Unlike a glob it leaves the name of the folder alone, which may hold a bracket.
     """
     return sorted(p for p in folder.iterdir() if fnmatch.fnmatch(p.name, pattern)) if folder.is_dir() else []
+
+
+def write_rows(path: epath.PathLike, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a CSV file with these columns, whole or not at all."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, buffer.getvalue())
 
 
 def write_arrays(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:

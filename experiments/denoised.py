@@ -13,10 +13,8 @@ figure. The same command continues a run that was interrupted; other methods joi
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import json
 import time
 from collections.abc import Callable
@@ -267,11 +265,7 @@ def report(config: Config, methods: tuple[str, ...], stopwatch: _runtime.Stopwat
       The rows of metrics.csv.
     """
     folder, rows = folder_of(config), tabulate(config, methods)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _run.write_whole(folder / "metrics.csv", buffer.getvalue())
+    _run.write_rows(folder / "metrics.csv", list(rows[0]), rows)
     title = f"{config.dataset} {config.model}, sigma {config.sigma:g}"
     text = [f"# Denoised smoothing: {title}", ""]
     text += [f"- {method}: {_denoisers.METHODS[method]}." for method in methods]

@@ -11,9 +11,7 @@ pixels, 1 / sqrt(m) + 1 / sqrt(n).
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 
 import numpy as np
 from etils import epath
@@ -106,11 +104,7 @@ def run(config: Config) -> list[dict]:
 def report(config: Config, rows: list[dict], console: Console) -> None:
     """Prints the table; writes metrics.csv, report.md and the figure."""
     folder, title = config.folder(), f"{config.dataset} {config.model}, sigma {config.sigma:g}"
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _run.write_whole(folder / "metrics.csv", buffer.getvalue())
+    _run.write_rows(folder / "metrics.csv", COLUMNS, rows)
     of = lambda size, dual, name: np.asarray([row[name] for row in rows if (row["size"], row["dual"]) == (size, dual)])
     told = lambda values: f"{values.mean():.3f}" + (f" ({values.std(ddof=1):.3f})" if len(values) > 1 else "")
     headers = ["pixels", "smoothing", "accuracy", "ACR", "abstained"]

@@ -9,9 +9,7 @@ figure. Seeds that are there are not made again, so that more of them can join.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 
 import jax
@@ -173,11 +171,7 @@ def report(config: Config, found: dict, thresholds: halfspaces.Statistics, stopw
         for distribution, runs in found.items()
         for seed, run in enumerate(runs)
     ]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _run.write_whole(folder / "metrics.csv", buffer.getvalue())
+    _run.write_rows(folder / "metrics.csv", list(rows[0]), rows)
 
     limits = {name: float(value) for name, value in thresholds._asdict().items()}
     headers = ["inputs", "accepted", "above the best", "largest", "of averaging", *TESTS]

@@ -10,10 +10,8 @@ figure. Seeds that are there are not trained again, so that more of them can joi
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import json
 from typing import Any
 
@@ -253,11 +251,7 @@ def report(config: Config, runs: list[dict[str, np.ndarray]], stopwatch, console
                     row[told] = float(value)
             rows.append(row)
     order = list(rows[0])
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, order, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _run.write_whole(folder / "metrics.csv", buffer.getvalue())
+    _run.write_rows(folder / "metrics.csv", order, rows)
 
     columns = {arm: {n: np.array([r[n] for r in rows if r["training"] == arm]) for n in order[3:]} for arm in ARMS}
     spread = lambda a: a.std(ddof=min(1, a.size - 1))

@@ -12,10 +12,8 @@ command continues a run that was interrupted; more detectors or seeds are added 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import io
 import json
 import time
 from typing import Any, Literal
@@ -205,11 +203,7 @@ def tabulate(config: Config, sets: _foreign.Sets, names: list[str]) -> list[dict
             sizes = {"num_in": of["in"].size, "num_out": of[part].size}
             row = {"seed": seed, "detector": name, "set": part, "group": foreign.group, **sizes}
             rows.append({**row, **values._asdict(), **seconds})
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _run.write_whole(folder_of(config) / "metrics.csv", buffer.getvalue())
+    _run.write_rows(folder_of(config) / "metrics.csv", COLUMNS, rows)
     for part in ("in", *sets.foreign):
         together = {
             name: np.stack([scores[pair][part] for pair in sorted(scores) if pair[1] == name]) for _, name in scores
