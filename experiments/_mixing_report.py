@@ -39,7 +39,7 @@ def certified(found: dict[str, np.ndarray]) -> dict[str, Any]:
     """Accuracies of one seed, and certified ones at ``RADII``, of the smoothed classifier and of the mixture."""
     label, row = found["label"], {}
     for name in ("standard", "smoothed", "mixture"):
-        row[f"clean_{name}"] = float((found[f"{name}_answer"] == label).mean())
+        row[f"clean_{name}"] = float((found[f"answered_{name}"] == found["answered_label"]).mean())
     for name in ("smoothed", "mixture"):
         predicted, radius = found[f"{name}_label"], found[f"{name}_radius"]
         abstained = predicted == certification.ABSTAIN

@@ -24,13 +24,11 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from experiments import _attacks, _classifier, _foreign, _mixing_report, _run, _runtime
-from robustjax import attacks, certification, data, losses, models, training
+from experiments import _attacks, _classifier, _foreign, _mixing_certificates, _mixing_report, _run, _runtime
+from robustjax import attacks, data, losses, models, training
 from robustjax.certification import mixing
 
 BLOCK = 250
-NUM_JUDGED = 2000
-"""Noisy copies behind the answer to an image that was attacked within its radius."""
 NETWORK = training.Recipe(algorithm="adam", learning_rate=1e-3, schedule="cosine", batch_size=128, num_epochs=20)
 """Of the mixing network; the authors' is AdamW at 5e-5 for 3 epochs of CIFAR-10."""
 
@@ -297,78 +295,6 @@ def trade_off(
     return [*rows, row | {"all": float(np.all([*left.values()], axis=0).mean())}]
 
 
-def certify(
-    config: Config, found: dict[str, _classifier.Classifier], test: data.Dataset, key: jax.Array
-) -> dict[str, np.ndarray]:
-    """Certificates of the smoothed classifier and of its mixture, and what attacks within the radii of this change."""
-    chosen = _foreign.evenly(len(test), config.num_certified or len(test))
-    image, label, ids = (np.asarray(part) for part in test[chosen])
-    standard, smoothed = found["standard"], found["smoothed"]
-    measure, alpha = certification.gaussian(config.sigma), config.certified_alpha
-
-    def votes(key, image, num_samples, first_sample=0):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(image)))
-        settings = {"num_samples": num_samples, "first_sample": first_sample}
-        return np.asarray(certification.sample_counts(keys, smoothed.logits_fn(), image, measure, **settings))
-
-    def mixed(image, counts):
-        logits = np.asarray(_classifier.outputs_of(standard, image, BLOCK).logits, np.float64)
-        weights = np.exp(config.standard_scale * (logits - logits.max(-1, keepdims=True)))
-        return (1 - alpha) * weights / weights.sum(-1, keepdims=True) + alpha * counts / counts.sum(-1, keepdims=True)
-
-    counts_key, attack_key, judge_key = jax.random.split(key, 3)
-    selection = votes(counts_key, image, config.num_selection)
-    estimation = votes(counts_key, image, config.num_estimation, config.num_selection)
-    alone = certification.certificate_from_counts(selection, estimation, measure, alpha=config.failure)
-    bounds = mixing.bounds_from_counts(selection, estimation, alpha=config.failure)
-    radius = mixing.smoothed_radius(bounds.first, bounds.second, alpha=alpha, sigma=config.sigma)
-    attacked = np.flatnonzero(radius)
-    changed, excess = np.zeros(len(attacked), bool), np.full(len(attacked), np.inf)
-    if attacked.size:
-        noisy = _noisy(standard.functional.outputs, smoothed.functional.outputs, measure, config.standard_scale)
-        seen = jax.tree_util.Partial(noisy, (standard.state, smoothed.state), jnp.float32(alpha))
-        attack = attacks.pgd(epsilon=1.0, norm="l2", steps=20, keep="last", samples=16)
-        x_adv = [  # each within its own radius, which compiles once
-            np.asarray(
-                dataclasses.replace(attack, epsilon=float(radius[i]) * 0.999)(
-                    attack_key, seen, image[i : i + 1], bounds.label[i : i + 1]
-                )
-            )
-            for i in attacked
-        ]
-        counts = votes(judge_key, np.concatenate(x_adv), NUM_JUDGED)
-        changed = mixed(np.concatenate(x_adv), counts).argmax(-1) != bounds.label[attacked]
-        shares, its = (
-            counts / counts.sum(-1, keepdims=True),
-            np.eye(counts.shape[-1], dtype=bool)[bounds.label[attacked]],
-        )
-        excess = shares[its] - np.where(its, 0, shares).max(-1) - (1 - alpha) / alpha
-    return {
-        "id": ids,
-        "label": label,
-        "standard_answer": answers_of(standard.logits_fn(), image),
-        "smoothed_answer": estimation.argmax(-1),
-        "mixture_answer": mixed(image, estimation).argmax(-1),
-        "smoothed_label": alone.label,
-        "smoothed_radius": alone.radius,
-        "mixture_label": np.where(radius > 0, bounds.label, certification.ABSTAIN),
-        "mixture_radius": radius,
-        "changed": changed,
-        "excess": excess,
-    }
-
-
-@functools.cache
-def _noisy(standard: Callable, smoothed: Callable, measure: certification.Gaussian, scale: float) -> Callable:
-    """The mixture with one draw of noise, whose mean probabilities an attack follows."""
-
-    def logits(states, alpha, key, x):
-        of_noise = smoothed(states[1], measure.sample(key, x[0])[None]).logits
-        return mixing.mix(standard(states[0], x).logits, of_noise, alpha=alpha, standard_scale=scale)
-
-    return logits
-
-
 def run(config: Config) -> dict:
     """Trains, attacks, certifies and reports, or does what is left of it.
 
@@ -388,7 +314,7 @@ def run(config: Config) -> dict:
             train_key, attack_key, certify_key = jax.random.split(jax.random.key(seed), 3)
             found, mixture, state = train(config, seed, images, train_key, console)
             rows = trade_off(config, found, mixture, state, test, attack_key)
-            _run.write_arrays(arrays, certify(config, found, test, certify_key))
+            _run.write_arrays(arrays, _mixing_certificates.certify(config, found, test, certify_key))
             _run.write_whole(path, json.dumps(rows, indent=1) + "\n")
             console.print(f"Seed {seed} is done, {stopwatch.seconds()['total']:,.0f} s since the start.")
         of_seeds[seed] = json.loads(path.read_text()), _run.read_arrays(arrays)
