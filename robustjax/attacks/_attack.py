@@ -132,7 +132,7 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
     ``attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)`` sees one key for each input. Its epsilon is traced,
     so that a curve over epsilons compiles once; the float32 is never larger than the number that was asked for. The
     result is a constant to differentiation. Rows on several devices are attacked where they lie, each device's by
-    themselves, and so lies the result.
+    themselves, and so lies the result. An attack whose ``sees_images`` is not true is given rows, ``(batch, dim)``.
     """
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     samples = getattr(attack, "samples", None)
@@ -167,12 +167,21 @@ keys_of = jax.jit(image_keys)  # one program, where some 25 operations would com
 
 @jax.jit(static_argnames=("attack", "sharding"))
 def _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack, sharding):
+    def perturb(keys, logits_fn, x, *arguments):
+        if getattr(attack, "sees_images", False):
+            return attack.perturb(keys, logits_fn, x, *arguments)
+        # On a CPU what an attack does itself takes half as long on rows as on images of one or three channels.
+        asked = lambda *at: logits_fn(*at[:-1], at[-1].reshape(*at[-1].shape[:1], *x.shape[1:]))
+        flat = x.reshape(x.shape[0], -1)
+        results = attack.perturb(keys, asked, flat, *arguments)
+        return jax.tree.map(lambda a: a.reshape(x.shape) if a.shape == flat.shape else a, results)
+
     if sharding is None:
-        return attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)
+        return perturb(keys, logits_fn, x, labels, epsilon, *traced)
     # No device waits for another: each ends its loops when its own rows are done, and nothing is gathered.
     rows, everywhere = PartitionSpec(*sharding.spec[:1]), PartitionSpec()
     specs = (rows, everywhere, rows, rows, everywhere, *(everywhere for _ in traced))
-    perturb = jax.shard_map(attack.perturb, mesh=sharding.mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    perturb = jax.shard_map(perturb, mesh=sharding.mesh, in_specs=specs, out_specs=rows, check_vma=False)
     return perturb(keys, logits_fn, x, labels, epsilon, *traced)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,8 @@ class Square:
     rescale_schedule: bool = False
     targeted: bool = False
     samples: int | None = None
+
+    sees_images: ClassVar[bool] = True
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, queries=self.queries, restarts=self.restarts, samples=self.samples)

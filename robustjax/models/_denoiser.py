@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from robustjax import _validate
 from robustjax.models._functional import functional
+from robustjax.models._layers import conv_general_dilated
 from robustjax.typing import ModelState
 
 
@@ -27,9 +28,17 @@ class _Convolutions(nnx.Module):
         self.fold = fold
         widths = (fold * fold * channels, *(width,) * (depth - 1), fold * fold * channels)
         starts = (*(nnx.initializers.he_normal(),) * (depth - 1), nnx.initializers.zeros)
+        layer = functools.partial(
+            nnx.Conv,
+            kernel_size=(3, 3),
+            padding="SAME",
+            dtype=dtype,
+            conv_general_dilated=conv_general_dilated,
+            rngs=rngs,
+        )
         self.layers = nnx.List(
             [
-                nnx.Conv(inputs, outputs, (3, 3), padding="SAME", dtype=dtype, kernel_init=start, rngs=rngs)
+                layer(inputs, outputs, kernel_init=start)
                 for inputs, outputs, start in zip(widths[:-1], widths[1:], starts, strict=True)
             ]
         )

@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from robustjax import models
-from robustjax.models import _layers, _small
+from robustjax.models import _layers
 
 SIZES = {
     "mlp": ({}, 784 * 128 + 128 + 128 * 128 + 128 + 1290),
@@ -137,13 +138,48 @@ def test_small_convolutional_models_equal_their_numpy_twin(build, name, padding,
 def test_pooling_passes_the_gradient_to_the_maximum():
     x = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
     weights = jax.random.normal(jax.random.key(1), (2, 2, 3, 3))
-    gradient = jax.grad(lambda x: (weights * _small._max_pool(x)).sum())(x)
+    gradient = jax.grad(lambda x: (weights * _layers.max_pool(x)).sum())(x)
     values, weights, want = np.asarray(x), np.asarray(weights), np.zeros(x.shape, np.float32)
     for b, i, j, c in np.ndindex(*weights.shape):
         window = values[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
         row, column = np.unravel_index(window.argmax(), (2, 2))
         want[b, 2 * i + row, 2 * j + column, c] = weights[b, i, j, c]
     np.testing.assert_array_equal(gradient, want)
+
+
+def test_pooling_shares_the_gradient_of_equal_maxima():
+    x = jnp.asarray([[3.0, 1.0, 2.0, 2.0, 0.0, 0.0], [3.0, 3.0, 1.0, 0.0, 0.0, 0.0]])[None, :, :, None]
+    want = [[1 / 3, 0, 0.5, 0.5, 0.25, 0.25], [1 / 3, 1 / 3, 0, 0, 0.25, 0.25]]
+    gradient = jax.jit(jax.grad(lambda x: _layers.max_pool(x).sum()))(x)
+    np.testing.assert_allclose(gradient[0, :, :, 0], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+def test_all_derivatives_of_the_convolution_are_those_of_lax(size, stride):
+    keys = jax.random.split(jax.random.key(0), 6)
+    x, dx = jax.random.normal(keys[0], (2, 2, 6, 7, 3))
+    kernel, dkernel = jax.random.normal(keys[1], (2, size, size, 3, 4))
+    settings = {"window_strides": (stride, stride), "padding": [(size // 2, size // 2)] * 2}
+    numbers = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+
+    def derivatives(convolve):
+        f = lambda x, kernel: jnp.tanh(convolve(x, kernel, **settings, dimension_numbers=numbers))
+        loss = lambda x, kernel: jnp.square(f(x, kernel)).sum()
+        return {
+            "x": jax.grad(loss)(x, kernel),
+            "kernel": jax.grad(loss, 1)(x, kernel),
+            "both": jax.grad(loss, (0, 1))(x, kernel),
+            "forward": jax.jvp(f, (x, kernel), (dx, dkernel)),
+            "forward over reverse": jax.jvp(jax.grad(loss), (x, kernel), (dx, dkernel)),
+            "reverse over reverse": jax.grad(lambda x: jnp.vdot(jax.grad(loss, 1)(x, kernel), dkernel))(x),
+            "of each kernel": jax.vmap(jax.grad(loss), (None, 0))(x, jnp.stack([kernel, dkernel])),
+        }
+
+    got, want = (
+        jax.jit(derivatives, static_argnums=0)(f) for f in (_layers.conv_general_dilated, jax.lax.conv_general_dilated)
+    )
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_large_stem_and_bottlenecks_halve_the_image_as_published():
