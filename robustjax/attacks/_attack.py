@@ -152,9 +152,10 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
     sharding = sharding_of(x)
     keys, x, labels = placed(sharding, keys_of(key, x), x, labels)
     logits_fn, x, epsilon = jax.lax.stop_gradient((logits_fn, x, epsilon))
+    as_rows = not getattr(attack, "sees_images", False)
     if sharding is not None and any(sharding.spec[1:]):  # inputs that are split themselves: the compiler's task
-        sharding = None
-    return _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack=attack, sharding=sharding)
+        sharding, as_rows = None, False
+    return _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack=attack, sharding=sharding, as_rows=as_rows)
 
 
 def _float32_below(value):
@@ -165,10 +166,10 @@ def _float32_below(value):
 keys_of = jax.jit(image_keys)  # one program, where some 25 operations would compile one by one
 
 
-@jax.jit(static_argnames=("attack", "sharding"))
-def _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack, sharding):
+@jax.jit(static_argnames=("attack", "sharding", "as_rows"))
+def _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack, sharding, as_rows):
     def perturb(keys, logits_fn, x, *arguments):
-        if getattr(attack, "sees_images", False):
+        if not as_rows:
             return attack.perturb(keys, logits_fn, x, *arguments)
         # On a CPU what an attack does itself takes half as long on rows as on images of one or three channels.
         asked = lambda *at: logits_fn(*at[:-1], at[-1].reshape(*at[-1].shape[:1], *x.shape[1:]))

@@ -39,7 +39,7 @@ from robustjax.attacks._square import square
 from robustjax.typing import AnyArray
 
 _BLOCK = 256
-_PARTS = 8
+_PARTS = 16
 _DRAWS = 20
 _TARGETS = 9
 _SQUARE_GAINS = 0.002  # of the inputs, more than which is suspicious if it is more than one

@@ -89,7 +89,9 @@ def test_however_the_inputs_are_spread(spec, axis_type):
 def test_devices_say_nothing_to_each_other():
     x, labels = on_mesh(X, LABELS)
     keys, attack = jax.device_put(KEYS, labels.sharding), attacks.pgd(epsilon=0.0, steps=3)
-    program = _attack._perturb.lower(keys, MODEL, x, labels, np.float32(0), attack=attack, sharding=x.sharding)
+    program = _attack._perturb.lower(
+        keys, MODEL, x, labels, np.float32(0), attack=attack, sharding=x.sharding, as_rows=True
+    )
     text = program.compile().as_text()
     assert "while" in text
     assert not [word for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if word in text]
