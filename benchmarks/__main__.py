@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -44,8 +45,10 @@ class Config:
     """Folder for the figures of finished parts; the same command takes them up again. Delete it to measure anew."""
 
 
-def measured(part: str, config: Config, folder: pathlib.Path) -> dict[str, Any]:
+def measured(part: str, config: Config, folder: pathlib.Path, load: float) -> dict[str, Any]:
     """The figures of a part and their date, from a process of its own or from an earlier run of the same command.
+
+    The load of the machine is that given, from before all parts: the part's own counts those before it.
 
     Raises:
       ValueError: the process failed; the message is its last line.
@@ -67,6 +70,7 @@ def measured(part: str, config: Config, folder: pathlib.Path) -> dict[str, Any]:
             raise ValueError(f"{part} ended with status {process.returncode}: {words}")
         figures = json.loads(raw.read_bytes())
     figures["settings"].pop("json")  # a path
+    figures["machine"]["load"] = load
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     part_of = {"date": date, "quick": config.quick, "figures": figures}
     write_whole(path, json.dumps(part_of) + "\n")
@@ -86,13 +90,13 @@ def write_page(parts: dict[str, Any]) -> None:
 
 def run(config: Config) -> dict[str, Any]:
     """Runs the parts, prints one table, and returns what was measured; ValueError at the end if a part failed."""
-    console, failed, parts = Console(highlight=False), [], {}
+    console, failed, parts, load = Console(highlight=False), [], {}, os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(config.keep_json or scratch)
         for part in (name for name in MODULES if name in config.only):
             console.print(f"{part} ...", soft_wrap=True)
             try:
-                parts[part] = measured(part, config, folder)
+                parts[part] = measured(part, config, folder, load)
             except ValueError as error:
                 failed.append(str(error))
     rows, notes = [], []
