@@ -1,9 +1,10 @@
 """How certified radii change as images grow: plain and dual randomized smoothing with as many draws, on resized images.
 
 Each run is one of experiments.smoothing, beside the others in results/smoothing, and is taken up where it was left.
-Leaves results/dimension/NAME with config.json, metrics.csv, report.md and a figure, which also has the rates at which
-the largest possible radius falls with the dimension d (arXiv:2404.09586): 1 / sqrt(d) and, for halves of m and n
-pixels, 1 / sqrt(m) + 1 / sqrt(n).
+Leaves results/dimension/NAME with config.json, metrics.csv, report.md and a figure, which also has the upper bounds that
+arXiv:2404.09586 draws: the radii of inputs of dimension d whose class has probability p = 0.999 under noise of standard
+deviation s / sqrt(d). They are s q / sqrt(d) for plain smoothing, q = Phi^-1(p), and for halves of m and n numbers
+s q (1 / sqrt(m) + 1 / sqrt(n)) / sqrt(2), twice as much. Here s makes the noise on the smallest images sigma.
 
     python -m experiments.dimension
     python -m experiments.dimension --dataset mnist --data-dir DIR --sizes 28 56 --model lenet --num-epochs 3 --seeds 1
@@ -12,6 +13,7 @@ pixels, 1 / sqrt(m) + 1 / sqrt(n).
 from __future__ import annotations
 
 import dataclasses
+import statistics
 
 import numpy as np
 from etils import epath
@@ -20,6 +22,8 @@ from rich.table import Table
 
 from experiments import _run, smoothing
 from robustjax import data, plotting
+
+PROBABILITY = 0.999  # of the class, in the upper bounds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,16 +128,16 @@ def report(config: Config, rows: list[dict], console: Console) -> None:
         f"{name}, measured": (d, np.stack([of(size, dual, "average_certified_radius") for size in sides]))
         for name, dual in (("plain", False), ("dual", True))
     }
-    m = np.ceil(d / 2)
-    rates = {"plain, rate of the bound": d**-0.5, "dual, rate of the bound": m**-0.5 + (d - m) ** -0.5}
-    start = measured["plain, measured"][1][0].mean() * d[0] ** 0.5
-    references = {name: (d, start * rate) for name, rate in rates.items()}
+    m, scale = np.ceil(d / 2), config.sigma * d[0] ** 0.5 * statistics.NormalDist().inv_cdf(PROBABILITY)
+    bounds = {"plain": d**-0.5, "dual": (m**-0.5 + (d - m) ** -0.5) / 2**0.5}
+    references = {f"{name}, upper bound": (d, scale * bound) for name, bound in bounds.items()}
     labels = ("dimension", "average certified radius (ACR)")
     figure = plotting.spread_curve(measured, references, labels=labels, title=title)
     _run.write_whole(folder / "figures" / "radius_over_dimension.png", _run.png_of(figure))
     note = (
         f"{config.num_estimation:,} draws of each image in all, {config.num_images or 'all'} images, {config.seeds} "
-        "seeds, standard deviations in brackets. The bounds' rates begin at the measured radius of the smallest images."
+        f"seeds, standard deviations in brackets. Upper bounds: of inputs whose class has probability {PROBABILITY} under "
+        "noise that falls with the root of the dimension; the runs keep their sigma."
     )
     text = [
         f"# Certified radius and dimension: {title}",
