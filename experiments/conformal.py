@@ -43,7 +43,7 @@ class Config:
     test_split: str | None = None
     """Images for holdout, calibration and test, in TFDS syntax; None: the data set's test split."""
     model: str = "cnn"
-    """mlp, lenet, cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
+    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
     recipe: str | None = None
     """Training recipe, see experiments.smoothing; None: the one of the data set."""
     num_epochs: int | None = None

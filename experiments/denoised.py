@@ -46,7 +46,7 @@ class Config:
     methods: str = ""
     """Comma-separated; empty: all."""
     model: str = "cnn"
-    """Classifier: mlp, lenet, cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
+    """Classifier: mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
     recipe: str | None = None
     """Training recipe of the classifiers, see experiments.smoothing; None: the one of the data set."""
     num_epochs: int | None = None

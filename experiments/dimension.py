@@ -1,8 +1,8 @@
 """How certified radii change as images grow: plain and dual randomized smoothing with as many draws, on resized images.
 
 Each run is one of experiments.smoothing, beside the others in results/smoothing, and is taken up where it was left.
-Leaves results/dimension/NAME with config.json, metrics.csv, report.md and a figure, which also has the upper bounds that
-arXiv:2404.09586 draws: the radii of inputs of dimension d whose class has probability p = 0.999 under noise of standard
+Leaves results/dimension/NAME with config.json, metrics.csv, report.md and a figure, which also has the upper bounds of
+arXiv:2404.09586: the radii of inputs of dimension d whose class has probability p = 0.999 under noise of standard
 deviation s / sqrt(d). They are s q / sqrt(d) for plain smoothing, q = Phi^-1(p), and for halves of m and n numbers
 s q (1 / sqrt(m) + 1 / sqrt(n)) / sqrt(2), twice as much. Here s makes the noise on the smallest images sigma.
 
@@ -136,8 +136,8 @@ def report(config: Config, rows: list[dict], console: Console) -> None:
     _run.write_whole(folder / "figures" / "radius_over_dimension.png", _run.png_of(figure))
     note = (
         f"{config.num_estimation:,} draws of each image in all, {config.num_images or 'all'} images, {config.seeds} "
-        f"seeds, standard deviations in brackets. Upper bounds: of inputs whose class has probability {PROBABILITY} under "
-        "noise that falls with the root of the dimension; the runs keep their sigma."
+        f"seeds, standard deviations in brackets. Upper bounds: of inputs whose class has probability {PROBABILITY} "
+        "under noise that falls with the root of the dimension; the runs keep their sigma."
     )
     text = [
         f"# Certified radius and dimension: {title}",

@@ -46,7 +46,7 @@ class Config:
     test_split: str | None = None
     """Images to test on, in TFDS syntax; None: the data set's test split."""
     model: str = "cnn"
-    """All three classifiers: mlp, lenet, cnn, resnet20 and others, see experiments.adversarial."""
+    """All three classifiers: mlp, lenet, cnn, strided_cnn, resnet20 and others, see experiments.adversarial."""
     recipe: str | None = None
     """Training recipe, see experiments.smoothing; None: the one of the data set."""
     num_epochs: int | None = None

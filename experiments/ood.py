@@ -55,7 +55,7 @@ class Config:
     detectors: str = ""
     """Comma-separated, combinators with +, such as energy,knn,react+energy; empty: all. See --list."""
     model: str = "cnn"
-    """mlp, lenet, cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
+    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
     recipe: str | None = None
     """Training recipe, see experiments.smoothing; None: the one of the data set."""
     num_epochs: int | None = None

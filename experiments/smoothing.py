@@ -42,7 +42,7 @@ class Config:
     image_size: int | None = None
     """Resize images to so many pixels a side; None: as they are."""
     model: str = "cnn"
-    """mlp, lenet, cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
+    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the model computes in; parameters, noise and logits are float32."""
     sigma: float = 0.25

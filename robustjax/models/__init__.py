@@ -36,12 +36,14 @@ from robustjax.models._resnet import resnet110 as resnet110
 from robustjax.models._small import cnn as cnn
 from robustjax.models._small import lenet as lenet
 from robustjax.models._small import mlp as mlp
+from robustjax.models._small import strided_cnn as strided_cnn
 from robustjax.models._wide_resnet import wide_resnet as wide_resnet
 
 MODELS: dict[str, Callable[..., Classifier]] = {
     "mlp": mlp,
     "lenet": lenet,
     "cnn": cnn,
+    "strided_cnn": strided_cnn,
     "resnet20": resnet20,
     "resnet56": resnet56,
     "resnet110": resnet110,

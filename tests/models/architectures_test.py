@@ -16,6 +16,7 @@ SIZES = {
     "mlp": ({}, 784 * 128 + 128 + 128 * 128 + 128 + 1290),
     "lenet": ({}, 431_080),
     "cnn": ({}, 320 + 18_496 + 3136 * 128 + 128 + 1290),
+    "strided_cnn": ({}, 272 + 8224 + 3200 * 100 + 100 + 1010),
     "resnet20": ({}, 272_474),
     "resnet56": ({}, 855_770),
     "resnet110": ({}, 1_730_714),
@@ -49,6 +50,7 @@ def test_parameter_count_is_the_published_one(name):
         ("mlp", {"image_shape": (8, 8, 1), "hidden": ()}, (8, 8, 1), 64),
         ("lenet", {"image_shape": (16, 17, 3)}, (16, 17, 3), 500),
         ("cnn", {"image_shape": (8, 9, 1)}, (8, 9, 1), 128),
+        ("strided_cnn", {"image_shape": (10, 13, 3)}, (10, 13, 3), 100),
         ("resnet20", {}, (32, 32, 3), 64),
         ("wide_resnet", {"depth": 16, "width": 4}, (32, 32, 3), 256),
         ("resnet18", {}, (224, 224, 3), 512),
@@ -133,6 +135,16 @@ def test_small_convolutional_models_equal_their_numpy_twin(build, name, padding,
         y = y[:, : 2 * half, : 2 * half].reshape(3, half, 2, half, 2, -1).max((2, 4))
     want = numpy_relu(y.reshape(3, -1) @ params["dense"]["kernel"] + params["dense"]["bias"])
     np.testing.assert_allclose(jax.jit(model.outputs)(model.state, x).features, want, rtol=1e-4)
+
+
+def test_the_strided_cnn_equals_its_numpy_twin(build):
+    model = build("strided_cnn", image_shape=(12, 12, 1))
+    y = x = jax.random.uniform(jax.random.key(2), (3, 12, 12, 1))
+    params = jax.tree.map(np.asarray, model.state.params)["body"]
+    for layer, stride in (("conv1", 2), ("conv2", 1)):
+        y = numpy_relu(numpy_conv(y, params[layer]["kernel"], stride, 0) + params[layer]["bias"])
+    want = numpy_relu(y.reshape(3, -1) @ params["dense"]["kernel"] + params["dense"]["bias"])
+    np.testing.assert_allclose(jax.jit(model.outputs)(model.state, x).features, want, rtol=1e-4, atol=1e-6)
 
 
 def test_pooling_passes_the_gradient_to_the_maximum():
