@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from experiments import _runtime
+from experiments import _run, _runtime
 from robustjax import data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
 
@@ -132,8 +134,26 @@ def restored(
     folders = [run / "checkpoints", run / "seed-0" / "fine_tuning", run / "seed-0" / "checkpoints"]
     found = next((folder for folder in folders if folder.is_dir()), folders[0])
     log = lambda message: console.print(message, soft_wrap=True)
+    if found.is_dir() and not any((run / name).exists() for name in ("metrics.json", "metrics.csv")):
+        log(f"{run} has no results yet: its training may not have ended.")
     state, mesh = training.restore_model(found, functional.state, log=log), runtime.local_mesh()
     return Classifier(functional, _runtime.on_mesh(state, mesh), mesh)
+
+
+def keep_to(classifier: Classifier, folder: epath.Path) -> None:
+    """Notes which restored model a run is about; ValueError where it has begun with another."""
+    if jax.process_index() != 0:
+        return
+    path = folder / "model.json"
+    arrays = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier.state))
+    ours = {"crc32": zlib.crc32(arrays)}
+    if not path.exists():
+        _run.write_whole(path, json.dumps(ours) + "\n")
+    elif json.loads(path.read_bytes()) != ours:
+        raise ValueError(
+            f"checkpoint must hold the model that the run in {folder} began with, but it has been trained anew; choose "
+            "another --name, or pass --overwrite to start anew."
+        )
 
 
 def num_steps(recipe: training.Recipe, num_epochs: int | None, size: int) -> int:

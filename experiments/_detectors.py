@@ -193,7 +193,9 @@ def classifier_of(
     model_key, train_key = jax.random.split(jax.random.key(seed))
     functional = _classifier.build(config.model, sets.train, dtype="float32", key=model_key)
     if config.checkpoint is not None:
-        return _classifier.restored(config.checkpoint, functional, console, place["runtime"])
+        classifier = _classifier.restored(config.checkpoint, functional, console, place["runtime"])
+        _classifier.keep_to(classifier, folder)
+        return classifier
     augment = _classifier.augmentation() if recipe.augment else None
     num_classes = sets.train.num_classes
     objectives = {

@@ -34,7 +34,10 @@ def certify(
     def votes(key: jax.Array, image: np.ndarray, num_samples: int, first_sample: int = 0) -> np.ndarray:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(image)))
         settings = {"num_samples": num_samples, "first_sample": first_sample}
-        return np.asarray(certification.sample_counts(keys, smoothed.logits_fn(), image, measure, **settings))
+        counts = np.asarray(certification.sample_counts(keys, smoothed.logits_fn(), image, measure, **settings))
+        if (lost := num_samples - counts.sum(-1)).any():
+            raise ValueError(f"the smoothed model gave logits that are not finite for {lost.sum()} noisy copies.")
+        return counts
 
     def answers(image: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
         logits = np.asarray(_classifier.outputs_of(standard, image).logits, np.float64)

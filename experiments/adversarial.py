@@ -295,6 +295,8 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
     functional = _classifier.build(config.model, train, dtype="float32", key=model_key)
     restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console, runtime)
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    if restored:
+        _classifier.keep_to(restored, folder)
     with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         classifier = (
             restored

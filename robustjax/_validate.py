@@ -62,6 +62,27 @@ def at_least(minimum: int, **values: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
 
 
+def labels(labels: Any, batch: int, classes: int) -> None:
+    """Raises ValueError unless ``labels`` are integers ``(batch,)`` from 0 to ``classes - 1``."""
+    if getattr(labels, "shape", None) != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        got = f"{labels.dtype} of shape {labels.shape}" if hasattr(labels, "shape") else type(labels).__name__
+        raise ValueError(f"labels must be ({batch},) integers, got {got}.")
+    if not isinstance(labels, jax.core.Tracer) and batch:
+        low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
+        if low < 0 or high >= classes:
+            raise ValueError(f"labels must be 0 to {classes - 1}, got values from {low} to {high}.")
+
+
+def floating(ndim: int, **values: Any) -> None:
+    """Raises ValueError for what is no array of finite floating numbers with so many axes."""
+    for name, value in values.items():
+        if getattr(value, "ndim", None) != ndim or not jnp.issubdtype(value.dtype, jnp.floating):
+            got = f"{value.dtype} of shape {value.shape}" if hasattr(value, "ndim") else type(value).__name__
+            raise ValueError(f"{name} must be a floating array of {ndim} axes, got {got}.")
+        if not isinstance(value, jax.core.Tracer) and not np.isfinite(np.asarray(value, np.float64)).all():
+            raise ValueError(f"{name} must be finite, got {int((~np.isfinite(np.asarray(value))).sum())} that are not.")
+
+
 def key(key: Any, batch: int | None = None) -> None:
     """Raises ValueError unless ``key`` is one typed PRNG key, or ``batch`` of them where ``batch`` is given."""
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):

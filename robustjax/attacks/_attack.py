@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -202,20 +203,25 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
         raise ValueError(f"x must lie in [0, 1], got values from {low} to {high}{also}.")
     if not isinstance(labels, (jax.Array, np.ndarray)) or labels.shape[:1] != x.shape[:1]:
         raise ValueError(f"labels must be an array of {x.shape[0]}, got {getattr(labels, 'shape', labels)}.")
-    logits = _logits.eval_shape(logits_fn, key, x, samples)
-    if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] < 2:
+    arguments = (x,) if samples is None else (key, x)
+    try:
+        inspect.signature(logits_fn).bind(*arguments)
+    except TypeError as error:
+        wanted = "inputs alone, x -> logits" if samples is None else "a key and inputs, (key, x) -> logits"
+        raise ValueError(f"logits_fn must take {wanted}, but {error}.") from error
+    except ValueError:  # some callables have no signature
+        pass
+    batch = max(1, x.shape[0])  # models need not take an empty batch
+    one = (jax.random.key(0), jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+    logits = _logits.eval_shape(logits_fn, *((key, x) if x.shape[0] else one), samples)
+    if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
-        raise ValueError(f"logits_fn must give ({x.shape[0]}, classes >= 2), got {got}.")
+        raise ValueError(f"logits_fn must give ({batch}, classes >= 2), got {got}.")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits_fn must give floating logits, got {logits.dtype}.")
     if not labels_are_classes:
         return
-    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be ({x.shape[0]},) integers, got {labels.dtype} of shape {labels.shape}.")
-    if not isinstance(labels, jax.core.Tracer) and labels.size:
-        low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
-        if low < 0 or high >= logits.shape[1]:
-            raise ValueError(f"labels must be 0 to {logits.shape[1] - 1}, got values from {low} to {high}.")
+    _validate.labels(labels, x.shape[0], logits.shape[1])
 
 
 @jax.jit(static_argnums=3)
@@ -273,7 +279,11 @@ class Model(NamedTuple):
             logits = self.logits_fn(x)
         else:
             logits = jax.vmap(lambda key, x: self.logits_fn(key, x[None])[0])(keys, x)
-        values = self.loss(logits, self.labels) * (-1.0 if self.targeted else 1.0)
+        values = self.loss(logits, self.labels)
+        if getattr(values, "shape", None) != x.shape[:1] or not jnp.issubdtype(values.dtype, jnp.floating):
+            got = f"{values.dtype} of shape {values.shape}" if hasattr(values, "shape") else type(values).__name__
+            raise ValueError(f"loss must give ({x.shape[0]},) floating values, got {got}.")
+        values = values.astype(x.dtype) * (-1.0 if self.targeted else 1.0)
         return values.sum(), (values, logits if self.samples is None else jax.nn.softmax(logits))
 
     def _averaged(self, function, keys, x):

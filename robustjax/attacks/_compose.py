@@ -78,6 +78,8 @@ class WorstOf:
         """Returns adversarial inputs; raises what the attacks raise."""
         logits_fn = _validate.as_pytree(logits_fn=logits_fn)
         check_inputs(key, logits_fn, x, labels)
+        if not x.shape[0]:
+            return jnp.asarray(x)
         keys, x, labels = placed(sharding_of(x), keys_of(key, x), x, labels)
         best = start_from(x)
         for index, attack in enumerate(self.attacks):

@@ -75,7 +75,7 @@ class DeepFool:
             gradients = jax.vmap(lambda cotangent: pull_back(cotangent)[0])(differences)
             gradients = jnp.where(jnp.isfinite(gradients), gradients, 0.0)
             sizes = jax.vmap(lambda g: _ball.norms_of(g, "l1" if self.norm == "linf" else "l2"))(gradients)
-            gaps = jnp.abs((differences * outputs[None]).sum(-1))
+            gaps = jnp.abs((differences * outputs[None]).sum(-1)).astype(x.dtype)
             lengths = jnp.where(sizes > 0, gaps / jnp.where(sizes > 0, sizes, 1.0), jnp.inf)
             nearest = lengths.argmin(0)[None]
             length = jnp.take_along_axis(lengths, nearest, 0)[0]

@@ -84,7 +84,7 @@ def diagnose(
       The :class:`Diagnosis`, whose ``warnings`` are sentences.
 
     Raises:
-      ValueError: inputs of the wrong kind.
+      ValueError: inputs of the wrong kind, or none.
 
     Reference:
       Croce and Hein 2020, arXiv 2003.01690, whose code makes these checks; Athalye et al. 2018, Obfuscated Gradients
@@ -93,6 +93,8 @@ def diagnose(
     check_settings(samples=samples)
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     check_inputs(key, logits_fn, x, labels, samples=samples)
+    if not x.shape[0]:
+        raise ValueError("x must hold at least one input, got none.")
     return _diagnose(key, logits_fn, jnp.asarray(x), labels, samples=samples)
 
 

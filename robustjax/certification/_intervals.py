@@ -89,21 +89,12 @@ def certify_intervals(
         got = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(f"logits_fn must give (1, classes >= 2) for a batch of one, got {got}.")
     if labels is not None:
-        _check_labels(labels, x.shape[0], logits.shape[1])
+        _validate.labels(labels, x.shape[0], logits.shape[1])
         labels = jnp.asarray(labels).astype(jnp.int32)
     if not x.shape[0]:  # nothing of one black image: models need not take an empty batch
         black = jnp.zeros((1, *x.shape[1:]), x.dtype)
         return jax.tree.map(lambda a: a[:0], _certify(logits_fn, black, None, epsilon, batch_size=None))
     return _certify(logits_fn, jnp.asarray(x), labels, epsilon, batch_size=batch_size)
-
-
-def _check_labels(labels, batch, classes):
-    if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be ({batch},) integers, got {labels.dtype} of shape {labels.shape}.")
-    if not isinstance(labels, jax.core.Tracer) and batch:
-        low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
-        if low < 0 or high >= classes:
-            raise ValueError(f"labels must be 0 to {classes - 1}, got values from {low} to {high}.")
 
 
 @jax.jit(static_argnames="batch_size")

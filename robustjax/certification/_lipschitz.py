@@ -29,7 +29,7 @@ def convolution_norm(kernel: Float[AnyArray, "height width inputs outputs"], ima
       ``jnp.linalg.norm(kernel, ord=2)``.
 
     Raises:
-      ValueError: ``kernel`` has not four axes, or ``image_size`` is not at least 1.
+      ValueError: ``kernel`` is not finite with four axes, or ``image_size`` is not at least 1.
 
     Guarantee:
       In exact arithmetic; computed in the dtype of ``kernel``, with relative errors of some 1e-6 in float32.
@@ -38,9 +38,8 @@ def convolution_norm(kernel: Float[AnyArray, "height width inputs outputs"], ima
       Sedghi, Gupta and Long 2019, The Singular Values of Convolutional Layers, arXiv 1805.10408, for the torus.
     """
     _validate.at_least(1, image_size=image_size)
+    _validate.floating(4, kernel=kernel)
     kernel = jnp.asarray(kernel)
-    if kernel.ndim != 4:
-        raise ValueError(f"kernel must have shape (height, width, inputs, outputs), got {kernel.shape}.")
     torus = [image_size + size - 1 for size in kernel.shape[:2]]
     transform = jnp.fft.rfft2(kernel, torus, axes=(0, 1))  # real weights: the other half is its conjugate
     return jnp.linalg.norm(transform, ord=2, axis=(2, 3)).max()
@@ -60,7 +59,7 @@ def lipschitz_radius(
     product of the norms of the layers; ReLU and max pooling without overlap have the norm 1.
 
     Args:
-      logits: ``(batch, classes)``, finite.
+      logits: ``(batch, classes)``, floating and finite; computed with in float32 at least.
       constants: :math:`L_{yj}`, ``(classes, classes)`` of which the diagonal is not looked at, or one for all pairs.
       labels: ``(batch,)``, classes y; None for the answers themselves.
 
@@ -69,17 +68,23 @@ def lipschitz_radius(
       where all constants are 0, as of a model that does not look at its input.
 
     Raises:
-      ValueError: shapes do not fit, or a constant is negative or NaN.
+      ValueError: logits are not floating or not finite, labels are no classes, shapes do not fit, or a constant is
+        negative or NaN.
 
     Guarantee:
-      As good as the constants: they must be upper bounds, which largest gradients seen in data are not.
+      In exact arithmetic, and as good as the constants: they must be upper bounds, which largest gradients seen in
+      data are not.
     """
+    _validate.floating(2, logits=logits)
     classes = logits.shape[-1]
+    if labels is not None:
+        _validate.labels(labels, *logits.shape)
     if not isinstance(constants, jax.core.Tracer):
         known = np.broadcast_to(np.asarray(constants), (classes, classes))[~np.eye(classes, dtype=bool)]
         if not (known >= 0).all():
             raise ValueError(f"constants must be at least 0, got {known.min()}.")
-    constants = jnp.broadcast_to(jnp.asarray(constants, logits.dtype), (classes, classes))
+    logits = logits.astype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
+    constants = jnp.broadcast_to(jnp.asarray(constants).astype(logits.dtype), (classes, classes))
     labels = logits.argmax(-1) if labels is None else labels
     margins = jnp.take_along_axis(logits, labels[:, None], axis=-1) - logits
     other = jnp.arange(classes)[None] != labels[:, None]

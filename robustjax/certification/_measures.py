@@ -105,7 +105,7 @@ class Gaussian:
         """Computes sigma * Phi^-1(probability) in float64; 0 for probabilities of 1/2 or less."""
         from scipy import special
 
-        return np.asarray(self.sigma * special.ndtri(np.maximum(np.asarray(probability, np.float64), 0.5)))
+        return np.asarray(self.sigma * special.ndtri(_at_least_half(probability)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Uniform:
 
     def radius(self, probability: ArrayLike) -> np.ndarray:
         """Computes 2 lambda (probability - 1/2) in float64; 0 for probabilities of 1/2 or less."""
-        return np.asarray(2 * self.half_width * (np.maximum(np.asarray(probability, np.float64), 0.5) - 0.5))
+        return np.asarray(2 * self.half_width * (_at_least_half(probability) - 0.5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Laplace:
 
     def radius(self, probability: ArrayLike) -> np.ndarray:
         """Computes -lambda ln(2 (1 - probability)) in float64; 0 for probabilities of 1/2 or less."""
-        above = 1 - np.maximum(np.asarray(probability, np.float64), 0.5)
+        above = 1 - _at_least_half(probability)
         with np.errstate(divide="ignore"):  # a probability of 1 holds at any radius
             return np.asarray(self.scale * np.log(0.5 / above))
 
@@ -240,6 +240,13 @@ laplace = Laplace
 in_norm = InNorm
 
 _INVERSE_ORDER = {"l1": 1.0, "l2": 0.5, "linf": 0.0}
+
+
+def _at_least_half(probability: ArrayLike) -> np.ndarray:
+    probability = np.asarray(probability, np.float64)
+    if not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError(f"probability must lie in [0, 1], got {probability}.")
+    return np.asarray(np.maximum(probability, 0.5))
 
 
 def _as_number(**argument: float) -> float:

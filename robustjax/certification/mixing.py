@@ -165,6 +165,7 @@ def bounds_from_counts(
     estimation_counts: Int[AnyArray, "batch classes"],
     *,
     alpha: float = 0.001,
+    num_estimation: int | None = None,
 ) -> ClassBounds:
     r"""Bounds the probabilities of the first and the second class by the votes for each, for the radii below.
 
@@ -173,15 +174,17 @@ def bounds_from_counts(
 
     Args:
       selection_counts: ``(batch, classes)`` votes that select the class.
-      estimation_counts: ``(batch, classes)`` votes of other draws, which bound the probabilities; none were lost.
+      estimation_counts: ``(batch, classes)`` votes of other draws, which bound the probabilities.
       alpha: probability, for each input, that one of its bounds fails.
+      num_estimation: draws behind each row of ``estimation_counts``; None is the sum of the row. Where draws were lost
+        (logits that are not finite), pass the number made: a lost draw counts against the first class and for others.
 
     Returns:
       A ``ClassBounds``.
 
     Raises:
-      ValueError: for counts that are not (batch, classes >= 2) integers >= 0 of one shape with votes in each row, or
-        alpha outside (0, 1).
+      ValueError: for counts that are not (batch, classes >= 2) integers >= 0 of one shape with votes in each row,
+        for more of them than ``num_estimation``, or alpha outside (0, 1).
 
     Guarantee:
       For every input, over the draws: with probability at least 1 - alpha both bounds hold.
@@ -201,10 +204,13 @@ def bounds_from_counts(
     votes = estimation.sum(-1, keepdims=True)
     if not votes.all():
         raise ValueError(f"estimation_counts must hold votes in each row, row {int(votes.argmin())} has none.")
+    if num_estimation is not None and (votes > num_estimation).any():
+        raise ValueError(f"num_estimation={num_estimation} is less than the {votes.max()} votes of a row.")
+    draws = votes if num_estimation is None else np.full_like(votes, num_estimation)
     label, others = selection.argmax(-1).astype(np.int32), estimation.shape[1] - 1
     chosen = np.arange(others + 1) == label[:, None]
-    first = binomial_lower_bound(estimation[chosen], votes[:, 0], alpha / 2)
-    upper = 1 - binomial_lower_bound(votes - estimation, votes, alpha / (2 * others))
+    first = binomial_lower_bound(estimation[chosen], draws[:, 0], alpha / 2)
+    upper = 1 - binomial_lower_bound(votes - estimation, draws, alpha / (2 * others))
     second = np.where(chosen, 0.0, upper).max(-1)
     return ClassBounds(label, first, np.minimum(second, 1 - first))
 

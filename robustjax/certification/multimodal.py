@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from robustjax import _validate
 from robustjax.losses._multimodal import pair_radii
 from robustjax.typing import AnyArray
 
@@ -64,7 +65,8 @@ def radius(
       ``(batch,)`` radii in units of the inputs, negative where y is not the answer.
 
     Raises:
-      ValueError: shapes do not fit, there is no such modality, or a constant is negative or NaN.
+      ValueError: scores are not floating or not finite, labels are no classes, shapes do not fit, there is no such
+        modality, or a constant is negative or NaN.
 
     Guarantee:
       The answer is y for all changes with :math:`\sqrt{\sum_m \lVert \delta_m \rVert_2^2} < r`, of all modalities or of
@@ -75,7 +77,8 @@ def radius(
       Yang et al. 2024, Quantifying and Enhancing Multi-modal Robustness with Modality Preference, arXiv 2402.06244.
       Differs from the authors' code in the minimum over all classes, not the runner-up alone, and in absolute values.
     """
-    if scores.ndim != 3 or scores.shape[-1] < 2:
+    _validate.floating(3, scores=scores)
+    if scores.shape[-1] < 2:
         raise ValueError(f"scores must have shape (batch, modalities, classes >= 2), got {scores.shape}.")
     shape = scores.shape[1:]
     if weights.shape != shape or bias.shape != shape[1:]:
@@ -86,9 +89,14 @@ def radius(
         raise ValueError(f"constants must have shape {shape} or {shape[:1]}, got {constants.shape}.")
     if not isinstance(constants, jax.core.Tracer) and not (np.asarray(constants) >= 0).all():
         raise ValueError(f"constants must be at least 0, got {np.min(np.asarray(constants))}.")
-    if modality is not None and not 0 <= modality < shape[0]:
-        raise ValueError(f"modality must be an integer from 0 to {shape[0] - 1}, got {modality}.")
-    weights, bias, constants = (jnp.asarray(a).astype(scores.dtype) for a in (weights, bias, constants))
+    if modality is not None:
+        _validate.at_least(0, modality=modality)
+        if modality >= shape[0]:
+            raise ValueError(f"modality must be an integer from 0 to {shape[0] - 1}, got {modality}.")
+    if labels is not None:
+        _validate.labels(labels, scores.shape[0], shape[1])
+    dtype = jnp.float64 if scores.dtype == jnp.float64 else jnp.float32
+    scores, weights, bias, constants = (jnp.asarray(a).astype(dtype) for a in (scores, weights, bias, constants))
     constants = jnp.broadcast_to(constants.reshape(shape[0], -1), shape)
     if labels is None:
         labels = ((weights[None] * scores).sum(1) + bias[None]).argmax(-1)

@@ -154,3 +154,53 @@ def test_a_budget_keeps_what_is_near():
         attacks.at_budget(search, -1.0)
     with pytest.raises(ValueError, match="attacks must be at least one"):
         attacks.worst_of()
+
+
+EVERY = {
+    "pgd": PGD,
+    "apgd": attacks.apgd(epsilon=0.05, steps=3),
+    "apgd_targeted": attacks.apgd_targeted(epsilon=0.05, steps=3, num_targets=1),
+    "fab": attacks.fab(steps=1, num_targets=1),
+    "deepfool": attacks.deepfool(steps=2),
+    "square": attacks.square(epsilon=0.05, queries=3),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_logits_may_have_another_dtype_than_inputs(name):
+    narrow = lambda x: network(x).astype(jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        found = EVERY[name](KEY, narrow, X, LABELS)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} <= {jnp.dtype("float32"), jnp.dtype("bool")}
+
+
+def test_no_inputs_are_told_or_attacked_whatever_the_model():
+    model = lambda x: x.reshape(x.shape[0], -1) @ HIDDEN  # which cannot tell -1 of nothing
+    nothing, labels = X[:0], LABELS[:0]
+    assert attacks.worst_of(PGD)(KEY, model, nothing, labels).shape == nothing.shape
+    for call in (
+        lambda: attacks.robust_accuracy(KEY, PGD, model, nothing, labels),
+        lambda: attacks.autoattack(epsilon=0.1).evaluate(KEY, model, nothing, labels),
+        lambda: attacks.diagnose(KEY, model, nothing, labels),
+    ):
+        with pytest.raises(ValueError, match="x must hold at least one input, got none"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [
+        (lambda logits, labels: logits.sum(), r"float32 of shape \(\)"),
+        (lambda logits, labels: logits.argmax(-1), r"int32 of shape \(13,\)"),
+    ],
+)
+def test_a_loss_gives_a_number_for_each_input(loss, got):
+    with pytest.raises(ValueError, match=rf"loss must give \(13,\) floating values, got {got}"):
+        attacks.pgd(epsilon=0.05, steps=2, loss=loss)(KEY, network, X, LABELS)
+
+
+def test_models_take_the_arguments_that_attacks_give():
+    with pytest.raises(ValueError, match=r"logits_fn must take a key and inputs, \(key, x\) -> logits, but too many"):
+        attacks.expectation_over_transformation(PGD, samples=2)(KEY, network, X, LABELS)
+    with pytest.raises(ValueError, match="logits_fn must take inputs alone, x -> logits, but missing"):
+        PGD(KEY, lambda key, x: network(x), X, LABELS)

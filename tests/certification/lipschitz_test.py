@@ -55,10 +55,25 @@ def test_the_radius_of_a_linear_model_is_its_distance_to_the_boundary():
 
 
 def test_bad_input_is_named(unchecked):
-    with pytest.raises(ValueError, match=r"kernel must have shape \(height, width, inputs, outputs\), got \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"kernel must be .* of 4 axes, got float32 of shape \(3, 3\)"):
         certification.convolution_norm(np.zeros((3, 3), np.float32), 4)
     with pytest.raises(ValueError, match="image_size must be an integer of at least 1, got 0"):
         certification.convolution_norm(np.zeros((3, 3, 1, 1), np.float32), 0)
+    with pytest.raises(ValueError, match="kernel must be finite, got 9 that are not"):
+        certification.convolution_norm(np.full((3, 3, 1, 1), np.nan, np.float32), 4)
+    logits = jnp.array([[0.0, 10.0]])
+    for bad in (logits.astype(int), logits[0], [[0.0, 10.0]]):
+        with pytest.raises(ValueError, match="logits must be a floating array of 2 axes, got"):
+            certification.lipschitz_radius(bad, 0.5)
+    with pytest.raises(ValueError, match="labels must be 0 to 1, got values from 7 to 7"):
+        certification.lipschitz_radius(logits, 0.5, jnp.array([7]))
+    with pytest.raises(ValueError, match=r"labels must be \(1,\) integers, got int32 of shape \(2,\)"):
+        certification.lipschitz_radius(logits, 0.5, jnp.array([0, 1]))
+
+
+def test_constants_are_not_rounded_to_narrow_logits():
+    radius = certification.lipschitz_radius(jnp.array([[0, 10]], jnp.bfloat16), 1.0039)
+    np.testing.assert_allclose(radius, 10 / 1.0039, rtol=1e-6)
 
 
 @pytest.mark.parametrize("constants", [-1.0, float("nan")])

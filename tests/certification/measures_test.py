@@ -134,3 +134,12 @@ def test_a_measure_in_another_norm_draws_as_before():
 def test_bad_settings_are_named(make, message, unchecked):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "measure", [certification.gaussian(0.5), certification.uniform(0.5), certification.laplace(0.5)]
+)
+@pytest.mark.parametrize("probability", [1.5, -0.1, float("nan")])
+def test_a_radius_is_of_a_probability(measure, probability):
+    with pytest.raises(ValueError, match=r"probability must lie in \[0, 1\], got"):
+        measure.radius(probability)

@@ -243,6 +243,10 @@ def test_bounds_fail_together_no_more_often_than_they_say(probabilities):
             "votes in each row, row 1 has none",
         ),
         (
+            lambda: mixing.bounds_from_counts(np.ones((2, 3), int), np.ones((2, 3), int), num_estimation=2),
+            "num_estimation=2 is less than the 3 votes of a row",
+        ),
+        (
             lambda: mixing.bounds_from_counts(np.ones((2, 3), int), np.ones((2, 3), int), alpha=1.0),
             "alpha must lie strictly between 0 and 1",
         ),
@@ -251,3 +255,12 @@ def test_bounds_fail_together_no_more_often_than_they_say(probabilities):
 def test_bad_settings_of_mixtures_and_bounds_are_named(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_lost_draws_count_for_other_classes():
+    selected, counts = np.array([[9, 0, 0]]), np.array([[60, 10, 0]])
+    lost = mixing.bounds_from_counts(selected, counts, alpha=0.01, num_estimation=100)
+    voted = mixing.bounds_from_counts(selected, np.array([[60, 40, 0]]), alpha=0.01)  # as if all were for the second
+    assert lost.first == voted.first
+    assert lost.second == voted.second
+    assert lost.first < mixing.bounds_from_counts(selected, counts, alpha=0.01).first

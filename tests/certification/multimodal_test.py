@@ -135,7 +135,20 @@ SCORES, WEIGHTS, BIAS = jnp.ones((5, 2, 3)), np.ones((2, 3), np.float32), np.zer
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: multimodal.radius(SCORES[0], WEIGHTS, BIAS, np.ones(2)), r"scores must have shape .*, got \(2, 3\)"),
+        (lambda: multimodal.radius(SCORES[0], WEIGHTS, BIAS, np.ones(2)), r"scores must be .* 3 axes, got .* \(2, 3\)"),
+        (lambda: multimodal.radius(SCORES.astype(int), WEIGHTS, BIAS, np.ones(2)), "scores must be a floating array"),
+        (
+            lambda: multimodal.radius(SCORES / 0, WEIGHTS, BIAS, np.ones(2)),
+            "scores must be finite, got 30 that are not",
+        ),
+        (
+            lambda: multimodal.radius(SCORES, WEIGHTS, BIAS, np.ones(2), labels=jnp.full(5, 3)),
+            "labels must be 0 to 2, got values from 3 to 3",
+        ),
+        (
+            lambda: multimodal.radius(SCORES, WEIGHTS, BIAS, np.ones(2), modality=True),
+            "modality must be an integer of at least 0, got True",
+        ),
         (
             lambda: multimodal.radius(SCORES, WEIGHTS[:1], BIAS, np.ones(2)),
             r"weights and bias must have shapes \(2, 3\)",

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from experiments import _attacks, _classifier, _run, _sanity, adversarial
 from experiments._target import Target
-from robustjax import attacks, losses
+from robustjax import attacks, losses, models
 
 TINY = {"model": "mlp", "num_epochs": 2, "num_images": 12, "epsilons": "0.05,0.3"}
 ATTACKS = "fgsm,pgd_20,autoattack"
@@ -63,6 +64,15 @@ def test_a_run_leaves_its_folder(finished):
     assert "| all of them |" in report
     assert "## AutoAttack, linf, left after" in report
     assert "- pass: PGD-20 at linf 1, where every image is within reach, leaves 0.000." in report
+
+
+def test_a_run_keeps_to_the_model_it_began_with(tmp_path):
+    made = [models.create("mlp", jax.random.key(i), image_shape=(4, 4, 1), hidden=(3,)) for i in (0, 1)]
+    one, other = (_classifier.Classifier(of, of.state, None) for of in map(models.functional, made))
+    for _ in range(2):
+        _classifier.keep_to(one, epath.Path(tmp_path))
+    with pytest.raises(ValueError, match="checkpoint must hold the model that the run in .* began with"):
+        _classifier.keep_to(other, epath.Path(tmp_path))
 
 
 def test_rows_are_those_of_the_images(finished):

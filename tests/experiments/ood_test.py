@@ -346,5 +346,5 @@ def test_the_fine_tuned_model_is_the_one_of_its_run(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(training, "restore_model", lambda folder, state, log: seen.append(folder.name))
     made = models.functional(models.create("mlp", jax.random.key(0), image_shape=(8, 8, 1)))
-    _classifier.restored(str(tmp_path), made, None)
+    _classifier.restored(str(tmp_path), made, Console())
     assert seen == ["fine_tuning"]

@@ -166,6 +166,12 @@ def test_pooling_shares_the_gradient_of_equal_maxima():
     np.testing.assert_allclose(gradient[0, :, :, 0], want, rtol=1e-6)
 
 
+def test_pooling_hides_no_nan():
+    x = jnp.zeros((1, 2, 2, 1)).at[0, 0, 1, 0].set(jnp.nan)
+    assert jnp.isnan(_layers.max_pool(x)).all()
+    assert jax.grad(lambda x: _layers.max_pool(x).sum())(x)[0, 0, 1, 0] != 0
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [1, 3])
 def test_all_derivatives_of_the_convolution_are_those_of_lax(size, stride):

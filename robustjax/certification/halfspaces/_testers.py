@@ -168,6 +168,10 @@ def _orthogonal_pairs(x, weights):
 
     In that scale, products of two such rows are those of the matrices ``z z^T``.
     """
+    _validate.floating(2, x=x)
+    _validate.floating(1, weights=weights)
+    if not isinstance(weights, jax.core.Tracer) and abs((norm := np.linalg.norm(np.asarray(weights))) - 1) > 1e-3:
+        raise ValueError(f"weights must have norm 1, got {norm:g}.")
     x, weights = jnp.asarray(x), jnp.asarray(weights)
     sign = jnp.where(weights[0] >= 0, 1.0, -1.0).astype(weights.dtype)
     mirror = weights.at[0].add(sign)  # a reflection takes w to the first axis

@@ -135,3 +135,16 @@ def test_bad_settings_are_named(settings, message):
     settings = {"num_samples": 9, "dimension": 2, "sigma": 0.1, "theta": 0.1} | settings
     with pytest.raises(ValueError, match=message):
         halfspaces.null_thresholds(jax.random.key(0), **settings)
+
+
+@pytest.mark.parametrize(
+    ("x", "weights", "message"),
+    [
+        (np.ones((4, 3)), 100 * np.eye(3)[0], "weights must have norm 1, got 100"),
+        (np.full((4, 3), np.nan), np.eye(3)[0], "x must be finite, got 12 that are not"),
+        (np.ones((4, 3)), np.ones((1, 3)), "weights must be a floating array of 1 axes"),
+    ],
+)
+def test_what_a_bound_would_be_wrong_for_is_named(x, weights, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        halfspaces.disagreement_bound(x.astype(np.float32), weights.astype(np.float32), theta=0.2)
