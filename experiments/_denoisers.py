@@ -117,7 +117,7 @@ class Trained:
         start = losses.pretraining_state(self._key("rrcm"), functional.state, num_features=features.shape[-1])
         views = self._augment or functools.partial(perturbations.random_crop, padding=max(1, shape[1] // 8))
         num_epochs = self._config.num_epochs or self._recipe.num_epochs
-        first = max(1, round(self._config.pretraining_share * num_epochs))
+        first = min(max(1, round(self._config.pretraining_share * num_epochs)), num_epochs - 1)
         trained = self._train(
             "rrcm_pretraining", functional._replace(state=start),
             losses.consistency_pretraining(augment=views, largest=2 * self._config.pretraining_sigma),
@@ -128,7 +128,7 @@ class Trained:
             apply=losses.Preconditioned(functional.apply, self._config.sigma),
             outputs=losses.Preconditioned(functional.outputs, self._config.sigma),
         )
-        return self._train("rrcm", at_sigma, fine_tuning, self._recipe, max(1, num_epochs - first))
+        return self._train("rrcm", at_sigma, fine_tuning, self._recipe, num_epochs - first)
 
     def _network(self, make: Any, name: str) -> models.ImageFunctional:
         height, width, _ = self._data.image_shape

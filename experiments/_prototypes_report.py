@@ -60,9 +60,9 @@ def gains_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
 
 
 def spread(values: list[float], form: str = ".3f") -> str:
-    """Mean and standard deviation."""
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):{form}} ± {deviation:{form.lstrip('+')}}"
+    """Mean and standard deviation; of one value, that value."""
+    deviation = f" ± {np.std(values, ddof=1):{form.lstrip('+')}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{deviation}"
 
 
 def weights_figure(arrays: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> Any:
@@ -103,7 +103,8 @@ def report(
             f"{spread(accuracy, '+.1f')} points."
         )
     title = f"{config.dataset}, {config.reasoning}, {config.num_components} components per class, l2"
-    table = Table("", *config.losses, title=title, caption=f"Mean ± standard deviation of {len(config.seeds)} seeds.")
+    caption = "One seed." if len(config.seeds) == 1 else f"Mean ± standard deviation of {len(config.seeds)} seeds."
+    table = Table("", *config.losses, title=title, caption=caption)
     for i, column in enumerate(columns):
         table.add_row(column.replace("_", " "), *(lines[loss][i] for loss in config.losses))
     console.print(table)
@@ -133,6 +134,6 @@ def report(
     summary = {"rows": rows, "gains": gains, "notes": notes, **machine}
     _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        console.print(note, highlight=False)
     console.print(f"Run folder: {folder}", soft_wrap=True)
     return rows

@@ -50,19 +50,29 @@ def default_radii(config: Any, measure: certification.Measure) -> tuple[float, .
     """The target; or multiples of a round number, 0.25 where that suits, up to what these draws can certify."""
     if config.target_radius is not None:
         return (config.target_radius,)
-    n = config.num_estimation
-    bound = certification.binomial_lower_bound(n, n, config.alpha)
-    largest = float(measure.radius(bound))
+    largest = largest_radius(config, measure)
     steps = [0.25, 0.5] if largest > 0.5 else [a * 10.0**b for b in range(-6, 0) for a in (1, 2, 5)]
     step = next((step for step in steps if largest <= 6 * step), steps[-1])
     return tuple((step * np.arange(math.ceil(largest / step))).tolist())
+
+
+def largest_radius(config: Any, measure: Any) -> float:
+    """What is certified where all draws agree."""
+    if config.dual:  # each half has its share of the draws and of alpha
+        n = config.num_estimation // 2
+        bounds = np.repeat(certification.binomial_lower_bound(n, n, config.alpha / 2), 2)
+        return float(certification.dual_radius(bounds, measure))
+    n = config.num_estimation
+    return float(measure.radius(certification.binomial_lower_bound(n, n, config.alpha)))
 
 
 def rows_of(summary: dict) -> list[tuple[str, str]]:
     """The table of a run as pairs of texts."""
     certified = zip(summary["radii"], summary["certified_accuracy"], strict=True)
     acr = summary["average_certified_radius"]
-    form = "g" if 0 < max(summary["radii"], default=0) < 0.25 else ".2f"
+    radii = summary["radii"]
+    two_digits = all(math.isclose(round(r, 2), r) for r in radii)  # .375 as 0.38 would tell too much
+    form = ".2f" if two_digits and not 0 < max(radii, default=0) < 0.25 else "g"
     return [
         ("images", f"{summary['num_images']:,}"),
         ("standard accuracy", f"{summary['standard_accuracy']:.3f}"),
@@ -87,7 +97,8 @@ def report(config: Any, summary: dict, stopwatch: _runtime.Stopwatch, console: C
     """Prints the table; writes metrics.json, report.md and the figure."""
     folder = config.folder()
     norm, noise = summary["norm"], "" if config.noise == "gaussian" else f"{config.noise} "
-    title = f"{config.dataset} {config.model}, {noise}sigma {config.sigma:g} ({norm}, [0, 1] pixels)"
+    sigma = f"{'dual, ' if config.dual else ''}{noise}sigma {config.sigma:g}"
+    title = f"{config.dataset} {config.model}, {sigma} ({norm}, [0, 1] pixels)"
     table = Table("", "value", title=title)
     table.columns[1].justify = "right"
     for row in rows_of(summary):
@@ -109,7 +120,7 @@ def report(config: Any, summary: dict, stopwatch: _runtime.Stopwatch, console: C
         "",
         *("| setting | value |", "|---|---|", *settings),
     ]
-    figure = plotting.certified_accuracy_curve({f"sigma {config.sigma:g}": curve_of(folder)}, title=title, norm=norm)
+    figure = plotting.certified_accuracy_curve({sigma: curve_of(folder)}, title=title, norm=norm)
     _run.write_whole(folder / "figures" / "certified_accuracy.png", _run.png_of(figure))
     _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
     _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")

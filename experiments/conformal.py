@@ -268,6 +268,7 @@ def run_seed(
         )  # fmt: skip
     else:
         base = _classifier.restored(config.checkpoint, functional, console, runtime)
+        _classifier.keep_to(base, folder)
     classifiers = {"gaussian": base}
     if config.rct:
         classifiers["rct"] = fine_tuned(config, folder / "rct", base, train, seed, console, runtime)

@@ -26,7 +26,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _denoisers, _foreign, _run, _runtime
+from experiments import _classifier, _denoisers, _foreign, _run, _runtime
 from robustjax import attacks, certification, data, losses, metrics, plotting
 from robustjax.typing import LogitsFn
 
@@ -104,12 +104,14 @@ def check(config: Config) -> tuple[str, ...]:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
+    if config.denoiser_depth < 2:
+        raise ValueError(f"denoiser_depth must be an integer of at least 2, got {config.denoiser_depth}.")
     if config.num_attacked < 0:
         raise ValueError(f"num_attacked must be at least 0, got {config.num_attacked}.")
     if not 0 < config.alpha < 1:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {config.alpha}.")
-    if not config.radii or not all(radius >= 0 for radius in config.radii):
-        raise ValueError(f"radii must be numbers of at least 0, got {config.radii}.")
+    if not config.radii or not all(0 <= radius < float("inf") for radius in config.radii):
+        raise ValueError(f"radii must be finite numbers of at least 0, got {config.radii}.")
     if config.name is not None and (config.name in ("", ".", "..") or epath.Path(config.name).name != config.name):
         raise ValueError(f"name must be the name of a folder, got {config.name!r}.")
     certification.gaussian(config.sigma)
@@ -121,6 +123,9 @@ def check(config: Config) -> tuple[str, ...]:
     unknown = [name for name in methods if name not in _denoisers.METHODS]
     if unknown:
         raise ValueError(f"methods must be among {', '.join(_denoisers.METHODS)}, got {unknown[0]!r}.")
+    if "rrcm" in methods and config.num_epochs == 1:
+        raise ValueError("num_epochs must be at least 2 with rrcm, which is pre-trained in some of them, got 1.")
+    _classifier.recipe_of(config.dataset, config.recipe)
     return methods
 
 
@@ -312,6 +317,7 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
     methods = check(config)
     train = data.load(config.dataset, config.train_split, config.data_dir)
     test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
+    _classifier.build(config.model, train, dtype="float32", key=jax.random.key(0))  # a model that is unknown ends here
     folder, devices = folder_of(config), runtime.local_mesh().size
     group = -(-GROUP // devices) * devices
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)

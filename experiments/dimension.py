@@ -61,7 +61,10 @@ class Config:
 
     def folder(self) -> epath.Path:
         """The run folder."""
-        name = self.name or f"{self.dataset.replace('/', '-').replace(':', '-')}-{self.model}-{self.sigma:g}"
+        dataset = self.dataset.replace("/", "-").replace(":", "-")
+        name = self.name if self.name is not None else f"{dataset}-{self.model}-{self.sigma:g}"
+        if name in ("", ".", "..") or epath.Path(name).name != name:
+            raise ValueError(f"name must be the name of a folder, got {name!r}.")
         return epath.Path(self.results_dir) / "dimension" / name
 
 
@@ -86,8 +89,8 @@ def run(config: Config) -> list[dict]:
     Returns:
       The rows of metrics.csv.
     """
-    if not config.sizes or min(config.sizes) < 2:
-        raise ValueError(f"sizes must be at least 2 pixels, got {config.sizes}.")
+    if not config.sizes or min(config.sizes) < 2 or len(set(config.sizes)) < len(config.sizes):
+        raise ValueError(f"sizes must be at least 2 pixels, and each once, got {config.sizes}.")
     if config.seeds < 1:
         raise ValueError(f"seeds must be an integer of at least 1, got {config.seeds}.")
     for dual in (False, True):
@@ -130,7 +133,7 @@ def report(config: Config, rows: list[dict], console: Console) -> None:
     }
     m, scale = np.ceil(d / 2), config.sigma * d[0] ** 0.5 * statistics.NormalDist().inv_cdf(PROBABILITY)
     bounds = {"plain": d**-0.5, "dual": (m**-0.5 + (d - m) ** -0.5) / 2**0.5}
-    references = {f"{name}, upper bound": (d, scale * bound) for name, bound in bounds.items()}
+    references = {f"{name}, bound, falling noise": (d, scale * bound) for name, bound in bounds.items()}
     labels = ("dimension", "average certified radius (ACR)")
     figure = plotting.spread_curve(measured, references, labels=labels, title=title)
     _run.write_whole(folder / "figures" / "radius_over_dimension.png", _run.png_of(figure))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ class Config:
     eta: float = 0.2
     """Probability with which labels are flipped on one side of a random direction; none are on the other."""
     epsilon: float = 0.05
-    """How far the error of an accepted half-space may be above the best."""
+    """How far the error of an accepted half-space may be above the best, given enough rows."""
     delta: float = 0.02
     """How often normal inputs may be rejected."""
     seeds: int = 20
@@ -113,8 +114,9 @@ def thresholds_of(config: Config) -> halfspaces.Statistics:
     path = folder_of(config) / "thresholds.npz"
     if not path.exists():
         geometry = {"sigma": (1 - 2 * config.eta) * config.epsilon, "theta": config.epsilon, "delta": config.delta}
-        key = jax.random.key(0)
-        found = halfspaces.null_thresholds(key, config.num_samples // 3, config.dimension, **geometry)
+        key, num_draws = jax.random.key(0), max(300, math.ceil(len(PARTS) / config.delta))
+        shape = config.num_samples // 3, config.dimension
+        found = halfspaces.null_thresholds(key, *shape, **geometry, num_draws=num_draws)
         _run.write_arrays(path, found._asdict())
     return halfspaces.Statistics(**{name: jax.numpy.asarray(a) for name, a in _run.read_arrays(path).items()})
 
@@ -141,6 +143,19 @@ def once(config: Config, distribution: str, seed: int, thresholds: halfspaces.St
     return {name: np.asarray(value, np.float64) for name, value in measured.items()}
 
 
+def check(config: Config) -> None:
+    """Raises ValueError for a setting that is out of its range, before anything is written."""
+    least = 3 * (config.dimension + 1)
+    for name, minimum in (("seeds", 1), ("dimension", 2), ("num_samples", least)):
+        if getattr(config, name) < minimum:
+            raise ValueError(f"{name} must be an integer of at least {minimum}, got {getattr(config, name)}.")
+    if not 0 <= config.eta < 0.5:
+        raise ValueError(f"eta must lie in [0, 1/2), got {config.eta}.")
+    for name in ("epsilon", "delta"):
+        if not 0 < getattr(config, name) < 1:
+            raise ValueError(f"{name} must lie strictly between 0 and 1, got {getattr(config, name)}.")
+
+
 def run(config: Config) -> list[dict]:
     """Makes the seeds that are not there, and reports on all that were asked for.
 
@@ -148,8 +163,7 @@ def run(config: Config) -> list[dict]:
       The rows of metrics.csv.
     """
     stopwatch, console = _runtime.Stopwatch(), _runtime.console()
-    if config.seeds < 1:
-        raise ValueError(f"seeds must be an integer of at least 1, got {config.seeds}.")
+    check(config)
     folder = folder_of(config)
     _run.open_run(folder, config, same=("seeds", "results_dir", "name", "overwrite"), overwrite=config.overwrite)
     thresholds = thresholds_of(config)
@@ -176,13 +190,13 @@ def report(config: Config, found: dict, thresholds: halfspaces.Statistics, stopw
     limits = {name: float(value) for name, value in thresholds._asdict().items()}
     headers = ["inputs", "accepted", "above the best", "largest", "of averaging", *TESTS]
     body, summary = [], {}
-    spread = lambda a: a.std(ddof=min(1, a.size - 1))
+    told = lambda a: f"{a.mean():.4f}" + (f" ({a.std(ddof=1):.4f})" if a.size > 1 else "")
     for distribution, runs in found.items():
         columns = {name: np.array([float(run[name]) for run in runs]) for name in runs[0]}
         failed = {t: int(np.any([columns[p] > limits[p] for p in parts], 0).sum()) for t, parts in TESTS.items()}
         excess, average, accepted = columns["excess"], columns["excess_of_average"], int(columns["accepted"].sum())
-        cells = [f"{accepted} of {len(runs)}", f"{excess.mean():.4f} ({spread(excess):.4f})", f"{excess.max():.4f}"]
-        body.append([distribution, *cells, f"{average.mean():.4f} ({spread(average):.4f})", *map(str, failed.values())])
+        cells = [f"{accepted} of {len(runs)}", told(excess), f"{excess.max():.4f}"]
+        body.append([distribution, *cells, told(average), *map(str, failed.values())])
         means = {name: float(column.mean()) for name, column in columns.items()}
         summary[distribution] = {"accepted": accepted, "failed": failed, "mean": means}
     content = {"thresholds": limits, "summary": summary, "seconds": stopwatch.seconds()}
@@ -202,9 +216,10 @@ def report(config: Config, found: dict, thresholds: halfspaces.Statistics, stopw
     for cells in body:
         table.add_row(*cells)
     console.print(table)
+    over = "mean (sd) and largest over seeds" if config.seeds > 1 else "of one seed"
     note = (
-        "Above the best: error less that of the true half-space, mean (sd) and largest over seeds, accepted or not; of "
-        "averaging: the same for the mean of y x, which nothing tests. T1 to T4: how often each test failed."
+        f"Above the best: error less that of the true half-space, {over}, accepted or not; of averaging: the same for "
+        "the mean of y x, which nothing tests. T1 to T4: how often each test failed."
     )
     console.print(note, highlight=False)
     console.print(f"Run folder: {folder}", soft_wrap=True)

@@ -186,10 +186,9 @@ def measure(config: Config, functional: models.Functional, state: ModelState, te
     return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
 
-def once(config: Config, seed: int) -> dict[str, np.ndarray]:
+def once(config: Config, dataset: data.Dataset, test: data.Dataset, seed: int) -> dict[str, np.ndarray]:
     """Trains and measures all arms of a seed; the names are those of an arm and a number."""
-    parts = (data.load(config.dataset, split, config.data_dir) for split in (config.train_split, config.test_split))
-    dataset, test = (part.cached() for part in parts)
+    dataset, test = dataset.cached(), test.cached()
     settings = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes, "hidden": config.hidden}
     key = jax.random.fold_in(jax.random.key(0), seed)
     functional = models.functional(models.multimodal(key, **settings))
@@ -224,7 +223,14 @@ def run(config: Config) -> list[dict]:
         raise ValueError(f"num_epochs must be an integer of at least 1, got {config.num_epochs}.")
     if config.dataset.split(":")[0] not in RECIPES:
         raise ValueError(f"dataset must be one of {', '.join(RECIPES)}, got {config.dataset!r}.")
+    if config.hidden is not None and config.hidden < 2:
+        raise ValueError(f"hidden must be an integer of at least 2, got {config.hidden}.")
+    if not 0 <= config.step_2_decay < float("inf"):
+        raise ValueError(f"step_2_decay must be at least 0 and finite, got {config.step_2_decay}.")
+    losses.multimodal_margin(rho=config.rho)
     _attacks.epsilons_of(config.epsilons)
+    splits = (config.train_split, config.test_split)
+    dataset, test = (data.load(config.dataset, split, config.data_dir) for split in splits)
     folder = folder_of(config)
     same = ("seeds", "data_dir", "results_dir", "name", "overwrite")
     _run.open_run(folder, config, same=same, overwrite=config.overwrite)
@@ -232,7 +238,7 @@ def run(config: Config) -> list[dict]:
     for seed in range(config.seeds):
         path = folder / "seeds" / f"{seed}.npz"
         if not path.exists():
-            _run.write_arrays(path, once(config, seed))
+            _run.write_arrays(path, once(config, dataset, test, seed))
         runs.append(_run.read_arrays(path))
     return report(config, runs, stopwatch, console)
 
@@ -254,7 +260,8 @@ def report(config: Config, runs: list[dict[str, np.ndarray]], stopwatch, console
     _run.write_rows(folder / "metrics.csv", order, rows)
 
     columns = {arm: {n: np.array([r[n] for r in rows if r["training"] == arm]) for n in order[3:]} for arm in ARMS}
-    spread = lambda a: a.std(ddof=min(1, a.size - 1))
+    several = len(runs) > 1
+    spread = lambda a: a.std(ddof=1) if several else 0.0
     summary = {
         arm: {name: {"mean": float(values.mean()), "sd": float(spread(values))} for name, values in of_arm.items()}
         for arm, of_arm in columns.items()
@@ -262,7 +269,7 @@ def report(config: Config, runs: list[dict[str, np.ndarray]], stopwatch, console
     content = {"summary": summary, "seconds": stopwatch.seconds()}
     _run.write_whole(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
     shown = [n for n in columns[ARMS[0]] if n not in ("violations", "nearest attack") and not n.startswith("radius")]
-    cell = lambda values: f"{values.mean():.3f} ({spread(values):.3f})"
+    cell = lambda values: f"{values.mean():.3f}" + (f" ({spread(values):.3f})" if several else "")
     body = [
         [name.removeprefix("certified "), *(cell(columns[arm][name]) for arm in ARMS)]
         for name in sorted(shown, key=lambda name: ("radius" in name, name))
@@ -276,10 +283,10 @@ def report(config: Config, runs: list[dict[str, np.ndarray]], stopwatch, console
     console.print(table)
     violations = int(sum(of_arm["violations"].sum() for of_arm in columns.values()))
     nearest = min(of_arm["nearest attack"].min() for of_arm in columns.values())
+    over = f"mean (sd) over {len(runs)} seeds" if several else "of one seed"
     note = (
-        f"Accuracies and mean certified radii of the label, 0 where the answer is wrong; mean (sd) over {len(runs)} "
-        f"seeds. PGD and FAB, l2, found {violations} wrong answers inside a certified radius; the nearest was at "
-        f"{nearest:.3f} times one."
+        f"Accuracies and mean certified radii of the label, 0 where the answer is wrong; {over}. PGD and FAB, l2, "
+        f"found {violations} wrong answers inside a certified radius; the nearest was at {nearest:.3f} times one."
     )
     console.print(note, highlight=False)
     console.print(f"Run folder: {folder}", soft_wrap=True)

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -133,6 +133,11 @@ class Config:
         return epath.Path(self.results_dir) / "smoothing" / name
 
 
+# With a checkpoint nothing is trained, so these would say what is not so.
+OF_TRAINING = (
+    "train_split", "train_sigma", "training", "train_weight", "train_epsilon", "train_steps", "train_draws",
+    "train_warmup", "recipe", "num_epochs", "learning_rate",
+)  # fmt: skip
 # What may differ when a run is taken up: it changes no certificate.
 SAME = ("results_dir", "name", "overwrite", "data_dir", "radii")
 
@@ -227,6 +232,11 @@ def check(config: Config) -> None:
     if config.train_sigma is not None and not 0 <= config.train_sigma < float("inf"):
         raise ValueError(f"train_sigma must be 0 or positive and finite, got {config.train_sigma}.")
     config.objective(augment=False, num_steps=1)
+    if config.checkpoint is not None:
+        defaults = Config()
+        given = [name for name in OF_TRAINING if getattr(config, name) != getattr(defaults, name)]
+        if given:
+            raise ValueError(f"{', '.join(given)} must be left out with checkpoint, whose model is trained.")
     if config.dual:
         alone = {
             "noise": "gaussian",
@@ -246,8 +256,8 @@ def check(config: Config) -> None:
                 )
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {config.seed}.")
-    if not all(radius >= 0 for radius in config.radii):
-        raise ValueError(f"radii must be at least 0, got {config.radii}.")
+    if not all(0 <= radius < float("inf") for radius in config.radii):
+        raise ValueError(f"radii must be at least 0 and finite, got {config.radii}.")
     target = config.target_radius
     if target is not None and not 0 <= target < float("inf"):
         raise ValueError(f"target_radius must be 0 or positive and finite, got {target}.")
@@ -265,29 +275,42 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
     """
     stopwatch, console = _runtime.Stopwatch(), _runtime.console()
     check(config)
+    theirs: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if config.checkpoint is not None:
-        _run.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
+        theirs = _run.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
     runtime.local_mesh()  # whether there are so many devices
-    train = data.load(config.dataset, config.train_split, config.data_dir)
+    # The model of a checkpoint normalises as the images say that it was trained on.
+    train = data.load(config.dataset, theirs.get("train_split", config.train_split), config.data_dir)
     test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
-    recipe = _classifier.recipe_of(config.dataset, config.recipe, config.learning_rate)
     ids = np.arange(0, len(test), config.skip)[: config.num_images]
     model_key, train_key, certify_key = jax.random.split(jax.random.key(config.seed), 3)
     if config.image_size is not None:
         shape = (config.image_size, config.image_size, train.image_shape[-1])
         train, test = data.match_images(train, shape), data.match_images(test, shape)
-    num_steps = _classifier.num_steps(recipe, config.num_epochs, len(train))
+    if config.checkpoint is None:
+        recipe = _classifier.recipe_of(config.dataset, config.recipe, config.learning_rate)
+        num_steps = _classifier.num_steps(recipe, config.num_epochs, len(train))
+        objective = config.objective(augment=recipe.augment, num_steps=num_steps)
+        settings = {"objective": objective, "recipe": recipe, "num_epochs": config.num_epochs}
+    measure = config.measure(math.prod(train.image_shape))
+    largest = _smoothing_report.largest_radius(config, measure)
+    if config.target_radius is not None and config.target_radius > largest:
+        raise ValueError(
+            f"target_radius must be at most {largest:g}, the largest that {config.num_estimation:,} draws can certify "
+            f"with {config.noise} noise of sigma {config.sigma:g}, got {config.target_radius:g}."
+        )
     functional = _classifier.build(config.model, train, dtype=config.dtype, key=model_key)
     folder = config.folder()
     log = lambda message: console.print(message, soft_wrap=True)
     restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console, runtime)
     _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
-    measure = config.measure(math.prod(train.image_shape))
     parts = {"checkpoints": functional}
     if config.dual:
         parts = dict(zip(("checkpoints-0", "checkpoints-1"), _smoothed.halves_of(functional), strict=True))
     with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         if restored:
+            _classifier.keep_to(restored, folder)
             classifiers, trained = (restored,), {}
         else:
             found = [
@@ -296,13 +319,11 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
                     part,
                     train,
                     key=jax.random.fold_in(train_key, i) if i else train_key,
-                    objective=config.objective(augment=recipe.augment, num_steps=num_steps),
-                    recipe=recipe,
-                    num_epochs=config.num_epochs,
                     seed=config.seed,
                     runtime=runtime,
                     log=log,
                     watch=functools.partial(watch, "training"),
+                    **settings,
                 )
                 for i, (name, part) in enumerate(parts.items())
             ]

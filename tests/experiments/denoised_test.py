@@ -86,6 +86,20 @@ def nobody():
     return Console(quiet=True), ONE, lambda *_: None
 
 
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_rrcm_has_the_passes_of_the_others(share, finished, tmp_path, monkeypatch):
+    passes = []
+
+    def train(folder, functional, *args, num_epochs, **settings):
+        passes.append(num_epochs)
+        return _classifier.Classifier(functional, functional.state, None), {}
+
+    monkeypatch.setattr(_classifier, "train", train)
+    config = dataclasses.replace(finished[0], pretraining_share=share)
+    _denoisers.Trained(config, 0, data.load("digits", "train"), tmp_path, *nobody()).logits_fn("rrcm")
+    assert passes == [1, 1]
+
+
 def test_what_is_there_is_not_done_again(finished, monkeypatch):
     config, rows, folder = finished
     before = times_of(folder)
@@ -106,7 +120,12 @@ def test_what_is_there_is_not_done_again(finished, monkeypatch):
         ({"seeds": 0}, "seeds must be an integer of at least 1, got 0"),
         ({"num_attacked": -1}, "num_attacked must be at least 0, got -1"),
         ({"alpha": 1.0}, "alpha must lie strictly between 0 and 1, got 1.0"),
-        ({"radii": (-0.5,)}, r"radii must be numbers of at least 0, got \(-0.5,\)"),
+        ({"radii": (-0.5,)}, r"radii must be finite numbers of at least 0, got \(-0.5,\)"),
+        ({"radii": (np.inf,)}, "radii must be finite numbers of at least 0"),
+        ({"denoiser_depth": 1}, "denoiser_depth must be an integer of at least 2, got 1"),
+        ({"num_epochs": 1}, "num_epochs must be at least 2 with rrcm, .* got 1"),
+        ({"recipe": "none"}, "recipe must be one of digits, mnist"),
+        ({"model": "alexnet"}, "must be one of mlp, lenet, cnn"),
         ({"consistency_weight": -1.0}, "weight must be at least 0"),
         ({"pretraining_share": 1.0}, "pretraining_share must lie strictly between 0 and 1, got 1.0"),
         ({"pretraining_sigma": 1e-4}, "largest must be above smallest=0.002, got 0.0002"),

@@ -25,6 +25,11 @@ def test_a_run_compares_both_at_every_size(tmp_path, capfd):
 def test_bad_settings_are_named(tmp_path):
     with pytest.raises(ValueError, match="sizes must be at least 2 pixels"):
         dimension.run(dimension.Config(sizes=(1, 8), results_dir=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"sizes must .* each once, got \(8, 8\)"):
+        dimension.run(dimension.Config(sizes=(8, 8), results_dir=str(tmp_path)))
+    for name in ("", "../../x"):
+        with pytest.raises(ValueError, match=f"name must be the name of a folder, got {name!r}"):
+            dimension.run(dimension.Config(name=name, results_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="num_estimation must be at least 2 with dual"):
         dimension.run(dimension.Config(num_estimation=1, results_dir=str(tmp_path)))
     assert not list(tmp_path.iterdir())

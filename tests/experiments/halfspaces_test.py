@@ -68,9 +68,30 @@ def test_distributions_are_what_they_say():
         np.testing.assert_allclose(variance, 1, rtol=0.3 if name == "student" else 0.05)
 
 
-def test_bad_settings_are_refused(finished, tmp_path):
+def test_a_small_delta_has_the_draws_that_it_needs(tmp_path):
+    tiny = TINY | {"num_samples": 30, "delta": 0.01}
+    thresholds = halfspaces.thresholds_of(halfspaces.Config(**tiny, results_dir=str(tmp_path)))
+    assert all(np.isfinite(limit) for limit in thresholds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": 0}, "seeds must be an integer of at least 1, got 0"),
+        ({"eta": 0.6}, r"eta must lie in \[0, 1/2\), got 0.6"),
+        ({"epsilon": 0.0}, "epsilon must lie strictly between 0 and 1, got 0.0"),
+        ({"delta": 1.0}, "delta must lie strictly between 0 and 1, got 1.0"),
+        ({"dimension": 1}, "dimension must be an integer of at least 2, got 1"),
+        ({"num_samples": 32}, "num_samples must be an integer of at least 33, got 32"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        halfspaces.run(halfspaces.Config(**settings, results_dir=str(tmp_path)))
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_config_is_refused(finished):
     config, *_ = finished
-    with pytest.raises(ValueError, match="seeds must be an integer of at least 1, got 0"):
-        halfspaces.run(halfspaces.Config(seeds=0, results_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="belongs to a run with another config"):
         halfspaces.run(dataclasses.replace(config, eta=0.1))

@@ -33,7 +33,9 @@ def test_it_leaves_its_folder_and_makes_no_seed_twice(finished):
     summary = json.loads((folder / "metrics.json").read_text())["summary"]
     assert summary["step 1"]["clean"]["mean"] == rows[2]["clean"]
     assert (folder / "figures" / "accuracy.png").is_file()
-    assert "found 0 wrong answers inside a certified radius" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "of one seed. PGD and FAB, l2, found 0 wrong answers inside a certified radius" in report
+    assert f"| clean | {rows[0]['clean']:.3f} | " in report
 
 
 def test_rows_say_what_was_measured(finished):
@@ -76,11 +78,16 @@ def test_a_half_is_black():
         ({"step_2_rate": 0.0}, "step_2_rate must be positive and finite, got 0.0"),
         ({"num_epochs": 0}, "num_epochs must be an integer of at least 1, got 0"),
         ({"epsilons": "x"}, "epsilons must"),
+        ({"rho": -1.0}, "rho must be at least 0 and finite, got -1.0"),
+        ({"step_2_decay": float("nan")}, "step_2_decay must be at least 0 and finite, got nan"),
+        ({"hidden": 1}, "hidden must be an integer of at least 2, got 1"),
+        ({"test_split": "exam"}, "exam"),
     ],
 )
 def test_bad_settings_are_refused(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         multimodal.run(multimodal.Config(**settings, results_dir=str(tmp_path)))
+    assert not any(tmp_path.iterdir())
 
 
 def test_another_config_is_refused(finished):

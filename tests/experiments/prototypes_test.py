@@ -43,6 +43,7 @@ def test_a_run_leaves_its_folder(finished):
     figures = {path.name for path in (folder / "figures").iterdir()}
     assert figures == {"certified_accuracy.png", "prototypes_radius.png"}
     report = (folder / "report.md").read_text()
+    assert f"| accuracy | {rows[0]['accuracy']:.3f} |\n" in report  # of one seed: no standard deviation
     assert f"- {rows[0]['attacked']} attacks within the radius" in report
     assert "Smoothing (smoothed), 3 images: ACR 0.133; certified 0.333 at 0.25, 0.000 at 0.5" in report
     assert json.loads((folder / "metrics.json").read_text())["rows"] == rows

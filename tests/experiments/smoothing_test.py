@@ -24,6 +24,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 TINY = {"num_epochs": 2, "num_images": 6, "skip": 50, "num_estimation": 300, "sigma": 0.3}
 
 
+def certifying(config: smoothing.Config) -> dict:
+    """Settings of a run that certifies the model of another."""
+    return {**TINY, "num_epochs": None, "checkpoint": str(config.folder())}
+
+
 def without_seconds(folder) -> list[list[str]]:
     return [row[:-2] for row in csv.reader((folder / "certificates.csv").read_text().splitlines())]
 
@@ -64,7 +69,7 @@ def test_what_is_known_early_costs_few_samples(finished, tmp_path, capfd):
     """The same model and draws: the certificates of a fixed number, less what the looks cost, at a target or in all."""
     config, _ = finished
     _, labels, fixed, *_ = _certificates.read(config.folder())
-    again = {**TINY, "results_dir": str(tmp_path), "checkpoint": str(config.folder()), "batch_size": 50}
+    again = certifying(config) | {"results_dir": str(tmp_path), "batch_size": 50}
     asked = smoothing.Config(**again, target_radius=0.25)
     summary = smoothing.run(asked)
     _, _, certificate, num_samples, _ = _certificates.read(asked.folder())
@@ -93,7 +98,7 @@ def test_other_noise_certifies_in_its_norm_and_any_run_in_a_smaller_one(finished
     found = smoothing.run(trained)
     assert trained.folder().name == "digits-cnn-0.3-uniform"
     assert (found["norm"], found["radii"]) == ("l1", [0.0, 0.1, 0.2, pytest.approx(0.3), 0.4])  # below 0.52
-    again = {**TINY, "results_dir": str(tmp_path), "checkpoint": str(config.folder())}
+    again = certifying(config) | {"results_dir": str(tmp_path)}
     found = smoothing.run(smoothing.Config(**again, norm="linf", radii=(0.0, 0.5 / 8)))
     assert found["average_certified_radius"] == pytest.approx(summary["average_certified_radius"] / 8)
     assert found["certified_accuracy"] == summary["certified_accuracy"][::2]
@@ -179,6 +184,33 @@ def test_the_table_of_draws_that_can_certify_nothing_has_no_radii():
     summary |= {"average_certified_radius": 0.0, "abstained": 1.0, "samples_per_image": 105, "samples_per_second": 1}
     names = [name for name, _ in _smoothing_report.rows_of(summary)]
     assert names[:3] == ["images", "standard accuracy", "average certified radius (ACR)"]
+
+
+@pytest.mark.parametrize(
+    ("radii", "told"),
+    [
+        ((0.25, 0.375), ["0.25", "0.375"]),
+        ((0.0, 0.1, 3 * 0.1), ["0.00", "0.10", "0.30"]),
+        ((0.0, 0.005), ["0", "0.005"]),
+    ],
+)
+def test_no_radius_is_told_larger_than_it_is(radii, told):
+    summary = {"num_images": 1, "norm": "l2", "standard_accuracy": 1.0, "radii": radii, "certified_accuracy": radii}
+    summary |= {"average_certified_radius": None, "abstained": 1.0, "samples_per_image": 1, "samples_per_second": 1}
+    names = [name.split()[-1] for name, _ in _smoothing_report.rows_of(summary)]
+    assert names[2:-3] == told
+
+
+def test_the_table_of_dual_smoothing_goes_as_far_as_it_certifies():
+    plain, dual = (smoothing.Config(sigma=0.5, dual=dual) for dual in (False, True))
+    assert _smoothing_report.largest_radius(plain, plain.measure(1)) == pytest.approx(
+        0.5 * special.ndtri(0.001 ** (1 / 10_000))
+    )
+    assert _smoothing_report.largest_radius(dual, dual.measure(1)) == pytest.approx(
+        0.5 * np.sqrt(2) * special.ndtri(0.0005 ** (1 / 5000))
+    )
+    assert _smoothing_report.default_radii(plain, plain.measure(1))[-1] == 1.5
+    assert _smoothing_report.default_radii(dual, dual.measure(1))[-1] == 2.0
 
 
 def test_the_same_run_again_reuses_what_is_there(finished, capfd):
@@ -288,6 +320,16 @@ def test_killed_at_random_moments_it_ends_with_the_same_certificates(finished, t
         ({"radii": (-0.5,)}, "radii must be at least 0"),
         ({"target_radius": -0.5}, "target_radius must be 0 or positive and finite, got -0.5"),
         ({"target_radius": 0.5, "radii": (0.25, 0.75)}, "radii must be at most target_radius=0.5: nothing is known"),
+        ({"target_radius": 3.0}, r"target_radius must be at most 0.799\d*, the largest that 10,000 draws can .* got 3"),
+        (
+            {"target_radius": 0.9, "noise": "uniform"},
+            "target_radius must be at most 0.43.* with uniform noise of sigma",
+        ),
+        ({"radii": (np.inf,)}, "radii must be at least 0 and finite"),
+        (
+            {"checkpoint": "run", "training": "macer", "num_epochs": 1, "train_split": "train[:9]"},
+            "train_split, training, num_epochs must be left out with checkpoint",
+        ),
         ({"checkpoint": "no_such_run"}, "checkpoint must be the folder of a run"),
         ({"training": "macer", "train_epsilon": 0.5}, "train_epsilon is no setting of macer training, got 0.5"),
         ({"training": "consistency", "train_draws": 1}, "num_noise must be .* at least 2, got 1"),
@@ -309,6 +351,13 @@ def test_a_bad_setting_is_named_and_nothing_is_written(settings, message, tmp_pa
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         smoothing.run(smoothing.Config(results_dir=str(tmp_path), **settings))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_is_normalised_by_the_images_that_it_was_trained_on(tmp_path):
+    theirs = {"dataset": "digits", "model": "cnn", "train_split": "exam"}
+    (tmp_path / "config.json").write_text(json.dumps(theirs))
+    with pytest.raises(ValueError, match="exam"):
+        smoothing.run(smoothing.Config(checkpoint=str(tmp_path), results_dir=str(tmp_path / "results")))
 
 
 def test_an_error_of_the_user_is_one_line(tmp_path):
