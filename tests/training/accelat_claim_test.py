@@ -52,6 +52,5 @@ def test_as_robust_as_with_a_constant_rate_and_as_soon(robust_accuracy):
     epochs = {rule: 5 * (1 + (of > 0.65).argmax(1)) for rule, of in curves.items()}
     assert all((of[:, -1] > 0.65).all() for of in curves.values())
     assert abs(curves["accelat"][:, -1].mean() - curves["constant"][:, -1].mean()) < 0.02
-    assert (
-        abs(epochs["accelat"].mean() - epochs["constant"].mean()) <= 5
-    )  # which is as fine as means of five epochs are
+    # Five epochs are as fine as means of five are.
+    assert abs(epochs["accelat"].mean() - epochs["constant"].mean()) <= 5
