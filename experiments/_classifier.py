@@ -149,10 +149,15 @@ def keep_to(classifier: Classifier, folder: epath.Path) -> None:
     ours = {"crc32": zlib.crc32(arrays)}
     if not path.exists():
         _run.write_whole(path, json.dumps(ours) + "\n")
-    elif json.loads(path.read_bytes()) != ours:
+        return
+    try:
+        theirs = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); pass --overwrite to start anew.") from error
+    if theirs != ours:
         raise ValueError(
-            f"checkpoint must hold the model that the run in {folder} began with, but it has been trained anew; choose "
-            "another --name, or pass --overwrite to start anew."
+            f"checkpoint must hold the model that the run in {folder} began with, but it is another now: trained anew, "
+            "or its last checkpoint is damaged; choose another --name, or pass --overwrite to start anew."
         )
 
 
@@ -189,6 +194,11 @@ def train(
     num_epochs = recipe.num_epochs if num_epochs is None else num_epochs
     batch_size = min(recipe.batch_size, len(dataset))
     steps_per_epoch = len(dataset) // batch_size
+    if batch_size % (devices := runtime.global_mesh().size):
+        raise ValueError(
+            f"mesh must have a number of devices that divides the batch of {batch_size} images, got {devices}; pass "
+            "--mesh data=N."
+        )
     optimizer = recipe.optimizer(steps_per_epoch, num_epochs)
     total = num_steps(recipe, num_epochs, len(dataset))
     if len(dataset) * math.prod(dataset.image_shape) <= CACHED_BYTES:

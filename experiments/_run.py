@@ -114,6 +114,9 @@ def _open_run(folder: epath.Path, config: Any, same: tuple[str, ...], overwrite:
         raise ValueError(f"{path} cannot be read ({error}); delete the folder to start anew.") from error
     if not isinstance(theirs, dict) or theirs.get("run") != ours["run"]:
         raise ValueError(f"folder {folder} is no run of this experiment; use another name.")
+    checkpoint = getattr(config, "checkpoint", None)
+    if checkpoint is not None and folder.resolve() in ((p := epath.Path(checkpoint).resolve()), *p.parents):
+        raise ValueError(f"checkpoint must be another run than the one in {folder}, got {checkpoint}.")
     if overwrite:  # only what is known to be a run of ours
         folder.rmtree()
         return _open_run(folder, config, same, overwrite=False)

@@ -57,6 +57,10 @@ class Runtime:
         count, index = self.num_processes, self.process_id
         if self.coordinator in (None, "auto") and (count, index) != (None, None):
             raise ValueError(f"num_processes and process_id need --coordinator HOST:PORT, got {self.coordinator!r}.")
+        if self.coordinator not in (None, "auto"):
+            host, _, port = self.coordinator.rpartition(":")
+            if not host or not port.isdecimal():
+                raise ValueError(f"coordinator must be auto or HOST:PORT, got {self.coordinator!r}.")
         named = count is not None and index is not None and 0 <= index < count
         if self.coordinator not in (None, "auto") and not named:
             raise ValueError(
@@ -115,7 +119,10 @@ def barrier(name: str) -> None:
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
-        multihost.sync_global_processes(name, timeout=7 * 24 * 3600)
+        try:
+            multihost.sync_global_processes(name, timeout=7 * 24 * 3600)
+        except ValueError as error:  # what Gloo raises where a process is gone
+            raise jax.errors.JaxRuntimeError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -131,8 +138,12 @@ def started(runtime: Runtime) -> Iterator[None]:
         if runtime.coordinator != "auto":
             of_all |= {"coordinator_address": runtime.coordinator, "num_processes": runtime.num_processes}
             of_all |= {"process_id": runtime.process_id}
+            if runtime.process_id:
+                sys.stderr.write(f"Waiting for process 0 at {runtime.coordinator}, for at most five minutes.\n")
         jax.distributed.initialize(**of_all)
-    with on_signal("SIGTERM", _raise_preempted):
+    began = time.perf_counter()
+    tell = lambda *_: sys.stderr.write(f"between its loops; {time.perf_counter() - began:,.0f} s since the start\n")
+    with on_signal("SIGTERM", _raise_preempted), on_signal("SIGUSR1", tell):
         yield
         barrier("end")  # JAX would not wait for long
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -165,7 +166,9 @@ def folder_of(config: Config) -> epath.Path:
     return epath.Path(config.results_dir) / "adversarial" / name
 
 
-def attack(config: Config, target: Target, key: jax.Array, console: Console) -> dict[tuple[str, float, str], dict]:
+def attack(
+    config: Config, target: Target, key: jax.Array, console: Console, watch: Callable[..., None]
+) -> dict[tuple[str, float, str], dict]:
     """Runs the attacks that are not on disk yet; each is there before the next is begun.
 
     Returns:
@@ -177,24 +180,25 @@ def attack(config: Config, target: Target, key: jax.Array, console: Console) -> 
         clean = {"id": target.id, "label": target.label, "answer": answers, "correct": answers == target.label}
         _run.write_arrays(folder / "clean.npz", clean)
     clean = _run.read_arrays(folder / "clean.npz")["correct"]
-    for name in _attacks.names_of(config.attacks, config.norms, smoothed=config.smoothed):
-        for norm, epsilons in epsilons_of(config).items():
-            if norm not in _attacks.ATTACKS[name].norms:
-                continue
+    names, epsilons = _attacks.names_of(config.attacks, config.norms, smoothed=config.smoothed), epsilons_of(config)
+    jobs = [
+        (n, norm, e) for n in names for norm in epsilons if norm in _attacks.ATTACKS[n].norms for e in epsilons[norm]
+    ]
+    for number, (name, norm, epsilon) in enumerate(jobs, 1):
+        path = folder / f"{norm}-{epsilon:g}-{name}.npz"
+        if not path.exists():
             attack_key = jax.random.fold_in(key, zlib.crc32(f"{norm} {name}".encode()))
-            for epsilon in epsilons:
-                path = folder / f"{norm}-{epsilon:g}-{name}.npz"
-                if not path.exists():
-                    try:
-                        arrays = attack_once(target, name, epsilon, norm, attack_key, path)
-                    except ValueError as error:
-                        where = f"{name} at {norm} {_attacks.text_of(epsilon)}"
-                        raise ValueError(f"{where}: {error} Attacks before it are kept.") from error
-                    correct = clean & (arrays["answer"] == target.label)
-                    _run.write_arrays(path, {**arrays, "epsilon": epsilon, "correct": correct})
-                    line = f"{norm} {_attacks.text_of(epsilon)}: {name}, robust accuracy {correct.mean():.3f}"
-                    console.print(f"{line}, {arrays['seconds']:.1f} s", soft_wrap=True, highlight=False)
-                found[norm, epsilon, name] = _run.read_arrays(path, leave_out=("x_adv",))
+            try:
+                arrays = attack_once(target, name, epsilon, norm, attack_key, path)
+            except ValueError as error:
+                where = f"{name} at {norm} {_attacks.text_of(epsilon)}"
+                raise ValueError(f"{where}: {error} Attacks before it are kept.") from error
+            correct = clean & (arrays["answer"] == target.label)
+            _run.write_arrays(path, {**arrays, "epsilon": epsilon, "correct": correct})
+            line = f"{norm} {_attacks.text_of(epsilon)}: {name}, robust accuracy {correct.mean():.3f}"
+            console.print(f"{line}, {arrays['seconds']:.1f} s", soft_wrap=True, highlight=False)
+            watch("attacking", len(jobs), number, {"robust accuracy": float(correct.mean())})
+        found[norm, epsilon, name] = _run.read_arrays(path, leave_out=("x_adv",))
     return found
 
 
@@ -314,23 +318,27 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
                 watch=functools.partial(watch, "training"),
             )[0]
         )
-    if jax.process_index() != 0:
-        return []
-    image, label, ids = (np.asarray(part) for part in test[_foreign.evenly(len(test), config.num_images or len(test))])
-    devices = runtime.local_mesh().size
-    batch_size = -(-min(config.batch_size or 250, len(ids)) // devices) * devices
-    target = Target(classifier, ids, image, label, batch_size)
-    if config.smoothed:
-        measure = certification.gaussian(config.sigma)
-        target = target._replace(measure=measure, samples=config.samples)
-        found = attack(config, target, attack_key, console)
-        steps, certificate = {}, certificate_of(config, target, measure, certify_key)
-    else:
-        found = attack(config, target, attack_key, console)
-        steps = steps_of(config, target, check_key)
-        certificate = verified_of(config, target) if config.certify_intervals else None
-    findings = check(config, target, found, steps, certificate, check_key)
-    return _adversarial_report.report(config, folder, target, found, steps, certificate, findings, stopwatch, console)
+        if jax.process_index() != 0:
+            return []
+        image, label, ids = (
+            np.asarray(part) for part in test[_foreign.evenly(len(test), config.num_images or len(test))]
+        )
+        devices = runtime.local_mesh().size
+        batch_size = -(-min(config.batch_size or 250, len(ids)) // devices) * devices
+        target = Target(classifier, ids, image, label, batch_size)
+        if config.smoothed:
+            measure = certification.gaussian(config.sigma)
+            target = target._replace(measure=measure, samples=config.samples)
+            found = attack(config, target, attack_key, console, watch)
+            steps, certificate = {}, certificate_of(config, target, measure, certify_key)
+        else:
+            found = attack(config, target, attack_key, console, watch)
+            steps = steps_of(config, target, check_key)
+            certificate = verified_of(config, target) if config.certify_intervals else None
+        findings = check(config, target, found, steps, certificate, check_key)
+        return _adversarial_report.report(
+            config, folder, target, found, steps, certificate, findings, stopwatch, console
+        )
 
 
 if __name__ == "__main__":

@@ -206,6 +206,12 @@ def certify_images(
     _runtime.barrier("certificates")
     if process == 0:
         _certificates.merge(folder, log)
+        missing = len(ids) - len(_certificates.read(folder).ids)
+        if missing:
+            raise ValueError(
+                f"{folder / 'certificates.csv'} lacks {missing} of {len(ids)} images: another process may have written "
+                "to it; the same command certifies the rest."
+            )
 
 
 def check(config: Config) -> None:

@@ -73,6 +73,9 @@ def test_a_run_keeps_to_the_model_it_began_with(tmp_path):
         _classifier.keep_to(one, epath.Path(tmp_path))
     with pytest.raises(ValueError, match="checkpoint must hold the model that the run in .* began with"):
         _classifier.keep_to(other, epath.Path(tmp_path))
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model.json cannot be read \(.*\); pass --overwrite"):
+        _classifier.keep_to(one, epath.Path(tmp_path))
 
 
 def test_rows_are_those_of_the_images(finished):

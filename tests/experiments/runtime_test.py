@@ -72,6 +72,7 @@ def trained(finished, tmp_path):
         ({"num_processes": 2}, "num_processes and process_id need --coordinator HOST:PORT, got None"),
         ({"coordinator": "auto", "process_id": 0}, "num_processes and process_id need --coordinator HOST:PORT"),
         ({"coordinator": "host:1"}, "needs num_processes and a process_id"),
+        ({"coordinator": "host", "num_processes": 2, "process_id": 1}, "must be auto or HOST:PORT, got 'host'"),
         ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "got 2 and 2"),
     ],
 )

@@ -254,6 +254,9 @@ def test_another_config_is_refused_and_overwrite_starts_anew(finished, tmp_path)
     summary = smoothing.run(smoothing.Config(**settings, alpha=0.01, overwrite=True))
     assert summary["num_images"] == 2
     assert json.loads((tmp_path / "smoothing" / "digits-cnn-0.3" / "config.json").read_text())["alpha"] == 0.01
+    itself = {**TINY, "num_epochs": None, "results_dir": str(tmp_path), "name": "digits-cnn-0.3", "overwrite": True}
+    with pytest.raises(ValueError, match="checkpoint must be another run than the one in"):
+        smoothing.run(smoothing.Config(**itself, checkpoint=str(tmp_path / "smoothing" / "digits-cnn-0.3")))
 
 
 def test_a_config_of_something_else_is_left_alone_even_by_overwrite(tmp_path):
