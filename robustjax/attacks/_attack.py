@@ -164,7 +164,12 @@ def _float32_below(value):
     return np.nextafter(nearest, np.float32(0)) if float(nearest) > value else nearest
 
 
-keys_of = jax.jit(image_keys)  # one program, where some 25 operations would compile one by one
+_image_keys = jax.jit(image_keys)  # one program, where some 25 operations would compile one by one
+
+
+def keys_of(key: Key[Array, "..."], x: AnyArray) -> Key[Array, " batch"]:
+    """``image_keys``, without a program where each input has its key."""
+    return key if key.ndim else _image_keys(key, x)
 
 
 @jax.jit(static_argnames=("attack", "sharding", "as_rows"))
