@@ -118,6 +118,7 @@ def processes(monkeypatch):
         return subprocess.CompletedProcess(command, 0, "its own table", "")
 
     monkeypatch.setattr(benchmark.subprocess, "run", run)
+    monkeypatch.setattr(benchmark.os, "getloadavg", lambda: (0.1, 2.0, 2.0))
     return commands, figures
 
 
