@@ -216,9 +216,12 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
         raise ValueError(f"logits_fn must take {wanted}, but {error}.") from error
     except ValueError:  # some callables have no signature
         pass
-    batch = max(1, x.shape[0])  # models need not take an empty batch
-    one = (jax.random.key(0), jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
-    logits = _logits.eval_shape(logits_fn, *((key, x) if x.shape[0] else one), samples)
+    batch = max(1, x.shape[0])
+    if x.shape[0]:
+        logits = _logits.eval_shape(logits_fn, key, x, samples)
+    else:  # models need not take an empty batch
+        one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+        logits = _logits.eval_shape(logits_fn, jax.random.key(0), one, samples)
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(f"logits_fn must give ({batch}, classes >= 2), got {got}.")
