@@ -79,8 +79,8 @@ def floating(ndim: int, **values: Any) -> None:
         if getattr(value, "ndim", None) != ndim or not jnp.issubdtype(value.dtype, jnp.floating):
             got = f"{value.dtype} of shape {value.shape}" if hasattr(value, "ndim") else type(value).__name__
             raise ValueError(f"{name} must be a floating array of {ndim} axes, got {got}.")
-        if not isinstance(value, jax.core.Tracer) and not np.isfinite(np.asarray(value, np.float64)).all():
-            raise ValueError(f"{name} must be finite, got {int((~np.isfinite(np.asarray(value))).sum())} that are not.")
+        if not isinstance(value, jax.core.Tracer) and (lost := np.size(value) - np.isfinite(np.asarray(value)).sum()):
+            raise ValueError(f"{name} must be finite, got {lost} that are not.")
 
 
 def key(key: Any, batch: int | None = None) -> None:

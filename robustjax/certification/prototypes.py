@@ -97,13 +97,7 @@ def radius(
         raise ValueError(f"x must have {dim} numbers in each row, as components have, got shape {x.shape}.")
     _check(x=x)
     if labels is not None:
-        if labels.shape != x.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-            got = f"{labels.dtype} of shape {labels.shape}"
-            raise ValueError(f"labels must be ({x.shape[0]},) integers, got {got}.")
-        if not isinstance(labels, jax.core.Tracer) and labels.size:
-            low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
-            if low < 0 or high >= classes:
-                raise ValueError(f"labels must be 0 to {classes - 1}, got values from {low} to {high}.")
+        _validate.labels(labels, x.shape[0], classes)
         labels = jnp.asarray(labels).astype(jnp.int32)
     return _radius(network, jnp.asarray(x), labels, cancel=cancel, batch_size=batch_size)
 

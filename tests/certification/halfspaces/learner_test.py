@@ -114,8 +114,13 @@ def test_the_gradient_that_is_allowed_falls_with_the_noise(thresholds):
 
 
 def test_the_key_decides(thresholds):
-    one, again = learned("normal", 0, thresholds), learned("normal", 0, thresholds)
-    jax.tree.map(np.testing.assert_array_equal, one, again)
+    x, y = sample("normal")
+    of = lambda seed: halfspaces.tester_learner(
+        jax.random.key(seed), x, y, epsilon=EPSILON, eta=ETA, thresholds=thresholds
+    )
+    one, again, other = of(0), of(0), of(1)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(again), strict=True))
+    assert not np.array_equal(one.weights, other.weights)
 
 
 X, Y = sample("normal")
