@@ -1,0 +1,88 @@
+"""Sequential certification beside certify, on models of experiments.smoothing."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments import _run, sequential, smoothing
+from robustjax import certification
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Run folders of two tiny models, with 2,000 draws of six images."""
+    folder = tmp_path_factory.mktemp("runs")
+    settings = {"model": "mlp", "num_epochs": 3, "sigma": 0.5, "num_images": 6, "num_estimation": 2000}
+    configs = [smoothing.Config(**settings, seed=seed, results_dir=str(folder), name=str(seed)) for seed in (0, 1)]
+    for config in configs:
+        smoothing.run(config)
+    return tuple(str(config.folder()) for config in configs)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(sequential, "BLOCK", 4)
+
+
+def config_of(runs, folder, **settings):
+    settings = {"radii": (0.1, 0.3), "max_samples": 2000, "num_images": 6, "results_dir": str(folder)} | settings
+    return sequential.Config(runs=runs, **settings)
+
+
+def test_certify_is_that_of_the_runs(runs, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sequential, "FIRST", 500)
+    config = config_of(runs, tmp_path)
+    rows = sequential.run(config)
+    assert [(row["run"], row["value"]) for row in rows] == [(run, r) for run in runs for r in (0.1, 0.3)]
+    for row in rows:
+        with open(f"{row['run']}/certificates.csv") as file:
+            certificates = list(csv.DictReader(file))
+        certified = [line["correct"] == "1" and float(line["radius"]) >= row["value"] for line in certificates]
+        assert row["certify"] == np.mean(certified)
+        assert row["sequential"] <= row["certify"]
+        assert row["gained"] == 0  # with the same draws, the last look asks for more votes than certify
+        assert 200 <= row["median"] <= row["draws"] <= 2100
+    assert "lost" in capfd.readouterr().out
+    monkeypatch.setattr(sequential, "of_block", None)  # nothing is computed again
+    assert sequential.run(config) == rows
+
+
+def test_all_draws_and_the_first_of_them_answer_alike(runs, tmp_path, monkeypatch):
+    quick = sequential.run(config_of(runs[:1], tmp_path, name="quick"))
+    monkeypatch.setattr(sequential, "FIRST", 500)
+    assert sequential.run(config_of(runs[:1], tmp_path, name="doubtful")) == quick
+    whole = sequential.run(config_of(runs[:1], tmp_path, name="whole", tolerances=(0.2,)))
+    assert whole[:-1] == quick
+    label = _run.read_arrays(tmp_path / "sequential" / "whole" / "run-0" / "4.npz")["tolerance 0.2"][:, 0]
+    assert 0 < whole[-1]["sequential"] <= whole[-1]["certify"]
+    assert (label != certification.ABSTAIN).any()
+
+
+def test_no_doubt_is_rightly_so():
+    config, measure = sequential.Config(runs=("a",), radii=(0.0, 0.25, 0.5)), certification.gaussian(0.5)
+    votes = np.arange(0, 5001, 20)
+    doubtful = sequential._doubtful(config, measure, votes, 5000)
+    needed = [0.5, 0.6914624612740131, 0.8413447460685429]  # Phi(r / sigma)
+    share = votes / 5000
+    for target in needed:
+        assert doubtful[np.abs(share - target) < 0.02].all()
+    assert not doubtful[np.min([np.abs(share - target) for target in needed], axis=0) > 0.05].any()
+
+
+def test_bad_settings_are_named(runs, tmp_path):
+    for settings, message in (
+        ({"runs": ()}, "runs must name run folders, each once"),
+        ({"runs": runs[:1] * 2}, "runs must name run folders, each once"),
+        ({"radii": ()}, "radii or tolerances must have an entry"),
+        ({"radii": (9.0,)}, r"radii must lie between 0 and 1\.35"),
+        ({"tolerances": (1.0,)}, "tolerances must lie strictly between 0 and 1"),
+        ({"alpha": 0.0}, "alpha must lie strictly between 0 and 1"),
+        ({"num_images": 0}, "num_images must be an integer of at least 1"),
+        ({"name": "../x"}, "name must be the name of a folder"),
+        ({"runs": (str(tmp_path),)}, "checkpoint must be the folder of a run"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sequential.run(dataclasses.replace(config_of(runs, tmp_path), **settings))
+    assert not list(tmp_path.iterdir())
