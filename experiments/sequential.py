@@ -74,7 +74,19 @@ ALIKE = (
 )
 # fmt: on
 SAME = ("results_dir", "name", "overwrite", "data_dir")
-COLUMNS = ("run", "question", "value", "draws", "standard_error", "median", "sequential", "certify", "lost", "gained")
+COLUMNS = (
+    "run",
+    "question",
+    "value",
+    "images",
+    "draws",
+    "standard_error",
+    "median",
+    "sequential",
+    "certify",
+    "lost",
+    "gained",
+)
 _QUESTIONS = {"target_radius": "radii", "tolerance": "tolerances"}
 
 
@@ -215,8 +227,8 @@ def _rows(config: Config, i: int, found: dict[str, np.ndarray]) -> list[dict]:
                 measured = (radius * (ours & right)).mean(), (found["radius"] * (theirs & right)).mean()
             error = draws.std(ddof=1) / math.sqrt(len(draws)) if len(draws) > 1 else math.nan
             numbers = (draws.mean(), error, np.median(draws), *measured, (theirs & ~ours).sum(), (ours & ~theirs).sum())
-            row = {"run": config.runs[i], "question": kind, "value": value}
-            rows.append(row | dict(zip(COLUMNS[3:], map(float, numbers), strict=True)))
+            row = {"run": config.runs[i], "question": kind, "value": value, "images": len(label)}
+            rows.append(row | dict(zip(COLUMNS[4:], map(float, numbers), strict=True)))
     return rows
 
 
@@ -241,7 +253,7 @@ def report(config: Config, settings: dict[str, Any], measure: certification.Meas
         text += [f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}"]
         for value in values:
             chosen = [row for row in rows if (row["question"], row["value"]) == (kind, value)]
-            of = {name: np.asarray([row[name] for row in chosen]) for name in COLUMNS[3:]}
+            of = {name: np.asarray([row[name] for row in chosen]) for name in COLUMNS[4:]}
             spread = of["draws"].std(ddof=1) if several else of["standard_error"][0]
             cells = [f"{value:g}", f"{of['draws'].mean():,.0f} ({spread:,.0f})", f"{of['median'].mean():,.0f}"]
             cells += [f"{of[name].mean():.3f}" for name in ("sequential", "certify")]
@@ -251,7 +263,7 @@ def report(config: Config, settings: dict[str, Any], measure: certification.Meas
         console.print(table)
         text.append("")
     text.append(
-        f"{len(config.runs)} run(s), {config.num_images or 'all'} images each; at most {config.max_samples:,} draws, "
+        f"{len(config.runs)} run(s), {rows[0]['images']} images each; at most {config.max_samples:,} draws, "
         f"alpha {config.alpha:g}. Draws are means over images; in brackets the standard "
         f"{'deviation over runs' if several else 'error of the mean'}. Lost are images, of all runs, that certify "
         "certifies and the sequential test does not; gained the other way round."

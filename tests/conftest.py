@@ -13,7 +13,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # A process that is killed, or not yet done, leaves half an entry there: it is compiled again.
 os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # an XLA that does not know a flag ends the process
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 import jax  # noqa: E402
 

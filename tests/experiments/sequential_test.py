@@ -41,8 +41,8 @@ def test_certify_is_that_of_the_runs(runs, tmp_path, monkeypatch, capfd):
             certificates = list(csv.DictReader(file))
         certified = [line["correct"] == "1" and float(line["radius"]) >= row["value"] for line in certificates]
         assert row["certify"] == np.mean(certified)
-        assert row["sequential"] <= row["certify"]
-        assert row["gained"] == 0  # with the same draws, the last look asks for more votes than certify
+        assert abs(row["sequential"] - row["certify"]) * 6 <= row["lost"] + row["gained"] + 1e-9
+        assert row["lost"] + row["gained"] <= 1
         assert 200 <= row["median"] <= row["draws"] <= 2100
     assert "lost" in capfd.readouterr().out
     monkeypatch.setattr(sequential, "of_block", None)  # nothing is computed again
