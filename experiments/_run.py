@@ -70,7 +70,7 @@ def read_arrays(path: epath.PathLike, *, leave_out: tuple[str, ...] = ()) -> dic
     try:
         with io.BytesIO(epath.Path(path).read_bytes()) as file, np.load(file) as arrays:
             return {name: arrays[name] for name in arrays if name not in leave_out}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to make it again.") from error
 
 
@@ -129,8 +129,8 @@ def _open_run(folder: epath.Path, config: Any, same: tuple[str, ...], overwrite:
         )
 
 
-def settings_of(checkpoint: str, **wanted: Any) -> dict[str, Any]:
-    """The config of another run.
+def settings_of(checkpoint: str, *, flag: str = "checkpoint", **wanted: Any) -> dict[str, Any]:
+    """The config of another run, which ``flag`` named.
 
     Raises:
       ValueError: there is none, or a setting is not the one that is wanted.
@@ -139,11 +139,13 @@ def settings_of(checkpoint: str, **wanted: Any) -> dict[str, Any]:
     try:
         theirs = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint must be the folder of a run, but {path} cannot be read ({error}).") from error
+        raise ValueError(f"{flag} must be the folder of a run, but {path} cannot be read ({error}).") from error
+    if not isinstance(theirs, dict):
+        raise ValueError(f"{flag} must be the folder of a run, but {path} holds no settings.")
     for name, value in wanted.items():
         if theirs.get(name) != value:
             raise ValueError(
-                f"checkpoint {checkpoint} has {name} {theirs.get(name)}, got {value}; pass --{name} {theirs.get(name)}."
+                f"{flag} {checkpoint} has {name} {theirs.get(name)}, got {value}; pass --{name} {theirs.get(name)}."
             )
     return theirs
 

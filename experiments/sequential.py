@@ -12,6 +12,7 @@ command continues a run that was interrupted.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from experiments import _classifier, _run, _smoothed
+from experiments import _classifier, _run, _smoothed, smoothing
 from robustjax import certification, data
 
 BLOCK = 50
@@ -68,11 +69,9 @@ class Config:
         return epath.Path(self.results_dir) / "sequential" / name
 
 
-# fmt: off
 ALIKE = (
-    "dataset", "model", "dtype", "sigma", "noise", "grid", "norm", "image_size", "train_split", "test_split",
-)
-# fmt: on
+    "dataset", "model", "dtype", "sigma", "noise", "grid", "norm", "image_size", "test_split", *smoothing.OF_TRAINING,
+)  # fmt: skip
 SAME = ("results_dir", "name", "overwrite", "data_dir")
 COLUMNS = (
     "run",
@@ -92,10 +91,14 @@ _QUESTIONS = {"target_radius": "radii", "tolerance": "tolerances"}
 
 def check(config: Config) -> list[dict[str, Any]]:
     """The settings of each run; ValueError for what is out of its range."""
-    if not config.runs or len(set(config.runs)) < len(config.runs):
+    folders = [epath.Path(folder).resolve() for folder in config.runs]
+    if not folders or len(set(folders)) < len(folders):
         raise ValueError(f"runs must name run folders, each once, got {config.runs}.")
     if not config.radii and not config.tolerances:
         raise ValueError("radii or tolerances must have an entry.")
+    for name in ("radii", "tolerances"):
+        if len(set(values := getattr(config, name))) < len(values):
+            raise ValueError(f"{name} must be given once each, got {values}.")
     for name in ("max_samples", "num_selection", "num_images", "batch_size"):
         if (value := getattr(config, name)) is not None and value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value}.")
@@ -103,16 +106,23 @@ def check(config: Config) -> list[dict[str, Any]]:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {config.alpha}.")
     if not all(0 < tolerance < 1 for tolerance in config.tolerances):
         raise ValueError(f"tolerances must lie strictly between 0 and 1, got {config.tolerances}.")
-    settings = [_run.settings_of(folder) for folder in config.runs]
+    if config.alpha ** (1 / config.max_samples) <= 0.5:
+        raise ValueError(f"max_samples must be more: {config.max_samples} certify nothing at alpha {config.alpha:g}.")
+    settings, known = [_run.settings_of(folder, flag="runs") for folder in config.runs], (*ALIKE, "seed", "dual")
     for folder, theirs in zip(config.runs, settings, strict=True):
-        if theirs.get("run") != "smoothing" or theirs["dual"]:
-            raise ValueError(f"runs must be runs of experiments.smoothing without dual, got {folder}.")
+        if theirs.get("run") != "smoothing" or not set(known) <= theirs.keys():
+            raise ValueError(f"runs must be runs of experiments.smoothing, of this version, got {folder}.")
+        if theirs["dual"] or theirs.get("checkpoint") is not None:
+            raise ValueError(f"runs must have trained a model of their own, without dual, got {folder}.")
         for name in ALIKE:
             if theirs[name] != settings[0][name]:
                 raise ValueError(
                     f"runs must be alike but for the seed, got {name} {settings[0][name]} in {config.runs[0]} and "
                     f"{theirs[name]} in {folder}."
                 )
+    seeds = [theirs["seed"] for theirs in settings]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"runs must have a seed each, got {', '.join(map(str, seeds))}.")
     return settings
 
 
@@ -147,6 +157,7 @@ def run(config: Config) -> list[dict]:
     with _run.progress_bar(console) as bar:
         task = bar.add_task("", total=len(ids) * len(config.runs), task_name="certifying")
         for i, classifier in enumerate(classifiers):
+            _keep_to(of_runs[i], folder / f"run-{i}", config.runs[i])
             _classifier.keep_to(classifier, folder / f"run-{i}")
             key, found = jax.random.split(jax.random.key(of_runs[i]["seed"]), 3)[2], []  # the draws of the run itself
             for start in range(0, len(ids), BLOCK):
@@ -161,6 +172,15 @@ def run(config: Config) -> list[dict]:
     return rows
 
 
+def _keep_to(settings: dict[str, Any], folder: epath.Path, run: str) -> None:
+    """Notes what noise and images a run has; ValueError where the comparison began with others."""
+    path, ours = folder / "settings.json", {name: settings[name] for name in (*ALIKE, "seed")}
+    if not path.exists():
+        _run.write_whole(path, json.dumps(ours) + "\n")
+    elif json.loads(path.read_bytes()) != ours:
+        raise ValueError(f"{run} has other settings than when this comparison began; pass --overwrite to start anew.")
+
+
 def of_block(
     config: Config,
     classifier: _classifier.Classifier,
@@ -170,24 +190,28 @@ def of_block(
     ids: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """For each image its label, and for each question (a target radius, a tolerance) both answers and the draws."""
-    filled = np.resize(ids, BLOCK)  # one compilation
+    size = min(BLOCK, len(test), config.num_images or BLOCK)
+    filled = np.resize(ids, size)  # one compilation
     keys, (x, label, _) = jax.vmap(jax.random.fold_in, (None, 0))(key, filled), test[filled]
-    logits_fn, n, offset, size = classifier.logits_fn(), config.max_samples, config.num_selection, config.batch_size
+    logits_fn, n, offset = classifier.logits_fn(), config.max_samples, config.num_selection
 
     def counts(rows, begin, end):
-        draws = {"num_samples": end - begin, "first_sample": begin, "batch_size": size}
-        return np.asarray(certification.sample_counts(keys[rows], logits_fn, x[rows], measure, **draws))
+        draws = {"num_samples": end - begin, "first_sample": begin, "batch_size": config.batch_size}
+        found = np.asarray(certification.sample_counts(keys[rows], logits_fn, x[rows], measure, **draws))
+        if (found.sum(-1) != end - begin).any():
+            raise ValueError("the model gave logits that are not finite.")
+        return found
 
-    first, rows = n if config.tolerances else min(n, FIRST), np.arange(BLOCK)
+    first, rows = n if config.tolerances else min(n, FIRST), np.arange(size)
     chosen = counts(rows, 0, offset).argmax(-1)
-    votes, drawn = counts(rows, offset, offset + first)[rows, chosen], np.full(BLOCK, first)
+    votes, drawn = counts(rows, offset, offset + first)[rows, chosen], np.full(size, first)
     if first < n:
         for i in np.flatnonzero(_doubtful(config, measure, votes, first)[: len(ids)]):
             votes[i] += counts(np.asarray([i]), offset + first, offset + n)[0, chosen[i]]
             drawn[i] = n
     probability = certification.binomial_lower_bound(votes, drawn, config.alpha)
     found = {"label": label, "chosen": chosen, "drawn": drawn, "radius": _radius(measure, probability)}
-    common: Any = {"alpha": config.alpha, "max_samples": n, "num_selection": offset, "batch_size": size}
+    common: Any = {"alpha": config.alpha, "max_samples": n, "num_selection": offset, "batch_size": config.batch_size}
     for kind, values in _QUESTIONS.items():
         for value in getattr(config, values):
             got = certification.certify_sequential(keys, logits_fn, x, measure, **{kind: value}, **common)
@@ -201,14 +225,14 @@ def _radius(measure: certification.Measure, probability: np.ndarray) -> np.ndarr
 
 def _doubtful(config: Config, measure: certification.Measure, votes: np.ndarray, first: int) -> np.ndarray:
     """Whether all draws may still decide a target differently than the first of them."""
-    n = config.max_samples
-    low = certification.binomial_lower_bound(votes, first, DOUBT)
-    high = 1 - certification.binomial_lower_bound(first - votes, first, DOUBT)
+    n, level = config.max_samples, min(DOUBT, config.alpha)
+    low = certification.binomial_lower_bound(votes, first, level)
+    high = 1 - certification.binomial_lower_bound(first - votes, first, level)
     radii = _radius(measure, certification.binomial_lower_bound(np.arange(n + 1), n, config.alpha))
     doubtful = np.zeros(len(votes), bool)
     for target in config.radii:
         least = int(np.searchsorted(radii, target))  # votes that certify it
-        doubtful |= (stats.binom.sf(least - 1, n, low) <= 1 - DOUBT) & (stats.binom.sf(least - 1, n, high) >= DOUBT)
+        doubtful |= (stats.binom.sf(least - 1, n, low) <= 1 - level) & (stats.binom.sf(least - 1, n, high) >= level)
     return doubtful
 
 
@@ -263,10 +287,10 @@ def report(config: Config, settings: dict[str, Any], measure: certification.Meas
         console.print(table)
         text.append("")
     text.append(
-        f"{len(config.runs)} run(s), {rows[0]['images']} images each; at most {config.max_samples:,} draws, "
-        f"alpha {config.alpha:g}. Draws are means over images; in brackets the standard "
-        f"{'deviation over runs' if several else 'error of the mean'}. Lost are images, of all runs, that certify "
-        "certifies and the sequential test does not; gained the other way round."
+        f"{len(config.runs)} run(s), {rows[0]['images']} images each; at most {config.max_samples:,} draws besides the "
+        f"{config.num_selection:,} that select the class, alpha {config.alpha:g}. Draws are means over images; in "
+        f"brackets the standard {'deviation over runs' if several else 'error of the mean'}. Lost are images, of all runs, "
+        "that certify certifies and the sequential test does not; gained the other way round."
     )
     _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
     console.print(f"Run folder: {folder}", soft_wrap=True)

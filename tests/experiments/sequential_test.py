@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -47,6 +49,16 @@ def test_certify_is_that_of_the_runs(runs, tmp_path, monkeypatch, capfd):
     assert "lost" in capfd.readouterr().out
     monkeypatch.setattr(sequential, "of_block", None)  # nothing is computed again
     assert sequential.run(config) == rows
+    for run in runs:  # as if both had been made anew with other noise
+        path = pathlib.Path(run, "config.json")
+        path.write_text(path.read_text().replace('"sigma": 0.5', '"sigma": 0.25'))
+    try:
+        with pytest.raises(ValueError, match="has other settings than when this comparison began"):
+            sequential.run(config)
+    finally:
+        for run in runs:
+            path = pathlib.Path(run, "config.json")
+            path.write_text(path.read_text().replace('"sigma": 0.25', '"sigma": 0.5'))
 
 
 def test_all_draws_and_the_first_of_them_answer_alike(runs, tmp_path, monkeypatch):
@@ -71,17 +83,36 @@ def test_no_doubt_is_rightly_so():
     assert not doubtful[np.min([np.abs(share - target) for target in needed], axis=0) > 0.05].any()
 
 
-def test_bad_settings_are_named(runs, tmp_path):
+def test_bad_settings_are_named(runs, tmp_path, tmp_path_factory):
+    copies, of = tmp_path_factory.mktemp("copies"), json.loads(pathlib.Path(runs[0], "config.json").read_text())
+    less = {name: value for name, value in of.items() if name != "norm"}
+    changed = {
+        "twin": of,
+        "other": of | {"train_sigma": 1.0},
+        "list": [],
+        "old": less,
+        "taken": of | {"checkpoint": "x"},
+    }
+    for name, content in changed.items():
+        (copies / name).mkdir()
+        (copies / name / "config.json").write_text(json.dumps(content))
     for settings, message in (
         ({"runs": ()}, "runs must name run folders, each once"),
-        ({"runs": runs[:1] * 2}, "runs must name run folders, each once"),
+        ({"runs": (runs[0], runs[0] + "/")}, "runs must name run folders, each once"),
+        ({"runs": (runs[0], str(copies / "twin"))}, "runs must have a seed each, got 0, 0"),
+        ({"runs": (runs[0], str(copies / "other"))}, "runs must be alike but for the seed, got train_sigma None in"),
+        ({"runs": (str(copies / "list"),)}, "runs must be the folder of a run, but .* holds no settings"),
+        ({"runs": (str(copies / "old"),)}, "runs must be runs of experiments.smoothing, of this version"),
+        ({"runs": (str(copies / "taken"),)}, "runs must have trained a model of their own"),
+        ({"radii": (0.1, 0.1)}, "radii must be given once each"),
+        ({"max_samples": 5}, "max_samples must be more: 5 certify nothing at alpha 0.001"),
         ({"radii": ()}, "radii or tolerances must have an entry"),
         ({"radii": (9.0,)}, r"radii must lie between 0 and 1\.35"),
         ({"tolerances": (1.0,)}, "tolerances must lie strictly between 0 and 1"),
         ({"alpha": 0.0}, "alpha must lie strictly between 0 and 1"),
         ({"num_images": 0}, "num_images must be an integer of at least 1"),
         ({"name": "../x"}, "name must be the name of a folder"),
-        ({"runs": (str(tmp_path),)}, "checkpoint must be the folder of a run"),
+        ({"runs": (str(tmp_path),)}, "runs must be the folder of a run, but .* cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):
             sequential.run(dataclasses.replace(config_of(runs, tmp_path), **settings))
