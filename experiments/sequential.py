@@ -278,19 +278,20 @@ def report(config: Config, settings: dict[str, Any], measure: certification.Meas
         for value in values:
             chosen = [row for row in rows if (row["question"], row["value"]) == (kind, value)]
             of = {name: np.asarray([row[name] for row in chosen]) for name in COLUMNS[4:]}
-            spread = of["draws"].std(ddof=1) if several else of["standard_error"][0]
-            cells = [f"{value:g}", f"{of['draws'].mean():,.0f} ({spread:,.0f})", f"{of['median'].mean():,.0f}"]
+            bracket = of["draws"].std(ddof=1) if several else of["standard_error"][0]
+            cells = [f"{value:g}", f"{of['draws'].mean():,.0f} ({bracket:,.0f})", f"{of['median'].mean():,.0f}"]
             cells += [f"{of[name].mean():.3f}" for name in ("sequential", "certify")]
             cells += [f"{of[name].sum():.0f}" for name in ("lost", "gained")]
             table.add_row(*cells)
             text.append(f"| {' | '.join(cells)} |")
         console.print(table)
         text.append("")
+    spread = "deviation over runs" if several else "error of the mean"
     text.append(
         f"{len(config.runs)} run(s), {rows[0]['images']} images each; at most {config.max_samples:,} draws besides the "
         f"{config.num_selection:,} that select the class, alpha {config.alpha:g}. Draws are means over images; in "
-        f"brackets the standard {'deviation over runs' if several else 'error of the mean'}. Lost are images, of all runs, "
-        "that certify certifies and the sequential test does not; gained the other way round."
+        f"brackets the standard {spread}. Lost are images, of all runs, that certify certifies and the sequential test "
+        "does not; gained the other way round."
     )
     _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
     console.print(f"Run folder: {folder}", soft_wrap=True)
