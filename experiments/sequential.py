@@ -74,18 +74,9 @@ ALIKE = (
 )  # fmt: skip
 SAME = ("results_dir", "name", "overwrite", "data_dir")
 COLUMNS = (
-    "run",
-    "question",
-    "value",
-    "images",
-    "draws",
-    "standard_error",
-    "median",
-    "sequential",
-    "certify",
-    "lost",
+    "run", "question", "value", "images", "draws", "standard_error", "median", "sequential", "certify", "lost",
     "gained",
-)
+)  # fmt: skip
 _QUESTIONS = {"target_radius": "radii", "tolerance": "tolerances"}
 
 
@@ -210,7 +201,7 @@ def of_block(
             votes[i] += counts(np.asarray([i]), offset + first, offset + n)[0, chosen[i]]
             drawn[i] = n
     probability = certification.binomial_lower_bound(votes, drawn, config.alpha)
-    found = {"label": label, "chosen": chosen, "drawn": drawn, "radius": _radius(measure, probability)}
+    found = {"label": label, "chosen": chosen, "radius": _radius(measure, probability)}
     common: Any = {"alpha": config.alpha, "max_samples": n, "num_selection": offset, "batch_size": config.batch_size}
     for kind, values in _QUESTIONS.items():
         for value in getattr(config, values):
@@ -249,7 +240,7 @@ def _rows(config: Config, i: int, found: dict[str, np.ndarray]) -> list[dict]:
             else:
                 theirs = found["radius"] >= 0
                 measured = (radius * (ours & right)).mean(), (found["radius"] * (theirs & right)).mean()
-            error = draws.std(ddof=1) / math.sqrt(len(draws)) if len(draws) > 1 else math.nan
+            error = stats.sem(draws) if len(draws) > 1 else math.nan
             numbers = (draws.mean(), error, np.median(draws), *measured, (theirs & ~ours).sum(), (ours & ~theirs).sum())
             row = {"run": config.runs[i], "question": kind, "value": value, "images": len(label)}
             rows.append(row | dict(zip(COLUMNS[4:], map(float, numbers), strict=True)))
