@@ -25,7 +25,7 @@ import jax
 from rich.console import Console
 
 from benchmarks import _report
-from experiments._run import png_of, write_whole
+from experiments.common.files import png_of, write_whole
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 MODULES = {"certify": "certify", "scoring": "scoring", "attacks": "attacks", "growth": "cost"}

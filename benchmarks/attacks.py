@@ -31,7 +31,7 @@ from rich.table import Table
 
 from benchmarks.certify import INSTALL, machine
 from benchmarks.scoring import cpu_seconds
-from experiments._run import write_whole
+from experiments.common.files import write_whole
 from robustjax import attacks, data, losses, models, training
 from robustjax.typing import Batch
 

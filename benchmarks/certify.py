@@ -31,7 +31,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments._run import write_whole
+from experiments.common.files import write_whole
 from robustjax import certification, models
 
 CNN, RESNET = "cnn 28x28x1", "resnet20 32x32x3"

@@ -33,7 +33,7 @@ from rich.console import Console
 
 from benchmarks import _report
 from benchmarks.certify import machine
-from experiments._run import write_whole
+from experiments.common.files import write_whole
 from robustjax import attacks, certification, models, scoring
 from robustjax.typing import Outputs
 

@@ -28,7 +28,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _certificates, _run
+from experiments.common import certificates, files
 
 GRACE = 30.0
 """Seconds within which a process that is told to end must have ended, as clouds give before they take a machine."""
@@ -71,7 +71,7 @@ class Subject:
         return process.returncode, out + err
 
 
-def certificates(results: pathlib.Path) -> list[str]:
+def lines_in(results: pathlib.Path) -> list[str]:
     """Lines of the certificates without their seconds."""
     path = results / FOLDER / "certificates.csv"
     return [line.rsplit(",", 2)[0] for line in path.read_text().splitlines()] if path.exists() else []
@@ -92,7 +92,7 @@ def when(process: subprocess.Popen[str], condition: Callable[[], bool], delay: f
 def killed(subject: Subject, results: pathlib.Path, generator: random.Random, *, training: bool, seconds: float) -> str:
     """SIGKILL at a random moment of training, or of certifying; the complaint, or nothing."""
     process, folder = subject.start(results), results / FOLDER
-    begun = (folder / "config.json").exists if training else (lambda: len(certificates(results)) > 1)
+    begun = (folder / "config.json").exists if training else (lambda: len(lines_in(results)) > 1)
     when(process, begun, generator.uniform(0, seconds))
     process.kill()
     process.communicate()
@@ -102,7 +102,7 @@ def killed(subject: Subject, results: pathlib.Path, generator: random.Random, *,
 def told_to_end(subject: Subject, results: pathlib.Path, generator: random.Random, *, training: bool) -> str:
     """SIGTERM: it must end by itself, in time and with status 0."""
     process, folder = subject.start(results), results / FOLDER
-    begun = (folder / "checkpoints").is_dir if training else (lambda: len(certificates(results)) > 1)
+    begun = (folder / "checkpoints").is_dir if training else (lambda: len(lines_in(results)) > 1)
     when(process, begun, generator.uniform(0, 1))
     process.send_signal(signal.SIGTERM)
     try:
@@ -128,7 +128,7 @@ def cut_checkpoint(subject: Subject, results: pathlib.Path, generator: random.Ra
 def altered_certificate(subject: Subject, results: pathlib.Path, generator: random.Random) -> str:
     """A bit of a certificate flips; the run must say so."""
     process, path = subject.start(results), results / FOLDER / "certificates.csv"
-    when(process, lambda: len(certificates(results)) > 5, 0)
+    when(process, lambda: len(lines_in(results)) > 5, 0)
     process.kill()
     process.communicate()
     content = bytearray(path.read_bytes())
@@ -178,10 +178,10 @@ def run(config: Config) -> list[dict]:
         status, words = subject.finish(peace)
         if status != 0:
             raise ValueError(f"the run must end well when it is left in peace, it said: {words}")
-        whole = certificates(peace)
+        whole = lines_in(peace)
         seconds = json.loads((peace / FOLDER / "metrics.json").read_text())
         training = seconds["training"]["seconds"]
-        certifying = float(np.sum(_certificates.read(epath.Path(peace / FOLDER)).seconds))
+        certifying = float(np.sum(certificates.read(epath.Path(peace / FOLDER)).seconds))
         faults: list[tuple[str, int, Callable[..., str], dict]] = [
             ("SIGKILL while training", config.kills // 2, killed, {"training": True, "seconds": training}),
             (
@@ -208,7 +208,7 @@ def run(config: Config) -> list[dict]:
                 status, words = subject.finish(results)
                 if not complaint and status != 0:
                     complaint = f"could not go on: {words.strip()[-300:]}"
-                if not complaint and certificates(results) != whole:
+                if not complaint and lines_in(results) != whole:
                     complaint = "ended with other certificates"
                 row["survived"] += not complaint
                 row["complaints"] += [complaint] if complaint else []
@@ -220,7 +220,7 @@ def run(config: Config) -> list[dict]:
         table.add_row(row["fault"], str(row["runs"]), str(row["survived"]))
     console.print(table)
     if config.json:
-        _run.write_whole(
+        files.write_whole(
             config.json, json.dumps({"settings": dataclasses.asdict(config), "rows": rows}, indent=1) + "\n"
         )
     return rows

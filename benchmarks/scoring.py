@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.certify import INSTALL, machine, num_cores
-from experiments._run import write_whole
+from experiments.common.files import write_whole
 from robustjax import metrics, scoring
 from robustjax.typing import Outputs
 

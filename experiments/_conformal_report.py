@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _run, _runtime
+from experiments.common import files, runtimes
 from robustjax import plotting
 
 COLUMNS = (
@@ -63,10 +63,10 @@ def findings_of(rows: list[dict], alpha: float) -> list[str]:
     return found
 
 
-def report(config: Any, rows: list[dict], pool: int, stopwatch: _runtime.Stopwatch, console: Console) -> None:
+def report(config: Any, rows: list[dict], pool: int, stopwatch: runtimes.Stopwatch, console: Console) -> None:
     """Prints the table and what it says; writes metrics.csv, metrics.json, report.md and the figure."""
     folder = config.folder()
-    _run.write_rows(folder / "metrics.csv", COLUMNS, rows)
+    files.write_rows(folder / "metrics.csv", COLUMNS, rows)
     title = f"{config.dataset} {config.model}: sets for l2 attacks of {config.epsilon:g}, sigma {config.sigma:g}"
     findings = findings_of(rows, config.alpha)
     table = Table("score", "method", "clean", "attacked", "clean", "attacked", title=title, caption_justify="left")
@@ -115,7 +115,7 @@ def report(config: Any, rows: list[dict], pool: int, stopwatch: _runtime.Stopwat
             at = {"training": training, "score": score, "method": method, "images": "clean"}
             bars[name][method] = over_seeds(rows, "size", **at)
     figure = plotting.bar_chart(bars, label="mean size of the sets, clean images")
-    _run.write_whole(folder / "figures" / "sizes.png", _run.png_of(figure))
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    files.write_whole(folder / "figures" / "sizes.png", files.png_of(figure))
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
     told = {"findings": findings, "seconds": stopwatch.seconds(), "rows": rows}
-    _run.write_whole(folder / "metrics.json", json.dumps(told, indent=1) + "\n")
+    files.write_whole(folder / "metrics.json", json.dumps(told, indent=1) + "\n")

@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from experiments import _classifier, _runtime
+from experiments.common import classifiers, runtimes
 from robustjax import certification, data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, LogitsFn, ModelState
 
@@ -36,13 +36,13 @@ class Trained:
         train: data.Dataset,
         folder: epath.Path,
         console: Console,
-        runtime: _runtime.Runtime,
-        watch: _runtime.Watch,
+        runtime: runtimes.Runtime,
+        watch: runtimes.Watch,
     ):
         self._config, self._seed, self._data, self._folder, self._console = config, seed, train, folder, console
         self._runtime, self._watch = runtime, watch
-        self._recipe = _classifier.recipe_of(config.dataset, config.recipe)
-        self._augment = _classifier.augmentation() if self._recipe.augment else None
+        self._recipe = classifiers.recipe_of(config.dataset, config.recipe)
+        self._augment = classifiers.augmentation() if self._recipe.augment else None
         epochs = config.denoiser_epochs or (200 if config.dataset == "digits" else 10)
         # The rate of Salman et al.
         self._denoiser_recipe = training.Recipe(
@@ -83,14 +83,14 @@ class Trained:
         return self._standard.place(rows)
 
     @functools.cached_property
-    def _standard(self) -> _classifier.Classifier:
+    def _standard(self) -> classifiers.Classifier:
         return self._trained_classifier("standard", losses.standard(augment=self._augment))
 
     def _key(self, name: str) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self._seed), zlib.crc32(name.encode()))
 
     def _train(self, name: str, functional: Any, objective: Any, recipe: training.Recipe, num_epochs: int | None):
-        return _classifier.train(
+        return classifiers.train(
             self._folder / name,
             functional,
             self._data,
@@ -104,14 +104,14 @@ class Trained:
             watch=functools.partial(self._watch, f"{name} of seed {self._seed}"),
         )[0]
 
-    def _trained_classifier(self, name: str, objective: losses.Objective) -> _classifier.Classifier:
+    def _trained_classifier(self, name: str, objective: losses.Objective) -> classifiers.Classifier:
         # All classifiers of a seed begin alike.
-        functional = _classifier.build(self._config.model, self._data, dtype="float32", key=self._key("classifier"))
+        functional = classifiers.build(self._config.model, self._data, dtype="float32", key=self._key("classifier"))
         return self._train(name, functional, objective, self._recipe, self._config.num_epochs)
 
-    def _rrcm(self, fine_tuning: losses.Objective) -> _classifier.Classifier:
+    def _rrcm(self, fine_tuning: losses.Objective) -> classifiers.Classifier:
         """Pre-trained for a share of the epochs, and fine-tuned for the others."""
-        functional = _classifier.build(self._config.model, self._data, dtype="float32", key=self._key("classifier"))
+        functional = classifiers.build(self._config.model, self._data, dtype="float32", key=self._key("classifier"))
         shape = (1, *self._data.image_shape)
         features = jax.eval_shape(functional.outputs, functional.state, jax.ShapeDtypeStruct(shape, "float32")).features
         start = losses.pretraining_state(self._key("rrcm"), functional.state, num_features=features.shape[-1])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _classifier, _foreign
+from experiments.common import classifiers, subsets
 from robustjax import attacks, certification, data
 from robustjax.certification import mixing
 
@@ -20,7 +20,7 @@ NUM_ANSWERED, VOTES_OF_ANSWER = 1000, 1000
 
 
 def certify(
-    config: Any, found: dict[str, _classifier.Classifier], test: data.Dataset, key: jax.Array
+    config: Any, found: dict[str, classifiers.Classifier], test: data.Dataset, key: jax.Array
 ) -> dict[str, np.ndarray]:
     """Answers to many images, certificates of some, and what attacks within the radii of these change.
 
@@ -40,18 +40,18 @@ def certify(
         return counts
 
     def answers(image: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-        logits = np.asarray(_classifier.outputs_of(standard, image).logits, np.float64)
+        logits = np.asarray(classifiers.outputs_of(standard, image).logits, np.float64)
         weights = np.exp(config.standard_scale * (logits - logits.max(-1, keepdims=True)))
         mixed = (1 - alpha) * weights / weights.sum(-1, keepdims=True) + alpha * counts / counts.sum(-1, keepdims=True)
         return {"standard": logits.argmax(-1), "smoothed": counts.argmax(-1), "mixture": mixed.argmax(-1)}
 
     answer_key, counts_key, attack_key, judge_key = jax.random.split(key, 4)
-    image, label, _ = (np.asarray(part) for part in test[_foreign.evenly(len(test), NUM_ANSWERED)])
+    image, label, _ = (np.asarray(part) for part in test[subsets.evenly(len(test), NUM_ANSWERED)])
     answered = answers(image, votes(answer_key, image, VOTES_OF_ANSWER))
     arrays = {"answered_label": label, **{f"answered_{name}": answer for name, answer in answered.items()}}
 
     image, label, ids = (
-        np.asarray(part) for part in test[_foreign.evenly(len(test), config.num_certified or len(test))]
+        np.asarray(part) for part in test[subsets.evenly(len(test), config.num_certified or len(test))]
     )
     selection = votes(counts_key, image, config.num_selection)
     estimation = votes(counts_key, image, config.num_estimation, config.num_selection)

@@ -11,7 +11,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _attacks, _run, _runtime
+from experiments.common import adversaries, files, runtimes
 from robustjax import certification, metrics, plotting
 
 RADII = (0.0, 0.25, 0.5, 0.75)
@@ -61,7 +61,7 @@ def tables_of(config: Any, of_seeds: dict[int, SeedResults]) -> list[tuple[str, 
         body.append([name, column(index, "clean"), column(index, "apgd"), strongest])
     strongest = column(-1, shown) if config.autoattack else ""
     body.append(["by network", column(-1, "clean"), column(-1, "apgd"), strongest])
-    where = f"linf {_attacks.text_of(_attacks.epsilons_of(config.epsilon)[0])}"
+    where = f"linf {adversaries.text_of(adversaries.epsilons_of(config.epsilon)[0])}"
     tables = [(f"Accuracy, clean and at {where}", ["mixture", "clean", "APGD", "AutoAttack"], body)]
     names = {
         "detached": "cross-entropy, alpha held constant",
@@ -133,7 +133,7 @@ def figures(config: Any, folder: epath.Path, of_seeds: dict[int, SeedResults]) -
         curves[text] = radius, np.concatenate(right)
     drawn["certified_accuracy"] = plotting.certified_accuracy_curve(curves)
     for name, figure in drawn.items():
-        _run.write_whole(folder / "figures" / f"{name}.png", _run.png_of(figure))
+        files.write_whole(folder / "figures" / f"{name}.png", files.png_of(figure))
     return [f"{name}.png" for name in drawn]
 
 
@@ -157,7 +157,7 @@ def report(
     config: Any,
     folder: epath.Path,
     of_seeds: dict[int, SeedResults],
-    stopwatch: _runtime.Stopwatch,
+    stopwatch: runtimes.Stopwatch,
     console: Console,
 ) -> dict:
     """Prints the tables and findings; writes metrics.csv, metrics.json, report.md and figures.
@@ -174,9 +174,9 @@ def report(
         "findings": findings_of(config, of_seeds),
         "seconds": stopwatch.seconds(),
     }
-    _run.write_whole(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
+    files.write_whole(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
     all_rows = [{"seed": seed, **row} for seed, (rows, _) in of_seeds.items() for row in rows]
-    _run.write_rows(folder / "metrics.csv", COLUMNS, all_rows)
+    files.write_rows(folder / "metrics.csv", COLUMNS, all_rows)
     about = f"{config.dataset} {config.model}, {len(of_seeds)} seeds"
     text = [f"# Mixtures of classifiers: {about}"]
     for title, headers, body in tables_of(config, of_seeds):
@@ -195,5 +195,5 @@ def report(
     settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
     text += ["", *(f"![{name}](figures/{name})" for name in pictures), "", stopwatch.told()]
     text += ["", "| setting | value |", "|---|---|", *settings]
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
     return content

@@ -11,7 +11,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _certificates, _run, _runtime
+from experiments.common import certificates, files, runtimes
 from robustjax import plotting
 
 WITHIN = 1 - 1e-4
@@ -87,7 +87,7 @@ def report(
     """Prints the table; writes metrics.csv, metrics.json, report.md and figures; returns the rows of metrics.csv."""
     folder = config.folder()
     rows = [row_of(loss, seed, arrays, config.radii) for (loss, seed), arrays in results.items()]
-    _run.write_rows(folder / "metrics.csv", list(rows[0]), rows)
+    files.write_rows(folder / "metrics.csv", list(rows[0]), rows)
     columns = [column for column in rows[0] if column not in ("loss", "seed", "attacked", "violations")]
     lines = {
         loss: [spread([row[column] for row in rows if row["loss"] == loss]) for column in columns]
@@ -115,7 +115,7 @@ def report(
         correct = np.concatenate([arrays["answer"] == arrays["label"] for arrays in chosen])
         curves[f"prototypes, {loss.replace('_', ' ')}"] = (np.maximum(radius, 0), correct & (radius > 0))
     if beside is not None:
-        _, label, certificate, *_ = _certificates.read(beside)
+        _, label, certificate, *_ = certificates.read(beside)
         right = (certificate.label == label) & ~certificate.abstained
         curves[f"smoothing, {beside.name}"] = (certificate.radius, right)
         certified = ", ".join(f"{(right & (certificate.radius >= r)).mean():.3f} at {r:g}" for r in config.radii)
@@ -125,14 +125,14 @@ def report(
     for loss in config.losses:
         figures[f"prototypes_{loss}"] = weights_figure(results[loss, config.seeds[0]], image_shape)
     for name, figure in figures.items():
-        _run.write_whole(folder / "figures" / f"{name}.png", _run.png_of(figure))
+        files.write_whole(folder / "figures" / f"{name}.png", files.png_of(figure))
     text = [f"# Prototypes: {title}", "", f"| | {' | '.join(config.losses)} |", f"|{'---|' * (len(lines) + 1)}"]
     text += [f"| {c.replace('_', ' ')} | {' | '.join(lines[x][i] for x in lines)} |" for i, c in enumerate(columns)]
     text += ["", *(f"- {note}" for note in notes), "", *(f"![{name}](figures/{name}.png)" for name in figures)]
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
-    machine = {"machine": _runtime.machine(), "jax": jax.__version__}
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    machine = {"machine": runtimes.machine(), "jax": jax.__version__}
     summary = {"rows": rows, "gains": gains, "notes": notes, **machine}
-    _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
+    files.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
     for note in notes:
         console.print(note, highlight=False)
     console.print(f"Run folder: {folder}", soft_wrap=True)

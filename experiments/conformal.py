@@ -22,7 +22,8 @@ import optax
 from etils import epath
 from rich.console import Console
 
-from experiments import _classifier, _conformal_report, _foreign, _run, _runtime, _smoothed
+from experiments import _conformal_report
+from experiments.common import classifiers, command_line, files, folders, runtimes, smoothers, subsets
 from robustjax import attacks, certification, data, losses, training
 from robustjax.certification import conformal
 
@@ -133,7 +134,7 @@ def check(config: Config) -> None:
 
 def images_of(config: Config, test: data.Dataset) -> Images:
     """Holdout and pool, drawn at random, the same for all seeds."""
-    image, label, _ = test[_foreign.evenly(len(test), config.num_images or len(test))]
+    image, label, _ = test[subsets.evenly(len(test), config.num_images or len(test))]
     order = np.random.default_rng(0).permutation(len(label))
     size = min(len(label) // 5, 500) if config.num_holdout is None else config.num_holdout
     if not 1 <= size <= len(label) - 4:
@@ -143,9 +144,9 @@ def images_of(config: Config, test: data.Dataset) -> Images:
 
 
 def fine_tuned(
-    config: Config, folder: epath.Path, base: _classifier.Classifier, train: data.Dataset, seed: int, console: Console,
-    runtime: _runtime.Runtime,
-) -> _classifier.Classifier:  # fmt: skip
+    config: Config, folder: epath.Path, base: classifiers.Classifier, train: data.Dataset, seed: int, console: Console,
+    runtime: runtimes.Runtime,
+) -> classifiers.Classifier:  # fmt: skip
     """The classifier after RCT of its last layer."""
     mesh = runtime.global_mesh()
     size = min(500, len(train)) // mesh.size * mesh.size
@@ -156,7 +157,7 @@ def fine_tuned(
     which = {name: "head" if name == "head" else "body" for name in base.state.params}
     labels = {name: jax.tree.map(lambda _, name=name: which[name], part) for name, part in base.state.params.items()}
     optimizer = optax.partition(parts, labels)
-    with _runtime.deferred_sigterm() as stop:
+    with runtimes.deferred_sigterm() as stop:
         result = training.fit(
             base.functional.apply,
             training.init(jax.random.key(seed), base.state, optimizer),
@@ -170,7 +171,7 @@ def fine_tuned(
             log=lambda message: console.print(message, soft_wrap=True),
         )
     local = runtime.local_mesh()
-    return base._replace(state=_runtime.on_mesh(result.state.model, local), mesh=local)
+    return base._replace(state=runtimes.on_mesh(result.state.model, local), mesh=local)
 
 
 @functools.cache  # one function for each architecture, so that compiled programs are shared
@@ -178,7 +179,7 @@ def _noisy_logits_of(outputs: Any, sigma: float) -> Any:
     return lambda state, key, x: outputs(state, x + sigma * jax.random.normal(key, x.shape)).logits
 
 
-def attacked(config: Config, classifier: _classifier.Classifier, pool: tuple, key: jax.Array) -> np.ndarray:
+def attacked(config: Config, classifier: classifiers.Classifier, pool: tuple, key: jax.Array) -> np.ndarray:
     """The images of the pool after PGD on the mean gradient over noise, in blocks of one size."""
     pgd = attacks.pgd(epsilon=config.epsilon, norm="l2", steps=config.attack_steps, keep="last", random_start=False)
     attack = attacks.expectation_over_transformation(pgd, samples=config.attack_samples)
@@ -190,7 +191,7 @@ def attacked(config: Config, classifier: _classifier.Classifier, pool: tuple, ke
 
 
 def smoothed(
-    config: Config, classifier: _classifier.Classifier, images: Images, adversarial: np.ndarray, key: jax.Array
+    config: Config, classifier: classifiers.Classifier, images: Images, adversarial: np.ndarray, key: jax.Array
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Smoothed scores of holdout, pool and attacked pool, for each score and its transformed one."""
     measure = certification.gaussian(config.sigma)
@@ -249,7 +250,7 @@ def measured(config: Config, seed: int, arrays: dict[str, np.ndarray], images: I
 
 def run_seed(
     config: Config, seed: int, train: data.Dataset, images: Images, recipe: training.Recipe, console: Console,
-    runtime: _runtime.Runtime, watch: _runtime.Watch,
+    runtime: runtimes.Runtime, watch: runtimes.Watch,
 ) -> list[dict]:  # fmt: skip
     """Trains, fine-tunes, attacks and scores with one seed, or does what is left of it.
 
@@ -258,56 +259,56 @@ def run_seed(
     """
     folder = config.folder() / f"seed-{seed}"
     model_key, train_key, attack_key, score_key = jax.random.split(jax.random.key(seed), 4)
-    functional = _classifier.build(config.model, train, dtype="float32", key=model_key)
+    functional = classifiers.build(config.model, train, dtype="float32", key=model_key)
     if config.checkpoint is None:
-        base, _ = _classifier.train(
+        base, _ = classifiers.train(
             folder / "checkpoints", functional, train, key=train_key,
-            objective=_smoothed.objective_of("gaussian", config.sigma, "gaussian", augment=recipe.augment),
+            objective=smoothers.objective_of("gaussian", config.sigma, "gaussian", augment=recipe.augment),
             recipe=recipe, num_epochs=config.num_epochs, seed=seed, runtime=runtime,
             log=lambda message: console.print(message, soft_wrap=True), watch=functools.partial(watch, "training"),
         )  # fmt: skip
     else:
-        base = _classifier.restored(config.checkpoint, functional, console, runtime)
-        _classifier.keep_to(base, folder)
-    classifiers = {"gaussian": base}
+        base = classifiers.restored(config.checkpoint, functional, console, runtime)
+        classifiers.keep_to(base, folder)
+    models = {"gaussian": base}
     if config.rct:
-        classifiers["rct"] = fine_tuned(config, folder / "rct", base, train, seed, console, runtime)
+        models["rct"] = fine_tuned(config, folder / "rct", base, train, seed, console, runtime)
     if jax.process_index() != 0:
         return []
     rows = []
-    for trained, classifier in classifiers.items():
+    for trained, classifier in models.items():
         path = folder / f"attacked-{trained}.npz"
         if not path.exists():
-            _run.write_arrays(path, {"x_adv": attacked(config, classifier, images.pool, attack_key)})
+            files.write_arrays(path, {"x_adv": attacked(config, classifier, images.pool, attack_key)})
         names = [f"{name}{ptt}" for name in config.scores for ptt in ("", "+ptt")]
         paths = {name: folder / f"scores-{trained}-{name}.npz" for name in names}
         if not all(path.exists() for path in paths.values()):
-            adversarial = _run.read_arrays(path)["x_adv"]
+            adversarial = files.read_arrays(path)["x_adv"]
             for name, arrays in smoothed(config, classifier, images, adversarial, score_key):
-                _run.write_arrays(paths[name], arrays)
+                files.write_arrays(paths[name], arrays)
                 console.print(f"seed {seed}: {trained}, {name}", highlight=False)
         for name in names:
-            found = measured(config, seed, _run.read_arrays(paths[name]), images, name)
+            found = measured(config, seed, files.read_arrays(paths[name]), images, name)
             rows += [{"seed": seed, "training": trained, "score": name, **row} for row in found]
     return rows
 
 
-def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]:
+def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]:
     """Trains, attacks, scores and reports, or does what is left of it; of many processes, all train and one scores.
 
     Returns:
       The rows of metrics.csv; none in all processes but the first.
     """
-    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
+    stopwatch, console = runtimes.Stopwatch(), runtimes.console()
     check(config)
     if config.checkpoint is not None:
-        _run.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
+        folders.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
     train = data.load(config.dataset, config.train_split, config.data_dir)
     test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
-    images, recipe = images_of(config, test), _classifier.recipe_of(config.dataset, config.recipe)
-    _run.open_run(config.folder(), config, same=SAME, overwrite=config.overwrite)
+    images, recipe = images_of(config, test), classifiers.recipe_of(config.dataset, config.recipe)
+    folders.open_run(config.folder(), config, same=SAME, overwrite=config.overwrite)
     rows = []
-    with _runtime.watching(runtime, config.folder(), dataclasses.asdict(config)) as watch:
+    with runtimes.watching(runtime, config.folder(), dataclasses.asdict(config)) as watch:
         for seed in range(config.seeds):
             rows += run_seed(config, seed, train, images, recipe, console, runtime, watch)
     if jax.process_index() != 0:
@@ -317,4 +318,4 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+    command_line.command_line(Config, run, __doc__)

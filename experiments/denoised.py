@@ -26,7 +26,8 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _classifier, _denoisers, _foreign, _run, _runtime
+from experiments import _denoisers
+from experiments.common import classifiers, command_line, files, folders, runtimes, subsets
 from robustjax import attacks, certification, data, losses, metrics, plotting
 from robustjax.typing import LogitsFn
 
@@ -125,7 +126,7 @@ def check(config: Config) -> tuple[str, ...]:
         raise ValueError(f"methods must be among {', '.join(_denoisers.METHODS)}, got {unknown[0]!r}.")
     if "rrcm" in methods and config.num_epochs == 1:
         raise ValueError("num_epochs must be at least 2 with rrcm, which is pre-trained in some of them, got 1.")
-    _classifier.recipe_of(config.dataset, config.recipe)
+    classifiers.recipe_of(config.dataset, config.recipe)
     return methods
 
 
@@ -153,7 +154,7 @@ def certify(
       Arrays for an npz file.
     """
     measure = certification.gaussian(config.sigma)
-    ids = _foreign.evenly(len(test), min(config.num_images, len(test)))
+    ids = subsets.evenly(len(test), min(config.num_images, len(test)))
     image, label, _ = test[ids]
     certify_key, attack_key, answer_key = jax.random.split(key, 3)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(certify_key, ids)
@@ -207,7 +208,7 @@ def tabulate(config: Config, methods: tuple[str, ...]) -> list[dict]:
     rows = []
     for seed in range(config.seeds):
         for method in methods:
-            arrays = _run.read_arrays(path_of(config, seed, method))
+            arrays = files.read_arrays(path_of(config, seed, method))
             certificate = certification.Certificate(*(arrays[name] for name in certification.Certificate._fields))
             certified = metrics.certified_accuracy(certificate, arrays["true"], config.radii)
             row: dict[str, Any] = {"seed": seed, "method": method, "num_images": len(arrays["true"])}
@@ -263,14 +264,14 @@ def spread(values: np.ndarray) -> str:
     return f"{values.mean():.3f}" + (f" ±{values.std(ddof=1):.3f}" if len(values) > 1 else "")
 
 
-def report(config: Config, methods: tuple[str, ...], stopwatch: _runtime.Stopwatch, console: Console) -> list[dict]:
+def report(config: Config, methods: tuple[str, ...], stopwatch: runtimes.Stopwatch, console: Console) -> list[dict]:
     """Prints the tables; writes metrics.csv, metrics.json, report.md and the figure.
 
     Returns:
       The rows of metrics.csv.
     """
     folder, rows = folder_of(config), tabulate(config, methods)
-    _run.write_rows(folder / "metrics.csv", list(rows[0]), rows)
+    files.write_rows(folder / "metrics.csv", list(rows[0]), rows)
     title = f"{config.dataset} {config.model}, sigma {config.sigma:g}"
     text = [f"# Denoised smoothing: {title}", ""]
     text += [f"- {method}: {_denoisers.METHODS[method]}." for method in methods]
@@ -293,35 +294,35 @@ def report(config: Config, methods: tuple[str, ...], stopwatch: _runtime.Stopwat
     console.print(f"Run folder: {folder}", soft_wrap=True)
     curves = {}
     for method in methods:
-        parts = [_run.read_arrays(path_of(config, seed, method)) for seed in range(config.seeds)]
+        parts = [files.read_arrays(path_of(config, seed, method)) for seed in range(config.seeds)]
         radius = np.concatenate([part["radius"] for part in parts])
         curves[method] = (radius, np.concatenate([part["label"] == part["true"] for part in parts]))
     figure = plotting.certified_accuracy_curve(curves, title=title)
-    _run.write_whole(folder / "figures" / "certified_accuracy.png", _run.png_of(figure))
+    files.write_whole(folder / "figures" / "certified_accuracy.png", files.png_of(figure))
     settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
     text += ["", finding, "", "![certified accuracy](figures/certified_accuracy.png)", "", stopwatch.told(), ""]
     text += ["| setting | value |", "|---|---|", *settings]
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
-    summary = {"seconds": stopwatch.seconds(), "machine": _runtime.machine(), "rows": rows}
-    _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    summary = {"seconds": stopwatch.seconds(), "machine": runtimes.machine(), "rows": rows}
+    files.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
     return rows
 
 
-def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]:
+def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]:
     """Trains, certifies and reports, or does what is left of it; of many processes, all train and the first certifies.
 
     Returns:
       One row for each seed and method; none in all processes but the first.
     """
-    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
+    stopwatch, console = runtimes.Stopwatch(), runtimes.console()
     methods = check(config)
     train = data.load(config.dataset, config.train_split, config.data_dir)
     test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
-    _classifier.build(config.model, train, dtype="float32", key=jax.random.key(0))  # a model that is unknown ends here
+    classifiers.build(config.model, train, dtype="float32", key=jax.random.key(0))  # a model that is unknown ends here
     folder, devices = folder_of(config), runtime.local_mesh().size
     group = -(-GROUP // devices) * devices
-    _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
-    with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
+    folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         for seed in range(config.seeds):
             trained = _denoisers.Trained(config, seed, train, folder / f"seed-{seed}", console, runtime, watch)
             for method in methods:
@@ -332,11 +333,11 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
                 if jax.process_index() == 0:
                     key = jax.random.fold_in(jax.random.key(seed), 1)  # the same noise for all methods
                     found = certify(config, key, logits_fn, test, place=trained.place, group=group)
-                    _run.write_arrays(path, found)
+                    files.write_arrays(path, found)
                     console.print(f"Seed {seed}: {method} certified.", highlight=False)
-                _runtime.barrier(f"{method} of seed {seed}")
+                runtimes.barrier(f"{method} of seed {seed}")
     return report(config, methods, stopwatch, console) if jax.process_index() == 0 else []
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+    command_line.command_line(Config, run, __doc__)

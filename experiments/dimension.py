@@ -20,7 +20,8 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _run, smoothing
+from experiments import smoothing
+from experiments.common import command_line, files, folders
 from robustjax import data, plotting
 
 PROBABILITY = 0.999  # of the class, in the upper bounds
@@ -95,7 +96,7 @@ def run(config: Config) -> list[dict]:
         raise ValueError(f"seeds must be an integer of at least 1, got {config.seeds}.")
     for dual in (False, True):
         smoothing.check(run_of(config, config.sizes[0], dual, 0))
-    _run.open_run(config.folder(), config, same=SAME, overwrite=config.overwrite)
+    folders.open_run(config.folder(), config, same=SAME, overwrite=config.overwrite)
     channels = data.load(config.dataset, config.train_split, config.data_dir).image_shape[-1]
     rows, console = [], Console()
     for seed in range(config.seeds):
@@ -111,7 +112,7 @@ def run(config: Config) -> list[dict]:
 def report(config: Config, rows: list[dict], console: Console) -> None:
     """Prints the table; writes metrics.csv, report.md and the figure."""
     folder, title = config.folder(), f"{config.dataset} {config.model}, sigma {config.sigma:g}"
-    _run.write_rows(folder / "metrics.csv", COLUMNS, rows)
+    files.write_rows(folder / "metrics.csv", COLUMNS, rows)
     of = lambda size, dual, name: np.asarray([row[name] for row in rows if (row["size"], row["dual"]) == (size, dual)])
     told = lambda values: f"{values.mean():.3f}" + (f" ({values.std(ddof=1):.3f})" if len(values) > 1 else "")
     headers = ["pixels", "smoothing", "accuracy", "ACR", "abstained"]
@@ -136,7 +137,7 @@ def report(config: Config, rows: list[dict], console: Console) -> None:
     references = {f"{name}, bound, falling noise": (d, scale * bound) for name, bound in bounds.items()}
     labels = ("dimension", "average certified radius (ACR)")
     figure = plotting.spread_curve(measured, references, labels=labels, title=title)
-    _run.write_whole(folder / "figures" / "radius_over_dimension.png", _run.png_of(figure))
+    files.write_whole(folder / "figures" / "radius_over_dimension.png", files.png_of(figure))
     note = (
         f"{config.num_estimation:,} draws of each image in all, {config.num_images or 'all'} images, {config.seeds} "
         f"seeds, standard deviations in brackets. Upper bounds: of inputs whose class has probability {PROBABILITY} "
@@ -151,8 +152,8 @@ def report(config: Config, rows: list[dict], console: Console) -> None:
         "|---|---|---|---|---|",
     ]
     text += [*(f"| {' | '.join(line)} |" for line in lines), "", "![radius](figures/radius_over_dimension.png)"]
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+    command_line.command_line(Config, run, __doc__)

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from rich.table import Table
 
-from experiments import _run, _runtime
+from experiments.common import command_line, files, folders, runtimes
 from robustjax import plotting
 from robustjax.certification import halfspaces
 
@@ -117,8 +117,8 @@ def thresholds_of(config: Config) -> halfspaces.Statistics:
         key, num_draws = jax.random.key(0), max(300, math.ceil(len(PARTS) / config.delta))
         shape = config.num_samples // 3, config.dimension
         found = halfspaces.null_thresholds(key, *shape, **geometry, num_draws=num_draws)
-        _run.write_arrays(path, found._asdict())
-    return halfspaces.Statistics(**{name: jax.numpy.asarray(a) for name, a in _run.read_arrays(path).items()})
+        files.write_arrays(path, found._asdict())
+    return halfspaces.Statistics(**{name: jax.numpy.asarray(a) for name, a in files.read_arrays(path).items()})
 
 
 def once(config: Config, distribution: str, seed: int, thresholds: halfspaces.Statistics) -> dict[str, np.ndarray]:
@@ -162,18 +162,18 @@ def run(config: Config) -> list[dict]:
     Returns:
       The rows of metrics.csv.
     """
-    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
+    stopwatch, console = runtimes.Stopwatch(), runtimes.console()
     check(config)
     folder = folder_of(config)
-    _run.open_run(folder, config, same=("seeds", "results_dir", "name", "overwrite"), overwrite=config.overwrite)
+    folders.open_run(folder, config, same=("seeds", "results_dir", "name", "overwrite"), overwrite=config.overwrite)
     thresholds = thresholds_of(config)
     found: dict[str, list[dict]] = {distribution: [] for distribution in DISTRIBUTIONS}
     for seed in range(config.seeds):
         for distribution, runs in found.items():
             path = folder / "seeds" / f"{distribution}-{seed}.npz"
             if not path.exists():
-                _run.write_arrays(path, once(config, distribution, seed, thresholds))
-            runs.append(_run.read_arrays(path))
+                files.write_arrays(path, once(config, distribution, seed, thresholds))
+            runs.append(files.read_arrays(path))
     return report(config, found, thresholds, stopwatch, console)
 
 
@@ -185,7 +185,7 @@ def report(config: Config, found: dict, thresholds: halfspaces.Statistics, stopw
         for distribution, runs in found.items()
         for seed, run in enumerate(runs)
     ]
-    _run.write_rows(folder / "metrics.csv", list(rows[0]), rows)
+    files.write_rows(folder / "metrics.csv", list(rows[0]), rows)
 
     limits = {name: float(value) for name, value in thresholds._asdict().items()}
     headers = ["inputs", "accepted", "above the best", "largest", "of averaging", *TESTS]
@@ -200,14 +200,14 @@ def report(config: Config, found: dict, thresholds: halfspaces.Statistics, stopw
         means = {name: float(column.mean()) for name, column in columns.items()}
         summary[distribution] = {"accepted": accepted, "failed": failed, "mean": means}
     content = {"thresholds": limits, "summary": summary, "seconds": stopwatch.seconds()}
-    _run.write_whole(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
+    files.write_whole(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
 
     bars = {
         distribution: {p: [np.log10(max(float(run[p]), 1e-6) / limits[p]) for run in runs] for p in PARTS}
         for distribution, runs in found.items()
     }
     figure = plotting.bar_chart(bars, label="log10 of statistic / threshold: above 0, the test fails", panel_width=7.0)
-    _run.write_whole(folder / "figures" / "statistics.png", _run.png_of(figure))
+    files.write_whole(folder / "figures" / "statistics.png", files.png_of(figure))
 
     title = f"Half-spaces in {config.dimension} dimensions, {config.num_samples:,} inputs, eta {config.eta:g}"
     table = Table(*headers, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -229,9 +229,9 @@ def report(config: Config, found: dict, thresholds: halfspaces.Statistics, stopw
     text += ["| threshold | value |", "|---|---|", *(f"| {name} | {value:.4g} |" for name, value in limits.items())]
     text += ["", "| setting | value |", "|---|---|"]
     text += [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
     return rows
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+    command_line.command_line(Config, run, __doc__)

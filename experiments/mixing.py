@@ -24,7 +24,8 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from experiments import _attacks, _classifier, _foreign, _mixing_certificates, _mixing_report, _run, _runtime
+from experiments import _mixing_certificates, _mixing_report
+from experiments.common import adversaries, classifiers, command_line, files, folders, runtimes, subsets
 from robustjax import attacks, data, losses, models, training
 from robustjax.certification import mixing
 
@@ -126,7 +127,7 @@ def resolved(config: Config) -> Config:
     digits = config.dataset == "digits"
     return dataclasses.replace(
         config,
-        epsilon=_attacks.default("train_epsilon", config.epsilon, config.dataset, "linf"),
+        epsilon=adversaries.default("train_epsilon", config.epsilon, config.dataset, "linf"),
         num_images=config.num_images or (64 if digits else None),
         num_certified=config.num_certified or (100 if digits else None),
     )
@@ -143,12 +144,12 @@ def folder_of(config: Config) -> epath.Path:
 
 def train(
     config: Config, seed: int, images: data.Dataset, key: jax.Array, console: Console
-) -> tuple[dict[str, _classifier.Classifier], mixing.Mixture, Any]:
+) -> tuple[dict[str, classifiers.Classifier], mixing.Mixture, Any]:
     """The three classifiers by name, the mixture of the first two, and its trained state."""
-    folder, recipe = folder_of(config) / f"seed-{seed}", _classifier.recipe_of(config.dataset, config.recipe)
-    (epsilon,) = _attacks.epsilons_of(str(config.epsilon))
+    folder, recipe = folder_of(config) / f"seed-{seed}", classifiers.recipe_of(config.dataset, config.recipe)
+    (epsilon,) = adversaries.epsilons_of(str(config.epsilon))
     attack = attacks.pgd(epsilon=epsilon, steps=10, keep="last")
-    augment = _classifier.augmentation() if recipe.augment else None
+    augment = classifiers.augmentation() if recipe.augment else None
     objectives = {
         "standard": losses.standard(augment=augment),
         "robust": losses.adversarial_training(attack=attack, augment=augment),
@@ -157,9 +158,9 @@ def train(
     log, found = (lambda message: console.print(message, soft_wrap=True)), {}
     for index, (name, objective) in enumerate(objectives.items()):
         model_key, train_key = jax.random.split(jax.random.fold_in(key, index))
-        found[name], _ = _classifier.train(
+        found[name], _ = classifiers.train(
             folder / name,
-            _classifier.build(config.model, images, dtype="float32", key=model_key),
+            classifiers.build(config.model, images, dtype="float32", key=model_key),
             images,
             key=train_key,
             objective=objective,
@@ -183,7 +184,7 @@ def train(
         robust_scale=config.robust_scale,
     )
     adversary = dataclasses.replace(attack, loss=losses.adaptive_cross_entropy(weight=config.gamma_weight))
-    trained, _ = _classifier.train(
+    trained, _ = classifiers.train(
         folder / "network",
         network._replace(apply=mixture, state=mixture.init(standard.state, robust.state, network.state)),
         images,
@@ -247,7 +248,7 @@ def stands(
 
 def attacks_of(config: Config, num_classes: int) -> dict[str, Any]:
     """What the mixtures are attacked with, by name."""
-    (epsilon,) = _attacks.epsilons_of(str(config.epsilon))
+    (epsilon,) = adversaries.epsilons_of(str(config.epsilon))
     settings = {"epsilon": epsilon, "steps": config.steps}
     plain, targeted = attacks.apgd(**settings), attacks.apgd_targeted(**settings, num_targets=min(9, num_classes - 1))
     return {
@@ -260,7 +261,7 @@ def attacks_of(config: Config, num_classes: int) -> dict[str, Any]:
 
 def trade_off(
     config: Config,
-    found: dict[str, _classifier.Classifier],
+    found: dict[str, classifiers.Classifier],
     mixture: mixing.Mixture,
     state: Any,
     test: data.Dataset,
@@ -268,7 +269,7 @@ def trade_off(
 ) -> list[dict]:
     """Accuracy on all test images, and what attacks leave of it on some, for each fixed share and for the network."""
     image, label, _ = (np.asarray(part) for part in test[np.arange(len(test))])
-    chosen = _foreign.evenly(len(test), config.num_images or len(test))
+    chosen = subsets.evenly(len(test), config.num_images or len(test))
     few = image[chosen], label[chosen]
     attack = attacks_of(config, test.num_classes)
     standard, robust = found["standard"], found["robust"]
@@ -301,12 +302,12 @@ def run(config: Config) -> dict:
     Returns:
       The content of metrics.json.
     """
-    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
+    stopwatch, console = runtimes.Stopwatch(), runtimes.console()
     config = resolved(config)
     folder = folder_of(config)
     test_split = config.test_split or data.splits(config.dataset).test
     images, test = (data.load(config.dataset, split, config.data_dir) for split in (config.train_split, test_split))
-    _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     of_seeds = {}
     for seed in range(config.seed, config.seed + config.seeds):
         path, arrays = folder / f"seed-{seed}" / "metrics.json", folder / f"seed-{seed}" / "certificates.npz"
@@ -314,12 +315,12 @@ def run(config: Config) -> dict:
             train_key, attack_key, certify_key = jax.random.split(jax.random.key(seed), 3)
             found, mixture, state = train(config, seed, images, train_key, console)
             rows = trade_off(config, found, mixture, state, test, attack_key)
-            _run.write_arrays(arrays, _mixing_certificates.certify(config, found, test, certify_key))
-            _run.write_whole(path, json.dumps(rows, indent=1) + "\n")
+            files.write_arrays(arrays, _mixing_certificates.certify(config, found, test, certify_key))
+            files.write_whole(path, json.dumps(rows, indent=1) + "\n")
             console.print(f"Seed {seed} is done, {stopwatch.seconds()['total']:,.0f} s since the start.")
-        of_seeds[seed] = json.loads(path.read_text()), _run.read_arrays(arrays)
+        of_seeds[seed] = json.loads(path.read_text()), files.read_arrays(arrays)
     return _mixing_report.report(config, folder, of_seeds, stopwatch, console)
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+    command_line.command_line(Config, run, __doc__)

@@ -22,7 +22,7 @@ import optax
 from etils import epath
 from rich.table import Table
 
-from experiments import _attacks, _foreign, _run, _runtime
+from experiments.common import adversaries, command_line, files, folders, runtimes, subsets
 from robustjax import attacks, data, losses, models, plotting, training
 from robustjax.certification import multimodal as certificate
 from robustjax.typing import ModelState
@@ -170,7 +170,7 @@ def measure(config: Config, functional: models.Functional, state: ModelState, te
         of_test, certified = radii(test, side), radii(attacked, side)
         found |= {f"radius {name}": of_test.mean(), f"certified radius {name}": np.maximum(of_test, 0).mean()}
         free = logits_fn(everywhere if side is None else np.arange(width) // (width // 2) == side)
-        for epsilon in _attacks.epsilons_of(config.epsilons):
+        for epsilon in adversaries.epsilons_of(config.epsilons):
             attack = attacks.pgd(epsilon=epsilon, norm="l2", steps=config.steps, random_start=False, loss="margin")
             x_adv = attack(jax.random.key(2), free, attacked.image, attacked.label)
             kept = clean & (np.asarray(_answers(free, x_adv)) == attacked.label)
@@ -194,13 +194,13 @@ def once(config: Config, dataset: data.Dataset, test: data.Dataset, seed: int) -
     functional = models.functional(models.multimodal(key, **settings))
     states = train(config, dataset, functional, seed)
     batch = test.arrays()
-    attacked = test[_foreign.evenly(len(test), min(config.num_images, len(test)))]
+    attacked = test[subsets.evenly(len(test), min(config.num_images, len(test)))]
     found = {}
     for arm, state in states.items():
         measured = measure(config, functional, state, batch, attacked)
         found |= {f"{arm}: {name}": value for name, value in measured.items()}
     # The half that does better alone, by the plain model and on training images: nothing is chosen on test images.
-    some = dataset[_foreign.evenly(len(dataset), min(5000, len(dataset)))]
+    some = dataset[subsets.evenly(len(dataset), min(5000, len(dataset)))]
     plain = jax.tree_util.Partial(_logits_of(functional.outputs), states[ARMS[0]], jnp.ones(some.image.shape[2], bool))
     images = (jnp.asarray(without(np.asarray(some.image), 1 - side)) for side in range(2))
     alone = [(np.asarray(_answers(plain, image)) == some.label).mean() for image in images]
@@ -213,7 +213,7 @@ def run(config: Config) -> list[dict]:
     Returns:
       The rows of metrics.csv.
     """
-    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
+    stopwatch, console = runtimes.Stopwatch(), runtimes.console()
     for name in ("seeds", "steps", "num_images"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {getattr(config, name)}.")
@@ -228,18 +228,18 @@ def run(config: Config) -> list[dict]:
     if not 0 <= config.step_2_decay < float("inf"):
         raise ValueError(f"step_2_decay must be at least 0 and finite, got {config.step_2_decay}.")
     losses.multimodal_margin(rho=config.rho)
-    _attacks.epsilons_of(config.epsilons)
+    adversaries.epsilons_of(config.epsilons)
     splits = (config.train_split, config.test_split)
     dataset, test = (data.load(config.dataset, split, config.data_dir) for split in splits)
     folder = folder_of(config)
     same = ("seeds", "data_dir", "results_dir", "name", "overwrite")
-    _run.open_run(folder, config, same=same, overwrite=config.overwrite)
+    folders.open_run(folder, config, same=same, overwrite=config.overwrite)
     runs = []
     for seed in range(config.seeds):
         path = folder / "seeds" / f"{seed}.npz"
         if not path.exists():
-            _run.write_arrays(path, once(config, dataset, test, seed))
-        runs.append(_run.read_arrays(path))
+            files.write_arrays(path, once(config, dataset, test, seed))
+        runs.append(files.read_arrays(path))
     return report(config, runs, stopwatch, console)
 
 
@@ -257,7 +257,7 @@ def report(config: Config, runs: list[dict[str, np.ndarray]], stopwatch, console
                     row[told] = float(value)
             rows.append(row)
     order = list(rows[0])
-    _run.write_rows(folder / "metrics.csv", order, rows)
+    files.write_rows(folder / "metrics.csv", order, rows)
 
     columns = {arm: {n: np.array([r[n] for r in rows if r["training"] == arm]) for n in order[3:]} for arm in ARMS}
     several = len(runs) > 1
@@ -267,7 +267,7 @@ def report(config: Config, runs: list[dict[str, np.ndarray]], stopwatch, console
         for arm, of_arm in columns.items()
     }
     content = {"summary": summary, "seconds": stopwatch.seconds()}
-    _run.write_whole(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
+    files.write_whole(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
     shown = [n for n in columns[ARMS[0]] if n not in ("violations", "nearest attack") and not n.startswith("radius")]
     cell = lambda values: f"{values.mean():.3f}" + (f" ({spread(values):.3f})" if several else "")
     body = [
@@ -292,15 +292,15 @@ def report(config: Config, runs: list[dict[str, np.ndarray]], stopwatch, console
     console.print(f"Run folder: {folder}", soft_wrap=True)
     bars = {name: {arm: columns[arm][name] for arm in ARMS} for name in shown if "radius" not in name}
     figure = plotting.bar_chart(bars, label="accuracy", panel_width=7.0)
-    _run.write_whole(folder / "figures" / "accuracy.png", _run.png_of(figure))
+    files.write_whole(folder / "figures" / "accuracy.png", files.png_of(figure))
     text = [f"# {title}", "", f"| | {' | '.join(ARMS)} |", f"|---|{'---|' * len(ARMS)}"]
     text += [f"| {' | '.join(cells)} |" for cells in body]
     text += ["", note, "", "![accuracy](figures/accuracy.png)", "", stopwatch.told()]
     text += ["", "| setting | value |", "|---|---|"]
     text += [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
     return rows
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+    command_line.command_line(Config, run, __doc__)

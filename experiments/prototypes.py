@@ -25,8 +25,9 @@ import optax
 from etils import epath
 from rich.console import Console
 
-from experiments import _classifier, _foreign, _prototypes_report, _run, _runtime, smoothing
+from experiments import _prototypes_report, smoothing
 from experiments._prototypes_report import BEYOND, RANDOM_DRAWS, WITHIN
+from experiments.common import classifiers, command_line, files, folders, runtimes, subsets
 from robustjax import attacks, certification, data, losses, models, training
 
 ATTACK_LOSSES = ("cross_entropy", "margin")
@@ -199,7 +200,7 @@ def network_of(
     folder = config.folder() / f"{loss}-{seed}"
     path = folder / "certificates.npz"
     if path.exists():
-        return _run.read_arrays(path)
+        return files.read_arrays(path)
     train_key, attack_key = jax.random.split(jax.random.key(seed))
     recipe = _Recipe(
         algorithm="adam",
@@ -208,7 +209,7 @@ def network_of(
         batch_size=config.batch_size,
         num_epochs=config.num_epochs,
     )
-    classifier, last = _classifier.train(
+    classifier, last = classifiers.train(
         folder / "checkpoints",
         build(config, train, labels, seed),
         train,
@@ -227,8 +228,8 @@ def network_of(
     radius = np.asarray(certify().radius)
     seconds = time.perf_counter() - started
     published = np.asarray(certify(cancel=False).radius)
-    answer = _classifier.outputs_of(classifier, image).logits.argmax(-1)
-    rows = _foreign.evenly(len(ids), config.num_images)
+    answer = classifiers.outputs_of(classifier, image).logits.argmax(-1)
+    rows = subsets.evenly(len(ids), config.num_images)
     # Of one size for all networks, so that one program serves; those without a radius are left out of what it gives.
     at = (image[rows], label[rows], np.maximum(radius[rows], 0.0))
     found = attacked(attack_key, classifier.logits_fn(), *at, config.attack_steps)
@@ -238,9 +239,9 @@ def network_of(
     arrays |= {f"fooled_{name}": values[certified] for name, values in found.items()}
     arrays |= {"scale": network.scale, "seconds": last["seconds"], "certifying_seconds": seconds}
     arrays |= {name: getattr(network, name) for name in ("components", "positive", "negative")}
-    _run.write_arrays(path, arrays)
+    files.write_arrays(path, arrays)
     console.print(f"{loss}, seed {seed}: mean certified radius {np.maximum(radius, 0).mean():.3f}", highlight=False)
-    return _run.read_arrays(path)
+    return files.read_arrays(path)
 
 
 def smoothing_run(config: Config) -> epath.Path | None:
@@ -263,12 +264,12 @@ def run(config: Config) -> list[dict[str, Any]]:
     """
     check(config)
     folder = config.folder()
-    console = _runtime.console()
+    console = runtimes.console()
     train = data.load(config.dataset, config.train_split, config.data_dir).cached()
     test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir).cached()
     labels = np.asarray(train[:].label)
     build(config, train, labels, config.seeds[0])  # settings that do not fit the data end here
-    _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     beside = smoothing_run(config)
     results = {
         (loss, seed): network_of(config, loss, seed, train, labels, test, console)
@@ -279,4 +280,4 @@ def run(config: Config) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+    command_line.command_line(Config, run, __doc__)

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from experiments import _classifier, _run, _smoothed, smoothing
+from experiments import smoothing
+from experiments.common import classifiers, command_line, files, folders, smoothers
 from robustjax import certification, data
 
 BLOCK = 50
@@ -82,8 +83,8 @@ _QUESTIONS = {"target_radius": "radii", "tolerance": "tolerances"}
 
 def check(config: Config) -> list[dict[str, Any]]:
     """The settings of each run; ValueError for what is out of its range."""
-    folders = [epath.Path(folder).resolve() for folder in config.runs]
-    if not folders or len(set(folders)) < len(folders):
+    places = [epath.Path(folder).resolve() for folder in config.runs]
+    if not places or len(set(places)) < len(places):
         raise ValueError(f"runs must name run folders, each once, got {config.runs}.")
     if not config.radii and not config.tolerances:
         raise ValueError("radii or tolerances must have an entry.")
@@ -99,7 +100,7 @@ def check(config: Config) -> list[dict[str, Any]]:
         raise ValueError(f"tolerances must lie strictly between 0 and 1, got {config.tolerances}.")
     if config.alpha ** (1 / config.max_samples) <= 0.5:
         raise ValueError(f"max_samples must be more: {config.max_samples} certify nothing at alpha {config.alpha:g}.")
-    settings, known = [_run.settings_of(folder, flag="runs") for folder in config.runs], (*ALIKE, "seed", "dual")
+    settings, known = [folders.settings_of(folder, flag="runs") for folder in config.runs], (*ALIKE, "seed", "dual")
     for folder, theirs in zip(config.runs, settings, strict=True):
         if theirs.get("run") != "smoothing" or not set(known) <= theirs.keys():
             raise ValueError(f"runs must be runs of experiments.smoothing, of this version, got {folder}.")
@@ -133,30 +134,30 @@ def run(config: Config) -> list[dict]:
         shape = (settings["image_size"], settings["image_size"], train.image_shape[-1])
         train, test = data.match_images(train, shape), data.match_images(test, shape)
     noise, sigma, grid, norm = (settings[name] for name in ("noise", "sigma", "grid", "norm"))
-    measure = _smoothed.measure_of(noise, sigma, grid, norm, math.prod(train.image_shape))
+    measure = smoothers.measure_of(noise, sigma, grid, norm, math.prod(train.image_shape))
     largest = float(measure.radius(certification.binomial_lower_bound(*(config.max_samples,) * 2, config.alpha)))
     if not all(0 <= radius <= largest for radius in config.radii):
         raise ValueError(
             f"radii must lie between 0 and {largest:g}, the largest that {config.max_samples:,} draws can certify, got "
             f"{config.radii}."
         )
-    functional = _classifier.build(settings["model"], train, dtype=settings["dtype"], key=jax.random.key(0))
-    classifiers = [_classifier.restored(folder, functional, console) for folder in config.runs]
+    functional = classifiers.build(settings["model"], train, dtype=settings["dtype"], key=jax.random.key(0))
+    trained = [classifiers.restored(folder, functional, console) for folder in config.runs]
     folder = config.folder()
-    _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     ids, rows = np.arange(len(test))[: config.num_images], []
-    with _run.progress_bar(console) as bar:
+    with command_line.progress_bar(console) as bar:
         task = bar.add_task("", total=len(ids) * len(config.runs), task_name="certifying")
-        for i, classifier in enumerate(classifiers):
+        for i, classifier in enumerate(trained):
             _keep_to(of_runs[i], folder / f"run-{i}", config.runs[i])
-            _classifier.keep_to(classifier, folder / f"run-{i}")
+            classifiers.keep_to(classifier, folder / f"run-{i}")
             key, found = jax.random.split(jax.random.key(of_runs[i]["seed"]), 3)[2], []  # the draws of the run itself
             for start in range(0, len(ids), BLOCK):
                 path = folder / f"run-{i}" / f"{start}.npz"
                 if not path.exists():
                     block = ids[start : start + BLOCK]
-                    _run.write_arrays(path, of_block(config, classifier, measure, key, test, block))
-                found.append(_run.read_arrays(path))
+                    files.write_arrays(path, of_block(config, classifier, measure, key, test, block))
+                found.append(files.read_arrays(path))
                 bar.update(task, advance=len(found[-1]["label"]))
             rows += _rows(config, i, {name: np.concatenate([part[name] for part in found]) for name in found[0]})
     report(config, settings, measure, rows)
@@ -167,14 +168,14 @@ def _keep_to(settings: dict[str, Any], folder: epath.Path, run: str) -> None:
     """Notes what noise and images a run has; ValueError where the comparison began with others."""
     path, ours = folder / "settings.json", {name: settings[name] for name in (*ALIKE, "seed")}
     if not path.exists():
-        _run.write_whole(path, json.dumps(ours) + "\n")
+        files.write_whole(path, json.dumps(ours) + "\n")
     elif json.loads(path.read_bytes()) != ours:
         raise ValueError(f"{run} has other settings than when this comparison began; pass --overwrite to start anew.")
 
 
 def of_block(
     config: Config,
-    classifier: _classifier.Classifier,
+    classifier: classifiers.Classifier,
     measure: certification.Measure,
     key: jax.Array,
     test: data.Dataset,
@@ -250,7 +251,7 @@ def _rows(config: Config, i: int, found: dict[str, np.ndarray]) -> list[dict]:
 def report(config: Config, settings: dict[str, Any], measure: certification.Measure, rows: list[dict]) -> None:
     """Prints the tables; writes metrics.csv and report.md."""
     folder, console = config.folder(), Console()
-    _run.write_rows(folder / "metrics.csv", COLUMNS, rows)
+    files.write_rows(folder / "metrics.csv", COLUMNS, rows)
     title = f"{settings['dataset']} {settings['model']}, {settings['noise']} noise, sigma {settings['sigma']:g}"
     text = [f"# Draws of sequential certification: {title}", ""]
     several = len(config.runs) > 1
@@ -284,9 +285,9 @@ def report(config: Config, settings: dict[str, Any], measure: certification.Meas
         f"brackets the standard {spread}. Lost are images, of all runs, that certify certifies and the sequential test "
         "does not; gained the other way round."
     )
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
     console.print(f"Run folder: {folder}", soft_wrap=True)
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+    command_line.command_line(Config, run, __doc__)

@@ -14,7 +14,8 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _certificates, _run, _smoothing_report
+from experiments.common import certificates, command_line, files
+from experiments.smoothing import _report
 from robustjax import metrics, plotting
 
 
@@ -42,7 +43,7 @@ def run(config: Config) -> None:
         if not (folder / "metrics.json").exists():
             raise FileNotFoundError(f"{folder} is no finished run of experiments.smoothing: it has no metrics.json.")
         norms.append(json.loads((folder / "metrics.json").read_text())["norm"])
-        _, labels, certificate, *_ = _certificates.read(folder)
+        _, labels, certificate, *_ = certificates.read(folder)
         settings = json.loads((folder / "config.json").read_text())
         asked = settings.get("target_radius")  # of which alone this run knows
         acr = "-" if asked is not None else f"{metrics.average_certified_radius(certificate, labels):.3f}"
@@ -50,14 +51,14 @@ def run(config: Config) -> None:
         name = folder.resolve().name
         table.add_row(name, acr, *(f"{value:.2f}".removeprefix("0") for value in accuracy))
         label = f"{name} (sigma {settings['sigma']:g}, ACR {acr})"
-        curves[label if label not in curves else str(folder)] = _smoothing_report.curve_of(folder)
+        curves[label if label not in curves else str(folder)] = _report.curve_of(folder)
     if len(set(norms)) > 1:
         raise ValueError(f"runs must have radii in one norm, got {', '.join(norms)}.")
     table.title = f"Certified accuracy at {norms[0]} radius"
     console.print(table)
-    _run.write_whole(config.output, _run.png_of(plotting.certified_accuracy_curve(curves, norm=norms[0])))
+    files.write_whole(config.output, files.png_of(plotting.certified_accuracy_curve(curves, norm=norms[0])))
     console.print(f"Figure: {config.output}", soft_wrap=True)
 
 
 if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+    command_line.command_line(Config, run, __doc__)

@@ -10,12 +10,18 @@ import pytest
 import tyro
 
 import robustjax
-from experiments import _run
+from experiments.common import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 CATALOGUE = ROOT / "docs" / "methods.md"
 COLUMNS = ["Method", "Paper (arXiv)", "Function", "Command", "Claim", "Measured"]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", CATALOGUE, *sorted((ROOT / "experiments").glob("[!_]*.py"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    CATALOGUE,
+    *sorted((ROOT / "experiments").glob("*[!_]*/__init__.py")),
+    *sorted((ROOT / "experiments").glob("[!_]*.py")),
+]
 
 
 def cells_of(line: str) -> list[str]:
@@ -43,7 +49,7 @@ def parse(command: str):
     name, *arguments = shlex.split(command, comments=True)[2:]
     module = importlib.import_module(name)
     arguments = [argument for argument in arguments if argument != "--help"]
-    return tyro.cli(_run.arguments(module.Config, module.run), args=arguments)
+    return tyro.cli(command_line.arguments(module.Config, module.run), args=arguments)
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row["Method"])

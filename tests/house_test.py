@@ -63,7 +63,7 @@ def test_every_room_has_its_place():
         ("metrics", "import robustjax", {"robustjax"}),
         ("metrics", "import robustjax.training as t", {"robustjax.training"}),
         ("training", "from robustjax import certification, losses", {"robustjax.certification"}),
-        ("plotting", "if TYPE_CHECKING:\n  from experiments import _run", {"experiments._run"}),
+        ("plotting", "if TYPE_CHECKING:\n  from experiments.common import files", {"experiments.common.files"}),
         ("losses", "import flax.nnx", {"flax.nnx"}),
         ("models", "from flax import nnx", set()),
     ],

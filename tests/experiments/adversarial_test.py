@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments import _attacks, _classifier, _run, _sanity, adversarial
-from experiments._target import Target
+from experiments import adversarial
+from experiments.adversarial import _sanity
+from experiments.common import adversaries, classifiers, files
+from experiments.common.targets import Target
 from robustjax import attacks, losses, models
 
 TINY = {"model": "mlp", "num_epochs": 2, "num_images": 12, "epsilons": "0.05,0.3"}
@@ -68,27 +70,27 @@ def test_a_run_leaves_its_folder(finished):
 
 def test_a_run_keeps_to_the_model_it_began_with(tmp_path):
     made = [models.create("mlp", jax.random.key(i), image_shape=(4, 4, 1), hidden=(3,)) for i in (0, 1)]
-    one, other = (_classifier.Classifier(of, of.state, None) for of in map(models.functional, made))
+    one, other = (classifiers.Classifier(of, of.state, None) for of in map(models.functional, made))
     for _ in range(2):
-        _classifier.keep_to(one, epath.Path(tmp_path))
+        classifiers.keep_to(one, epath.Path(tmp_path))
     with pytest.raises(ValueError, match="checkpoint must hold the model that the run in .* began with"):
-        _classifier.keep_to(other, epath.Path(tmp_path))
+        classifiers.keep_to(other, epath.Path(tmp_path))
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ValueError, match=r"model.json cannot be read \(.*\); pass --overwrite"):
-        _classifier.keep_to(one, epath.Path(tmp_path))
+        classifiers.keep_to(one, epath.Path(tmp_path))
 
 
 def test_rows_are_those_of_the_images(finished):
     config, rows, folder = finished
-    clean = _run.read_arrays(folder / "adversarial" / "clean.npz")
-    train, test = _attacks.parts_of(adversarial.resolved(config))
+    clean = files.read_arrays(folder / "adversarial" / "clean.npz")
+    train, test = adversaries.parts_of(adversarial.resolved(config))
     image = np.asarray(test[clean["id"]].image)
-    functional = _classifier.build("mlp", train, dtype="float32", key=jax.random.key(1))
-    logits_fn = _classifier.restored(str(folder), functional, None).logits_fn()
+    functional = classifiers.build("mlp", train, dtype="float32", key=jax.random.key(1))
+    logits_fn = classifiers.restored(str(folder), functional, None).logits_fn()
     for row in rows:
         if ":" in row["attack"]:
             continue
-        arrays = _run.read_arrays(folder / "adversarial" / f"linf-{row['epsilon']:g}-{row['attack']}.npz")
+        arrays = files.read_arrays(folder / "adversarial" / f"linf-{row['epsilon']:g}-{row['attack']}.npz")
         assert np.abs(arrays["x_adv"].astype(np.float64) - image).max() <= row["epsilon"]
         answer = np.asarray(logits_fn(jnp.asarray(arrays["x_adv"]))).argmax(-1)
         np.testing.assert_array_equal(arrays["correct"], (answer == clean["label"]) & clean["correct"])
@@ -191,7 +193,7 @@ def test_killed_while_it_attacks_it_ends_with_the_same_images(finished, tmp_path
     assert os.stat(awaited).st_mtime_ns == written
     for name in ("clean", "linf-0.05-fgsm", "linf-0.3-pgd_20"):
         one, other = (
-            _run.read_arrays(f / "adversarial" / f"{name}.npz", leave_out=("seconds",)) for f in (folder, ours)
+            files.read_arrays(f / "adversarial" / f"{name}.npz", leave_out=("seconds",)) for f in (folder, ours)
         )
         assert one.keys() == other.keys()
         for array in one:
@@ -222,7 +224,7 @@ def test_what_a_part_of_autoattack_has_found_is_kept(monkeypatch, tmp_path):
             on_attack("two", an_evaluation(4, one=0.75, two=0.5))
             return an_evaluation(4, one=0.75, two=0.5)
 
-    monkeypatch.setattr(_attacks, "make", lambda *_, **__: Interrupted())
+    monkeypatch.setattr(adversaries, "make", lambda *_, **__: Interrupted())
     monkeypatch.setattr(Target, "answers", lambda self, key, images: np.zeros(len(images), int))
     classifier: Any = types.SimpleNamespace(logits_fn=lambda: None, place=lambda rows: rows)
     target = Target(classifier, np.arange(4), np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int32), 4)
@@ -256,10 +258,10 @@ def test_objectives_are_those_of_the_papers():
             kappa=losses.ramp(start=1.0, end=0.5, begin=2, steps=10),
         ),
     }
-    assert set(wanted) == set(_attacks.TRAINING)
+    assert set(wanted) == set(adversaries.TRAINING)
     for training, objective in wanted.items():
         config = adversarial.resolved(adversarial.Config(training=training))
-        assert _attacks.objective_of(config, augment=False, num_steps=60) == objective
+        assert adversaries.objective_of(config, augment=False, num_steps=60) == objective
 
 
 def test_what_intervals_verify_is_certified_and_no_attack_breaks_it(tmp_path, capfd):
@@ -280,23 +282,23 @@ def test_what_intervals_verify_is_certified_and_no_attack_breaks_it(tmp_path, ca
 def test_every_attack_can_be_made():
     queries = {"fgsm": 1, "momentum_iterative": 10, "pgd_20": 20, "pgd_40": 200, "apgd_ce": 100, "apgd_dlr": 100}
     queries |= {"apgd_targeted": 900, "fab": 900, "deepfool": 50, "carlini_wagner": 9000, "square": 5000}
-    for name, attack in _attacks.ATTACKS.items():
+    for name, attack in adversaries.ATTACKS.items():
         for norm in attack.norms:
-            made = _attacks.make(name, 0.1, norm)
+            made = adversaries.make(name, 0.1, norm)
             assert getattr(made, "attack", made).__dict__.get("norm", "l2") == norm
             assert name not in queries or attacks.queries_of(made) == queries[name]
         if attack.averages:
-            assert _attacks.make(name, 0.1, attack.norms[0], samples=7).samples == 7
-    for names, smoothed in ((_attacks.DEFAULT, False), (_attacks.DEFAULT_SMOOTHED, True)):
-        assert _attacks.names_of("", ("l2",), smoothed=smoothed) == list(names)
+            assert adversaries.make(name, 0.1, attack.norms[0], samples=7).samples == 7
+    for names, smoothed in ((adversaries.DEFAULT, False), (adversaries.DEFAULT_SMOOTHED, True)):
+        assert adversaries.names_of("", ("l2",), smoothed=smoothed) == list(names)
 
 
 def test_radii_are_numbers_or_fractions():
-    assert _attacks.epsilons_of("0.3, 8/255,0.1") == (8 / 255, 0.1, 0.3)
-    assert [_attacks.text_of(epsilon) for epsilon in (8 / 255, 0.15, 1.0)] == ["8/255", "0.15", "1"]
-    for (dataset, norm), text in _attacks.EPSILONS.items():
-        assert _attacks.epsilons_of(text)
-        assert _attacks.epsilons_of(_attacks.TRAIN_EPSILON[dataset, norm])
+    assert adversaries.epsilons_of("0.3, 8/255,0.1") == (8 / 255, 0.1, 0.3)
+    assert [adversaries.text_of(epsilon) for epsilon in (8 / 255, 0.15, 1.0)] == ["8/255", "0.15", "1"]
+    for (dataset, norm), text in adversaries.EPSILONS.items():
+        assert adversaries.epsilons_of(text)
+        assert adversaries.epsilons_of(adversaries.TRAIN_EPSILON[dataset, norm])
 
 
 @pytest.mark.parametrize(
@@ -347,14 +349,14 @@ def test_a_bad_setting_is_named_and_nothing_is_written(settings, message, tmp_pa
 
 def test_an_attack_that_fails_is_named_and_the_others_are_kept(finished, tmp_path, monkeypatch):
     _, _, folder = finished
-    make = _attacks.make
+    make = adversaries.make
 
     def broken(name, *args, **kwargs):
         if name == "pgd_20":
             raise ValueError("the reason.")
         return make(name, *args, **kwargs)
 
-    monkeypatch.setattr(_attacks, "make", broken)
+    monkeypatch.setattr(adversaries, "make", broken)
     settings = {**TINY, "num_epochs": None, "checkpoint": str(folder), "results_dir": str(tmp_path), "epsilons": "0.05"}
     config = adversarial.Config(**settings, attacks="fgsm,pgd_20")
     with pytest.raises(ValueError, match="pgd_20 at linf 0.05: the reason. Attacks before it are kept."):

@@ -4,34 +4,34 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _classifier, _runtime
+from experiments.common import classifiers, runtimes
 from robustjax import data, training
 
 
 def test_recipes_are_those_of_the_literature_unless_named():
-    assert _classifier.recipe_of("mnist", None) == training.RECIPES["mnist"]
-    assert _classifier.recipe_of("mnist:3.0.1", "mnist_short") == training.RECIPES["mnist_short"]
+    assert classifiers.recipe_of("mnist", None) == training.RECIPES["mnist"]
+    assert classifiers.recipe_of("mnist:3.0.1", "mnist_short") == training.RECIPES["mnist_short"]
     with pytest.raises(ValueError, match="recipe must be named for the data set 'svhn_cropped', one of digits, mnist"):
-        _classifier.recipe_of("svhn_cropped", None)
+        classifiers.recipe_of("svhn_cropped", None)
 
 
 def test_the_learning_rate_is_the_one_given():
-    recipe = _classifier.recipe_of("mnist", None, 0.1)
+    recipe = classifiers.recipe_of("mnist", None, 0.1)
     assert recipe == dataclasses.replace(training.RECIPES["mnist"], learning_rate=0.1)
     assert recipe.learning_rate_schedule(10)(0) == pytest.approx(0.1)
 
 
 @pytest.fixture(scope="module")
 def classifier():
-    functional = _classifier.build("mlp", data.load("digits", "test"), dtype="float32", key=jax.random.key(0))
-    return _classifier.Classifier(functional, functional.state)
+    functional = classifiers.build("mlp", data.load("digits", "test"), dtype="float32", key=jax.random.key(0))
+    return classifiers.Classifier(functional, functional.state)
 
 
 MESH = {"data": 4, "noise": 2}
 
 
 def on(classifier, mesh):
-    return classifier._replace(state=_runtime.on_mesh(classifier.state, mesh), mesh=mesh)
+    return classifier._replace(state=runtimes.on_mesh(classifier.state, mesh), mesh=mesh)
 
 
 @pytest.mark.parametrize(("batch_size", "size"), [(5, 8), (8, 8), (500, 504)])
@@ -39,9 +39,9 @@ def test_outputs_and_accuracy_are_the_same_over_all_axes_of_a_mesh(classifier, b
     dataset, mesh = data.load("digits", "test[:37]"), training.make_mesh(MESH)
     images = dataset.arrays().image
     many_devices = on(classifier, mesh)
-    assert _classifier._in_batches(many_devices, (8, 8, 1), batch_size)[0] == size
-    alone = _classifier.outputs_of(classifier, images)
-    spread = _classifier.outputs_of(many_devices, images, batch_size)
+    assert classifiers._in_batches(many_devices, (8, 8, 1), batch_size)[0] == size
+    alone = classifiers.outputs_of(classifier, images)
+    spread = classifiers.outputs_of(many_devices, images, batch_size)
     for one, many in zip(alone, spread, strict=True):
         assert isinstance(many, np.ndarray)
         np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-6)
@@ -61,12 +61,12 @@ def test_each_device_has_its_share_of_a_batch(classifier):
     noting = on(classifier, training.make_mesh(MESH))._replace(
         functional=classifier.functional._replace(outputs=outputs)
     )
-    _classifier.outputs_of(noting, np.zeros((20, 8, 8, 1), np.float32), 16)
+    classifiers.outputs_of(noting, np.zeros((20, 8, 8, 1), np.float32), 16)
     assert shapes == [(2, 8, 8, 1)]
 
 
 def test_large_images_go_through_in_smaller_batches(classifier, monkeypatch):
-    monkeypatch.setattr(_classifier, "BLOCK_BYTES", 3 * 4 * 64)
+    monkeypatch.setattr(classifiers, "BLOCK_BYTES", 3 * 4 * 64)
     for either, size in ((classifier, 3), (on(classifier, training.make_mesh(MESH)), 24)):
-        assert _classifier._in_batches(either, (8, 8, 1), 500)[0] == size
-    assert _classifier._in_batches(classifier, (80, 80, 1), 500)[0] == 1
+        assert classifiers._in_batches(either, (8, 8, 1), 500)[0] == size
+    assert classifiers._in_batches(classifier, (80, 80, 1), 500)[0] == 1

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import _conformal_report, _run, conformal
+from experiments import _conformal_report, conformal
+from experiments.common import files
 
 TINY = {"model": "mlp", "num_epochs": 3, "num_images": 120, "num_samples": 16, "attack_steps": 2, "attack_samples": 1}
 
@@ -49,11 +50,11 @@ def test_attacked_images_lie_in_the_ball_and_are_harder(finished):
     from robustjax import data
 
     images = conformal.images_of(config, data.load("digits", "test"))
-    x_adv = _run.read_arrays(config.folder() / "seed-0" / "attacked-gaussian.npz")["x_adv"]
+    x_adv = files.read_arrays(config.folder() / "seed-0" / "attacked-gaussian.npz")["x_adv"]
     lengths = np.linalg.norm((x_adv - images.pool[0]).reshape(len(x_adv), -1), axis=1)
     assert lengths.max() <= 0.125 + 1e-6
     assert lengths.min() > 0.1
-    scores = _run.read_arrays(config.folder() / "seed-0" / "scores-gaussian-thr.npz")
+    scores = files.read_arrays(config.folder() / "seed-0" / "scores-gaussian-thr.npz")
     rows = np.arange(len(x_adv)), images.pool[1]
     assert scores["attacked_mean"][rows].mean() > scores["clean_mean"][rows].mean() + 0.005
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import _classifier, _denoisers, _run, _runtime, denoised
+from experiments import _denoisers, denoised
+from experiments.common import classifiers, files, runtimes
 from robustjax import certification, data, metrics
 
 TINY = {
@@ -18,7 +19,7 @@ TINY = {
     "num_selection": 20, "num_estimation": 40, "num_attacked": 1, "seeds": 1, "batch_size": 20,
 }  # fmt: skip
 METHODS = "stability,rrcm"
-ONE = _runtime.Runtime(mesh="data=1")
+ONE = runtimes.Runtime(mesh="data=1")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_a_run_leaves_its_folder(finished):
 def test_rows_are_those_of_the_certificates(finished):
     config, rows, folder = finished
     for row in rows:
-        arrays = _run.read_arrays(folder / "seed-0" / f"{row['method']}.npz")
+        arrays = files.read_arrays(folder / "seed-0" / f"{row['method']}.npz")
         np.testing.assert_array_equal(arrays["true"], data.load("digits", "test")[arrays["id"]].label)
         certificate = certification.Certificate(*(arrays[name] for name in certification.Certificate._fields))
         assert row["average_certified_radius"] == metrics.average_certified_radius(certificate, arrays["true"])
@@ -68,7 +69,7 @@ def test_what_was_certified_is_the_classifier_behind_the_denoiser(finished):
     """The first noisy copies by hand, from the checkpoints: the votes that the certificate counted."""
     config, _, folder = finished
     trained = _denoisers.Trained(config, 0, data.load("digits", "train"), folder / "seed-0", *nobody())
-    logits_fn, arrays = trained.logits_fn("stability"), _run.read_arrays(folder / "seed-0" / "stability.npz")
+    logits_fn, arrays = trained.logits_fn("stability"), files.read_arrays(folder / "seed-0" / "stability.npz")
     image = data.load("digits", "test")[arrays["id"]].image
     certify_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 1), 3)[0]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(certify_key, arrays["id"])
@@ -92,9 +93,9 @@ def test_rrcm_has_the_passes_of_the_others(share, finished, tmp_path, monkeypatc
 
     def train(folder, functional, *args, num_epochs, **settings):
         passes.append(num_epochs)
-        return _classifier.Classifier(functional, functional.state, None), {}
+        return classifiers.Classifier(functional, functional.state, None), {}
 
-    monkeypatch.setattr(_classifier, "train", train)
+    monkeypatch.setattr(classifiers, "train", train)
     config = dataclasses.replace(finished[0], pretraining_share=share)
     _denoisers.Trained(config, 0, data.load("digits", "train"), tmp_path, *nobody()).logits_fn("rrcm")
     assert passes == [1, 1]
@@ -103,7 +104,7 @@ def test_rrcm_has_the_passes_of_the_others(share, finished, tmp_path, monkeypatc
 def test_what_is_there_is_not_done_again(finished, monkeypatch):
     config, rows, folder = finished
     before = times_of(folder)
-    monkeypatch.setattr(_classifier, "train", lambda *args, **settings: pytest.fail("trained again"))
+    monkeypatch.setattr(classifiers, "train", lambda *args, **settings: pytest.fail("trained again"))
     again = denoised.run(dataclasses.replace(config, methods="rrcm,stability", radii=(0.1,)))
     assert [row["method"] for row in again] == ["rrcm", "stability"]
     assert again[1]["average_certified_radius"] == rows[0]["average_certified_radius"]

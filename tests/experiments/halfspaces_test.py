@@ -8,7 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from experiments import _run, halfspaces
+from experiments import halfspaces
+from experiments.common import files
 
 TINY = {"dimension": 2, "num_samples": 3000, "epsilon": 0.2, "delta": 0.1}
 
@@ -45,7 +46,7 @@ def test_it_leaves_its_folder_and_makes_no_seed_twice(finished):
 
 def test_rows_say_what_was_measured(finished):
     _, rows, folder, _ = finished
-    limits = _run.read_arrays(folder / "thresholds.npz")
+    limits = files.read_arrays(folder / "thresholds.npz")
     for row in rows:
         failed = any(row[name] > float(limit) for name, limit in limits.items())
         assert not (failed and row["accepted"])

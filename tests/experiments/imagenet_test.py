@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import _certificates, _classifier, _runtime, smoothing
+from experiments import smoothing
+from experiments.common import certificates, classifiers, runtimes
 from robustjax import data, training
 from robustjax.data import _conventions
 
@@ -46,8 +47,8 @@ def test_smoothing_goes_all_the_way_and_never_reads_more_than_a_batch(tmp_path, 
     monkeypatch.setitem(
         training.RECIPES, "cohen_imagenet", dataclasses.replace(training.RECIPES["cohen_imagenet"], batch_size=8)
     )
-    monkeypatch.setattr(_classifier, "CACHED_BYTES", 0)
-    monkeypatch.setattr(_classifier, "BLOCK_BYTES", 2 * 4 * 32 * 32 * 3)
+    monkeypatch.setattr(classifiers, "CACHED_BYTES", 0)
+    monkeypatch.setattr(classifiers, "BLOCK_BYTES", 2 * 4 * 32 * 32 * 3)
     monkeypatch.setattr(data, "load", load)
     config = smoothing.Config(
         dataset="imagenet2012",
@@ -60,8 +61,8 @@ def test_smoothing_goes_all_the_way_and_never_reads_more_than_a_batch(tmp_path, 
         batch_size=10,
         results_dir=str(tmp_path),
     )
-    summary = smoothing.run(config, _runtime.Runtime(mesh="data=1"))
-    ids, labels, *_ = _certificates.read(config.folder())
+    summary = smoothing.run(config, runtimes.Runtime(mesh="data=1"))
+    ids, labels, *_ = certificates.read(config.folder())
     assert ids.tolist() == labels.tolist() == [0, 100, 200]
     assert summary["num_images"] == 3
     assert set(read["train"]) == {8}
@@ -73,9 +74,8 @@ def test_smoothing_goes_all_the_way_and_never_reads_more_than_a_batch(tmp_path, 
 MEASURED = """
 import atexit, dataclasses, resource, runpy
 atexit.register(lambda: print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-from experiments import _classifier
 from robustjax import training
-_classifier.CACHED_BYTES, _classifier.BLOCK_BYTES = 0, 8 * 4 * 224 * 224 * 3
+classifiers.CACHED_BYTES, classifiers.BLOCK_BYTES = 0, 8 * 4 * 224 * 224 * 3
 training.RECIPES["cohen_imagenet"] = dataclasses.replace(training.RECIPES["cohen_imagenet"], batch_size=1)
 runpy.run_module("experiments.smoothing", run_name="__main__", alter_sys=True)
 """
@@ -93,7 +93,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         command = [sys.executable, "-c", MEASURED, *flags.split()]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert len(_certificates.read(folder / "smoothing" / "imagenet2012-resnet50-0.25")[0]) == images
+        assert len(certificates.read(folder / "smoothing" / "imagenet2012-resnet50-0.25")[0]) == images
         peak[images] = int(re.search(r"peak (\d+)", done.stdout)[1]) / 2**20
     assert peak[8] < 8, peak
     assert peak[64] < 1.05 * peak[8] + 0.1, peak

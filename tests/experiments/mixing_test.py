@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import _mixing_report, _run, mixing
+from experiments import _mixing_report, mixing
+from experiments.common import files
 from robustjax import attacks, certification, losses
 
 TINY = {
@@ -46,7 +47,7 @@ def test_a_run_leaves_its_folder(finished):
 
 def test_certificates_are_those_of_their_radii(finished):
     config, content, folder = finished
-    found = _run.read_arrays(folder / "seed-0" / "certificates.npz")
+    found = files.read_arrays(folder / "seed-0" / "certificates.npz")
     assert len(found["label"]) == config.num_certified
     certified = found["mixture_radius"] > 0
     np.testing.assert_array_equal(found["mixture_label"] == certification.ABSTAIN, ~certified)

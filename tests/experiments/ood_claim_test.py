@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _classifier, _detectors, _foreign
+from experiments.common import classifiers
+from experiments.ood import _detectors, _foreign
 from robustjax import data, losses, metrics, training
 
 # 12,000 images and two epochs, where single seeds vary a lot: hence medians.
@@ -46,9 +47,9 @@ def trained(sets, tmp_path_factory):
     def train(name, seed):
         model_key, train_key = jax.random.split(jax.random.key(seed))
         exposed = name == "outlier_exposure"
-        classifier, _ = _classifier.train(
+        classifier, _ = classifiers.train(
             tmp_path_factory.mktemp(f"{name}-{seed}"),
-            _classifier.build("cnn", sets.train, dtype="float32", key=model_key),
+            classifiers.build("cnn", sets.train, dtype="float32", key=model_key),
             sets.train,
             key=train_key,
             objective=losses.OutlierExposure() if exposed else losses.standard(),
@@ -68,14 +69,14 @@ def aurocs(sets, trained):
     """AUROC by objective, detector and set: one for each seed."""
     found = {}
     for (name, _), (classifier, _) in trained.items():
-        rows = [_detectors.Labelled(p.image, p.label, _classifier.outputs_of(classifier, p.image)) for p in
+        rows = [_detectors.Labelled(p.image, p.label, classifiers.outputs_of(classifier, p.image)) for p in
                 (sets.train[:10_000], sets.validation[:1000])]  # fmt: skip
         context = _detectors.Context(classifier, *rows)
         parts = {"in": sets.test[:]} | {part: foreign.dataset[:] for part, foreign in sets.foreign.items()}
         for detector in DETECTORS:
             score = _detectors.fit(detector, context)
             scores = {
-                part: np.asarray(score(batch.image, _classifier.outputs_of(classifier, batch.image)))
+                part: np.asarray(score(batch.image, classifiers.outputs_of(classifier, batch.image)))
                 for part, batch in parts.items()
             }
             for part in sets.foreign:

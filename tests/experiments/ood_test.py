@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import _classifier, _detectors, _foreign, ood
+from experiments import ood
+from experiments.common import classifiers
+from experiments.ood import _detectors, _foreign
 from robustjax import data, metrics, models, training
 
 NOT_TESTED = "outliers must not be tested"
@@ -346,5 +348,5 @@ def test_the_fine_tuned_model_is_the_one_of_its_run(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(training, "restore_model", lambda folder, state, log: seen.append(folder.name))
     made = models.functional(models.create("mlp", jax.random.key(0), image_shape=(8, 8, 1)))
-    _classifier.restored(str(tmp_path), made, Console())
+    classifiers.restored(str(tmp_path), made, Console())
     assert seen == ["fine_tuning"]

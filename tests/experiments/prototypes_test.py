@@ -8,7 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from experiments import _certificates, _prototypes_report, _run, prototypes, smoothing
+from experiments import _prototypes_report, prototypes, smoothing
+from experiments.common import certificates, files
 
 TINY = {
     "reasoning": "cbc", "num_components": 2, "num_epochs": 1, "num_images": 12, "attack_steps": 3,
@@ -20,7 +21,7 @@ def smoothed(folder):
     """A run of three certificates: one right, one wrong, one abstained."""
     folder.mkdir()
     rows = [(0, 3, (3, 0.4, 0.9, 100)), (1, 5, (6, 2.0, 0.9, 100)), (2, 5, (-1, 0.0, 0.4, 100))]
-    lines = [",".join(_certificates.COLUMNS), *(_certificates.line_of(*row, 0.1) for row in rows)]
+    lines = [",".join(certificates.COLUMNS), *(certificates.line_of(*row, 0.1) for row in rows)]
     (folder / "certificates.csv").write_text("\n".join(lines) + "\n")
     return str(folder)
 
@@ -52,7 +53,7 @@ def test_a_run_leaves_its_folder(finished):
 
 def test_rows_are_those_of_the_certificates(finished):
     _, [row], folder = finished
-    arrays = _run.read_arrays(folder / "radius-0" / "certificates.npz")
+    arrays = files.read_arrays(folder / "radius-0" / "certificates.npz")
     radius, right = arrays["radius"], arrays["answer"] == arrays["label"]
     np.testing.assert_array_equal(radius > 0, right)
     assert len(radius) == 64
@@ -75,7 +76,7 @@ def test_what_is_done_is_not_done_again(finished, monkeypatch):
 
 def test_a_violation_is_counted(finished):
     _, _, folder = finished
-    arrays = dict(_run.read_arrays(folder / "radius-0" / "certificates.npz"))
+    arrays = dict(files.read_arrays(folder / "radius-0" / "certificates.npz"))
     arrays["fooled_random"] = np.arange(len(arrays["attacked"])) == 0
     assert _prototypes_report.row_of("radius", 0, arrays, ())["violations"] == 1
     arrays["answer"] = np.where(arrays["id"] == arrays["attacked"][1], -1, arrays["answer"])

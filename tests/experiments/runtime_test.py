@@ -14,7 +14,8 @@ import jax
 import pytest
 from etils import epath
 
-from experiments import _certificates, _run, _runtime, smoothing
+from experiments import smoothing
+from experiments.common import certificates, files, folders, runtimes
 from robustjax import training
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -22,7 +23,7 @@ TINY = {"num_epochs": 2, "num_images": 6, "skip": 50, "num_estimation": 300, "si
 PARALLEL = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}  # as in this process, so that training rounds alike
 
 
-def certificates(folder) -> list[list[str]]:
+def lines_in(folder) -> list[list[str]]:
     return [line.split(",")[:6] for line in (epath.Path(folder) / "certificates.csv").read_text().splitlines()]
 
 
@@ -78,22 +79,22 @@ def trained(finished, tmp_path):
 )
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        _runtime.Runtime(**settings)
+        runtimes.Runtime(**settings)
 
 
 def test_meshes_of_a_process():
-    assert dict(_runtime.HERE.local_mesh().shape) == {"data": 8, "noise": 1}
-    assert dict(_runtime.Runtime(mesh="noise=2").local_mesh().shape) == {"data": 1, "noise": 2}
-    assert dict(_runtime.Runtime(mesh="data=2, noise=2").local_mesh().shape) == {"data": 2, "noise": 2}
-    assert dict(_runtime.Runtime(mesh="data=2,noise=2").global_mesh().shape) == {"data": 4}
+    assert dict(runtimes.HERE.local_mesh().shape) == {"data": 8, "noise": 1}
+    assert dict(runtimes.Runtime(mesh="noise=2").local_mesh().shape) == {"data": 1, "noise": 2}
+    assert dict(runtimes.Runtime(mesh="data=2, noise=2").local_mesh().shape) == {"data": 2, "noise": 2}
+    assert dict(runtimes.Runtime(mesh="data=2,noise=2").global_mesh().shape) == {"data": 4}
     with pytest.raises(ValueError, match="16"):
-        _runtime.Runtime(mesh="data=16").local_mesh()
+        runtimes.Runtime(mesh="data=16").local_mesh()
 
 
 @pytest.mark.parametrize("mesh", ["data=1", "data=2,noise=2", "noise=8"])
 def test_certificates_do_not_depend_on_the_mesh(finished, trained, mesh):
-    smoothing.run(trained, _runtime.Runtime(mesh=mesh))
-    assert certificates(trained.folder()) == certificates(finished.folder())
+    smoothing.run(trained, runtimes.Runtime(mesh=mesh))
+    assert lines_in(trained.folder()) == lines_in(finished.folder())
 
 
 def test_sigterm_saves_ends_well_and_the_same_command_goes_on(finished, tmp_path):
@@ -110,18 +111,18 @@ def test_sigterm_saves_ends_well_and_the_same_command_goes_on(finished, tmp_path
 
     folder = tmp_path / "smoothing" / "digits-cnn-0.3"
     process = start(tmp_path)
-    wait_for(lambda: (folder / "certificates.csv").exists() and len(certificates(folder)) > 2, process)
+    wait_for(lambda: (folder / "certificates.csv").exists() and len(lines_in(folder)) > 2, process)
     process.send_signal(signal.SIGTERM)
     _, words = process.communicate(timeout=60)
     assert process.returncode == 0, words
     done = subprocess.run(command(tmp_path), cwd=ROOT, env=PARALLEL, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert certificates(folder) == certificates(finished.folder())
+    assert lines_in(folder) == lines_in(finished.folder())
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
 def test_sigusr1_tells_where_a_run_stands(tmp_path, capfd):
-    with _runtime.watching(_runtime.HERE, epath.Path(tmp_path), {}) as watch:
+    with runtimes.watching(runtimes.HERE, epath.Path(tmp_path), {}) as watch:
         os.kill(os.getpid(), signal.SIGUSR1)
         watch("training", 1000, 50, {"loss": 0.51234})
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -132,8 +133,8 @@ def test_sigusr1_tells_where_a_run_stands(tmp_path, capfd):
 
 
 def test_a_trace_is_left(trained, monkeypatch):
-    monkeypatch.setattr(_runtime, "TRACE_SECONDS", 0)
-    smoothing.run(trained, _runtime.Runtime(profile=True, mesh="data=1"))
+    monkeypatch.setattr(runtimes, "TRACE_SECONDS", 0)
+    smoothing.run(trained, runtimes.Runtime(profile=True, mesh="data=1"))
     assert list((trained.folder() / "trace").glob("plugins/profile/*/*.xplane.pb"))
 
 
@@ -141,8 +142,8 @@ def test_tensorboard_has_the_numbers(tmp_path):
     pytest.importorskip("tensorboardX")
     from tensorboardX import proto
 
-    runtime = _runtime.Runtime(log=("tensorboard",))
-    with _runtime.watching(runtime, epath.Path(tmp_path), {"sigma": 0.5}) as watch:
+    runtime = runtimes.Runtime(log=("tensorboard",))
+    with runtimes.watching(runtime, epath.Path(tmp_path), {"sigma": 0.5}) as watch:
         watch("training", 100, 50, {"loss": 0.25})
     (path,) = (tmp_path / "tensorboard").iterdir()
     content, found = path.read_bytes(), {}
@@ -158,8 +159,8 @@ def test_wandb_works_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    runtime = _runtime.Runtime(log=("wandb",))
-    with _runtime.watching(runtime, epath.Path(tmp_path), {"sigma": 0.5}) as watch:
+    runtime = runtimes.Runtime(log=("wandb",))
+    with runtimes.watching(runtime, epath.Path(tmp_path), {"sigma": 0.5}) as watch:
         watch("training", 100, 50, {"loss": 0.25})
         watch("certifying", 10, 1, {"samples/s": 1000.0})
     (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
@@ -174,13 +175,13 @@ def test_a_missing_extra_is_named(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX", "wandb": "wandb"}[name], None)
     with (
         pytest.raises(ValueError, match=rf"log {name} needs .*pip install 'robustjax\[{name}\]'"),
-        _runtime.watching(_runtime.Runtime(log=(name,)), epath.Path(tmp_path), {}),
+        runtimes.watching(runtimes.Runtime(log=(name,)), epath.Path(tmp_path), {}),
     ):
         pass
 
 
 def test_seconds_of_compiling_are_told_apart():
-    stopwatch = _runtime.Stopwatch()
+    stopwatch = runtimes.Stopwatch()
     jax.jit(lambda x: x * 3.5 + 1)(jax.numpy.ones(3)).block_until_ready()
     time.sleep(0.05)
     seconds = stopwatch.seconds()
@@ -203,7 +204,7 @@ def test_many_processes_leave_what_one_leaves(finished, tmp_path, count):
     words = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0] * count, words
     folder = tmp_path / "smoothing" / "digits-cnn-0.3"
-    assert certificates(folder) == certificates(finished.folder())
+    assert lines_in(folder) == lines_in(finished.folder())
     assert sorted(path.name for path in folder.glob("*.csv")) == ["certificates.csv"]
     assert "average certified radius" in words[0][0]
     assert all(line.startswith("[Gloo]") for out, _ in words[1:] for line in out.splitlines())
@@ -216,12 +217,12 @@ def test_when_one_process_is_killed_the_others_stop_and_one_alone_goes_on(finish
     first, second = processes(trained.results_dir, 2)
     wait_for(lambda: any(path.exists() and path.read_text().count("\n") > 1 for path in shards), first)
     second.kill()
-    out, words = first.communicate(timeout=_runtime.HEARTBEAT_SECONDS + 120)
+    out, words = first.communicate(timeout=runtimes.HEARTBEAT_SECONDS + 120)
     second.communicate()
     if first.returncode != 0:  # else it had come to its end before it could notice
         assert "another process ended" in words or "another task died" in words, words
     smoothing.run(trained)
-    assert certificates(trained.folder()) == certificates(finished.folder())
+    assert lines_in(trained.folder()) == lines_in(finished.folder())
 
 
 def test_files_in_an_object_store_are_written_whole(monkeypatch):
@@ -239,17 +240,17 @@ def test_files_in_an_object_store_are_written_whole(monkeypatch):
     folder = epath.Path("gs://bucket/results/run")
     config = smoothing.Config(results_dir="gs://bucket/results", name="run", **TINY)
     assert config.folder() == epath.Path("gs://bucket/results/smoothing/run")
-    _run.open_run(folder, config, same=smoothing.SAME, overwrite=False)
+    folders.open_run(folder, config, same=smoothing.SAME, overwrite=False)
     with pytest.raises(ValueError, match="another config .*alpha"):
-        _run.open_run(folder, dataclasses.replace(config, alpha=0.5), same=smoothing.SAME, overwrite=False)
-    line = _certificates.line_of(3, 1, (1, 0.25, 0.75, 100), 0.1)
-    with _certificates.writer(folder, 0, 2) as write:
+        folders.open_run(folder, dataclasses.replace(config, alpha=0.5), same=smoothing.SAME, overwrite=False)
+    line = certificates.line_of(3, 1, (1, 0.25, 0.75, 100), 0.1)
+    with certificates.writer(folder, 0, 2) as write:
         write([line])
-    _certificates.merge(folder)
-    assert _certificates.read(folder).ids.tolist() == [3]
-    assert not _run.files(folder, "certificates-*")
+    certificates.merge(folder)
+    assert certificates.read(folder).ids.tolist() == [3]
+    assert not files.files(folder, "certificates-*")
 
 
 def test_preemption_is_an_error_that_says_how_to_go_on():
     with pytest.raises(training.Preempted, match="SIGTERM.*the same command continues"):
-        _runtime._raise_preempted()
+        runtimes._raise_preempted()

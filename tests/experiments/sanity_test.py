@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _classifier, _sanity
-from experiments._target import Target
+from experiments.adversarial import _sanity
+from experiments.common import classifiers
+from experiments.common.targets import Target
 from robustjax import certification
 
 
@@ -33,7 +34,7 @@ def plain_outputs(monkeypatch):
     def outputs_of(classifier, images, batch_size):
         return type("Outputs", (), {"logits": np.asarray(classifier.outputs(jnp.asarray(images)))})
 
-    monkeypatch.setattr(_classifier, "outputs_of", outputs_of)
+    monkeypatch.setattr(classifiers, "outputs_of", outputs_of)
 
 
 def masked(x):

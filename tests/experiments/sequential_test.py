@@ -8,7 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import _run, sequential, smoothing
+from experiments import sequential, smoothing
+from experiments.common import files
 from robustjax import certification
 
 
@@ -67,7 +68,7 @@ def test_all_draws_and_the_first_of_them_answer_alike(runs, tmp_path, monkeypatc
     assert sequential.run(config_of(runs[:1], tmp_path, name="doubtful")) == quick
     whole = sequential.run(config_of(runs[:1], tmp_path, name="whole", tolerances=(0.2,)))
     assert whole[:-1] == quick
-    label = _run.read_arrays(tmp_path / "sequential" / "whole" / "run-0" / "4.npz")["tolerance 0.2"][:, 0]
+    label = files.read_arrays(tmp_path / "sequential" / "whole" / "run-0" / "4.npz")["tolerance 0.2"][:, 0]
     assert 0 < whole[-1]["sequential"] <= whole[-1]["certify"]
     assert (label != certification.ABSTAIN).any()
 

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from scipy import special
 
-from experiments import _certificates, _classifier, _run, _smoothed, _smoothing_report, smoothing, smoothing_report
+from experiments import smoothing, smoothing_report
+from experiments.common import certificates, classifiers, command_line, smoothers
+from experiments.smoothing import _report
 from robustjax import certification, data, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,7 +47,7 @@ def test_a_run_leaves_its_folder(finished):
     assert folder.parts[-2:] == ("smoothing", "digits-cnn-0.3")
     assert json.loads((folder / "metrics.json").read_text()) == summary
     rows = list(csv.DictReader((folder / "certificates.csv").read_text().splitlines()))
-    assert tuple(rows[0]) == _certificates.COLUMNS
+    assert tuple(rows[0]) == certificates.COLUMNS
     assert [int(row["index"]) for row in rows] == [0, 50, 100, 150, 200, 250]
     assert all(int(row["correct"]) == (row["label"] == row["predicted"]) for row in rows)
     assert (folder / "figures" / "certified_accuracy.png").read_bytes()[:4] == b"\x89PNG"
@@ -54,7 +56,7 @@ def test_a_run_leaves_its_folder(finished):
 
 def test_the_numbers_are_those_of_the_certificates(finished):
     config, summary = finished
-    ids, labels, certificate, num_samples, _ = _certificates.read(config.folder())
+    ids, labels, certificate, num_samples, _ = certificates.read(config.folder())
     assert set(num_samples) == {100 + 300}
     np.testing.assert_allclose(
         certificate.radius,
@@ -68,11 +70,11 @@ def test_the_numbers_are_those_of_the_certificates(finished):
 def test_what_is_known_early_costs_few_samples(finished, tmp_path, capfd):
     """The same model and draws: the certificates of a fixed number, less what the looks cost, at a target or in all."""
     config, _ = finished
-    _, labels, fixed, *_ = _certificates.read(config.folder())
+    _, labels, fixed, *_ = certificates.read(config.folder())
     again = certifying(config) | {"results_dir": str(tmp_path), "batch_size": 50}
     asked = smoothing.Config(**again, target_radius=0.25)
     summary = smoothing.run(asked)
-    _, _, certificate, num_samples, _ = _certificates.read(asked.folder())
+    _, _, certificate, num_samples, _ = certificates.read(asked.folder())
     assert asked.folder().name == "digits-cnn-0.3-of-digits-cnn-0.3-at-0.25"
     assert set(certificate.radius) == {0.0, 0.25}
     certified = certificate.radius == 0.25
@@ -83,7 +85,7 @@ def test_what_is_known_early_costs_few_samples(finished, tmp_path, capfd):
     assert summary["certified_accuracy"] == [(certified & (certificate.label == labels)).mean()]
     sequential = smoothing.Config(**again, sequential=True)
     smoothing.run(sequential)
-    _, _, certificate, num_samples, _ = _certificates.read(sequential.folder())
+    _, _, certificate, num_samples, _ = certificates.read(sequential.folder())
     assert (fixed.radius - 0.05 < certificate.radius).all()
     assert (certificate.radius <= fixed.radius).all()
     assert num_samples.min() < num_samples.max() == 400
@@ -118,9 +120,9 @@ def test_every_training_has_its_settings(training, settings):
     config = smoothing.Config(**settings, sigma=0.25, training=training)
     assert config.folder().name == f"digits-cnn-0.25-{training}"
     objective = config.objective(augment=False, num_steps=4)  # of which the usual warm-up, a ninth, is none
-    assert type(objective) is _smoothed.TRAINING[training]
+    assert type(objective) is smoothers.TRAINING[training]
     assert objective.sigma == 0.25
-    assert all(getattr(objective, _smoothed.SETTINGS[name]) == value for name, value in settings.items())
+    assert all(getattr(objective, smoothers.SETTINGS[name]) == value for name, value in settings.items())
 
 
 def test_training_for_smoothing_runs(tmp_path):
@@ -155,7 +157,7 @@ def test_dual_smoothing_certifies_the_sum_of_two_halves(tmp_path):
     summary = smoothing.run(config)
     assert summary["num_images"] == 3
     assert summary["samples_per_image"] == 220
-    _, _, certificate, *_ = _certificates.read(config.folder())
+    _, _, certificate, *_ = certificates.read(config.folder())
     largest = 0.3 * np.sqrt(2) * special.ndtri(0.0005 ** (1 / 100))
     assert (certificate.radius <= largest + 1e-9).all()
     before = (config.folder() / "certificates.csv").read_bytes()
@@ -166,10 +168,10 @@ def test_dual_smoothing_certifies_the_sum_of_two_halves(tmp_path):
 
 
 def test_each_half_sees_its_own_pixels_alone():
-    functional = _classifier.build("mlp", data.load("digits", "test"), dtype="float32", key=jax.random.key(0))
+    functional = classifiers.build("mlp", data.load("digits", "test"), dtype="float32", key=jax.random.key(0))
     x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
     mask = certification.checkerboard(8, 8)[None, :, :, None]
-    for half, seen in zip(_smoothed.halves_of(functional), (mask, ~mask), strict=True):
+    for half, seen in zip(smoothers.halves_of(functional), (mask, ~mask), strict=True):
         logits = half.outputs(functional.state, x).logits
         np.testing.assert_array_equal(logits, half.outputs(functional.state, jax.numpy.where(seen, x, 7.0)).logits)
         np.testing.assert_array_equal(
@@ -179,10 +181,10 @@ def test_each_half_sees_its_own_pixels_alone():
 
 def test_the_table_of_draws_that_can_certify_nothing_has_no_radii():
     config = smoothing.Config(num_estimation=5)
-    assert _smoothing_report.default_radii(config, config.measure(1)) == ()
+    assert _report.default_radii(config, config.measure(1)) == ()
     summary = {"num_images": 1, "norm": "l2", "standard_accuracy": 1.0, "radii": [], "certified_accuracy": []}
     summary |= {"average_certified_radius": 0.0, "abstained": 1.0, "samples_per_image": 105, "samples_per_second": 1}
-    names = [name for name, _ in _smoothing_report.rows_of(summary)]
+    names = [name for name, _ in _report.rows_of(summary)]
     assert names[:3] == ["images", "standard accuracy", "average certified radius (ACR)"]
 
 
@@ -197,20 +199,18 @@ def test_the_table_of_draws_that_can_certify_nothing_has_no_radii():
 def test_no_radius_is_told_larger_than_it_is(radii, told):
     summary = {"num_images": 1, "norm": "l2", "standard_accuracy": 1.0, "radii": radii, "certified_accuracy": radii}
     summary |= {"average_certified_radius": None, "abstained": 1.0, "samples_per_image": 1, "samples_per_second": 1}
-    names = [name.split()[-1] for name, _ in _smoothing_report.rows_of(summary)]
+    names = [name.split()[-1] for name, _ in _report.rows_of(summary)]
     assert names[2:-3] == told
 
 
 def test_the_table_of_dual_smoothing_goes_as_far_as_it_certifies():
     plain, dual = (smoothing.Config(sigma=0.5, dual=dual) for dual in (False, True))
-    assert _smoothing_report.largest_radius(plain, plain.measure(1)) == pytest.approx(
-        0.5 * special.ndtri(0.001 ** (1 / 10_000))
-    )
-    assert _smoothing_report.largest_radius(dual, dual.measure(1)) == pytest.approx(
+    assert _report.largest_radius(plain, plain.measure(1)) == pytest.approx(0.5 * special.ndtri(0.001 ** (1 / 10_000)))
+    assert _report.largest_radius(dual, dual.measure(1)) == pytest.approx(
         0.5 * np.sqrt(2) * special.ndtri(0.0005 ** (1 / 5000))
     )
-    assert _smoothing_report.default_radii(plain, plain.measure(1))[-1] == 1.5
-    assert _smoothing_report.default_radii(dual, dual.measure(1))[-1] == 2.0
+    assert _report.default_radii(plain, plain.measure(1))[-1] == 1.5
+    assert _report.default_radii(dual, dual.measure(1))[-1] == 2.0
 
 
 def test_the_same_run_again_reuses_what_is_there(finished, capfd):
@@ -373,7 +373,7 @@ def test_an_error_of_the_user_is_one_line(tmp_path):
 def test_the_help_shows_every_setting(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["smoothing", "--help"])
     with pytest.raises(SystemExit, match="0"):
-        _run.command_line(smoothing.Config, smoothing.run, smoothing.__doc__)
+        command_line.command_line(smoothing.Config, smoothing.run, smoothing.__doc__)
     text = capsys.readouterr().out
     assert all(f"--{field.name.replace('_', '-')}" in text for field in dataclasses.fields(smoothing.Config))
 

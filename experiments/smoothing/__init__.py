@@ -23,7 +23,8 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from experiments import _certificates, _classifier, _run, _runtime, _smoothed, _smoothing_report
+from experiments.common import certificates, classifiers, command_line, folders, runtimes, smoothers
+from experiments.smoothing import _report
 from robustjax import certification, data, losses
 
 
@@ -106,14 +107,14 @@ class Config:
 
     def measure(self, dimension: int) -> certification.Measure:
         """The smoothing measure of images with so many numbers."""
-        return _smoothed.measure_of(self.noise, self.sigma, self.grid, self.norm, dimension)
+        return smoothers.measure_of(self.noise, self.sigma, self.grid, self.norm, dimension)
 
     def objective(self, *, augment: bool, num_steps: int) -> losses.Objective:
         """What the base classifier is trained with, in so many steps."""
         sigma = self.sigma if self.train_sigma is None else self.train_sigma
-        settings = {name: getattr(self, name) for name in _smoothed.SETTINGS}
-        objective = _smoothed.objective_of(self.noise, sigma, self.training, augment=augment, **settings)
-        return _smoothed.warmed_up(self.training, objective, self.train_warmup, num_steps)
+        settings = {name: getattr(self, name) for name in smoothers.SETTINGS}
+        objective = smoothers.objective_of(self.noise, sigma, self.training, augment=augment, **settings)
+        return smoothers.warmed_up(self.training, objective, self.train_warmup, num_steps)
 
     def is_sequential(self) -> bool:
         """Whether draws stop when the answer is known."""
@@ -145,14 +146,14 @@ SAME = ("results_dir", "name", "overwrite", "data_dir", "radii")
 def certify_images(
     config: Config,
     key: jax.Array,
-    certify: _smoothed.Procedure,
+    certify: smoothers.Procedure,
     measure: certification.Measure,
     test: data.Dataset,
     ids: np.ndarray,
     *,
     mesh: Mesh,
     console: Console,
-    watch: _runtime.Watch,
+    watch: runtimes.Watch,
 ) -> None:
     """Certifies the images that have no certificate yet; each group is on disk before the next is begun.
 
@@ -162,9 +163,9 @@ def certify_images(
     process, processes = jax.process_index(), jax.process_count()
     log = lambda message: console.print(message, soft_wrap=True)
     if process == 0:
-        _certificates.merge(folder, log)
-    _runtime.barrier("certificates of before")
-    done, labels, certificate, *_ = _certificates.read(folder)
+        certificates.merge(folder, log)
+    runtimes.barrier("certificates of before")
+    done, labels, certificate, *_ = certificates.read(folder)
     if not np.isin(done, ids).all():
         raise ValueError(
             f"{folder / 'certificates.csv'} is of other images than this run's; delete it to certify again, or pass "
@@ -178,7 +179,7 @@ def certify_images(
     radius_told = round(radius_told, 9) if config.target_radius is None else config.target_radius
     certified = int(((certificate.label == labels) & (certificate.radius >= radius_told)).sum())
     compiled, last_line, count, total = False, time.perf_counter(), len(done), len(done) + len(left)
-    with _certificates.writer(folder, process, processes) as write, _run.progress_bar(console) as bar:
+    with certificates.writer(folder, process, processes) as write, command_line.progress_bar(console) as bar:
         task = bar.add_task("", total=total, completed=len(done), task_name="certifying")
         for start in range(0, len(left), size):
             group = left[start : start + size]
@@ -192,7 +193,7 @@ def certify_images(
             predicted, radius, probability, samples = certify(keys, x)
             seconds = (time.perf_counter() - started) / len(group)
             rows = list(zip(group, label, zip(predicted, radius, probability, samples)))
-            write([_certificates.line_of(*row, seconds) for row in rows])
+            write([certificates.line_of(*row, seconds) for row in rows])
             certified += int(((predicted == label) & (radius >= radius_told))[: len(group)].sum())
             count += len(group)
             rate = samples[: len(group)].mean() / seconds
@@ -203,10 +204,10 @@ def certify_images(
             if bar.disable and time.perf_counter() - last_line >= 60:
                 last_line = time.perf_counter()
                 log(f"Certified {count:,} of {total:,}: {description}")
-    _runtime.barrier("certificates")
+    runtimes.barrier("certificates")
     if process == 0:
-        _certificates.merge(folder, log)
-        missing = len(ids) - len(_certificates.read(folder).ids)
+        certificates.merge(folder, log)
+        missing = len(ids) - len(certificates.read(folder).ids)
         if missing:
             raise ValueError(
                 f"{folder / 'certificates.csv'} lacks {missing} of {len(ids)} images: another process may have written "
@@ -273,18 +274,18 @@ def check(config: Config) -> None:
         )
 
 
-def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
+def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
     """Trains, certifies and reports, or does what is left of it.
 
     Returns:
       The summary that is written to ``metrics.json``; empty in all processes but the first.
     """
-    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
+    stopwatch, console = runtimes.Stopwatch(), runtimes.console()
     check(config)
     theirs: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     if config.checkpoint is not None:
-        theirs = _run.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
+        theirs = folders.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
     runtime.local_mesh()  # whether there are so many devices
     # The model of a checkpoint normalises as the images say that it was trained on.
     train = data.load(config.dataset, theirs.get("train_split", config.train_split), config.data_dir)
@@ -295,32 +296,32 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
         shape = (config.image_size, config.image_size, train.image_shape[-1])
         train, test = data.match_images(train, shape), data.match_images(test, shape)
     if config.checkpoint is None:
-        recipe = _classifier.recipe_of(config.dataset, config.recipe, config.learning_rate)
-        num_steps = _classifier.num_steps(recipe, config.num_epochs, len(train))
+        recipe = classifiers.recipe_of(config.dataset, config.recipe, config.learning_rate)
+        num_steps = classifiers.num_steps(recipe, config.num_epochs, len(train))
         objective = config.objective(augment=recipe.augment, num_steps=num_steps)
         settings = {"objective": objective, "recipe": recipe, "num_epochs": config.num_epochs}
     measure = config.measure(math.prod(train.image_shape))
-    largest = _smoothing_report.largest_radius(config, measure)
+    largest = _report.largest_radius(config, measure)
     if config.target_radius is not None and config.target_radius > largest:
         raise ValueError(
             f"target_radius must be at most {largest:g}, the largest that {config.num_estimation:,} draws can certify "
             f"with {config.noise} noise of sigma {config.sigma:g}, got {config.target_radius:g}."
         )
-    functional = _classifier.build(config.model, train, dtype=config.dtype, key=model_key)
+    functional = classifiers.build(config.model, train, dtype=config.dtype, key=model_key)
     folder = config.folder()
     log = lambda message: console.print(message, soft_wrap=True)
-    restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console, runtime)
-    _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    restored = config.checkpoint and classifiers.restored(config.checkpoint, functional, console, runtime)
+    folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     parts = {"checkpoints": functional}
     if config.dual:
-        parts = dict(zip(("checkpoints-0", "checkpoints-1"), _smoothed.halves_of(functional), strict=True))
-    with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
+        parts = dict(zip(("checkpoints-0", "checkpoints-1"), smoothers.halves_of(functional), strict=True))
+    with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         if restored:
-            _classifier.keep_to(restored, folder)
-            classifiers, trained = (restored,), {}
+            classifiers.keep_to(restored, folder)
+            bases, trained = (restored,), {}
         else:
             found = [
-                _classifier.train(
+                classifiers.train(
                     folder / name,
                     part,
                     train,
@@ -333,18 +334,14 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> dict:
                 )
                 for i, (name, part) in enumerate(parts.items())
             ]
-            classifiers, trained = tuple(classifier for classifier, _ in found), found[-1][1]
-        certify = _smoothed.procedure_of(config, classifiers, measure)
+            bases, trained = tuple(classifier for classifier, _ in found), found[-1][1]
+        certify = smoothers.procedure_of(config, bases, measure)
         certify_images(
             config, certify_key, certify, measure, test, ids, mesh=runtime.local_mesh(), console=console, watch=watch
         )
     if jax.process_index() != 0:
         return {}
-    classifier = _smoothed.joined(classifiers) if config.dual else classifiers[0]
-    summary = _smoothing_report.summarize(config, measure, classifier.accuracy(test, ids), trained, stopwatch)
-    _smoothing_report.report(config, summary, stopwatch, console)
+    classifier = smoothers.joined(bases) if config.dual else bases[0]
+    summary = _report.summarize(config, measure, classifier.accuracy(test, ids), trained, stopwatch)
+    _report.report(config, summary, stopwatch, console)
     return summary
-
-
-if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import _classifier
+from experiments.common import classifiers
 from robustjax import attacks, certification
 
 ALPHA = 0.001
@@ -35,7 +35,7 @@ class Target(NamedTuple):
       samples: draws behind each gradient of a smoothed model, else None.
     """
 
-    classifier: _classifier.Classifier
+    classifier: classifiers.Classifier
     id: np.ndarray
     image: np.ndarray
     label: np.ndarray
@@ -56,7 +56,7 @@ class Target(NamedTuple):
                 keys, self.classifier.logits_fn(), self.classifier.place(images), self.measure,
                 num_samples=NUM_PREDICTION, alpha=ALPHA,
             )  # fmt: skip
-        logits = _classifier.outputs_of(self.classifier, images, self.batch_size).logits
+        logits = classifiers.outputs_of(self.classifier, images, self.batch_size).logits
         if not np.isfinite(logits).all():
             count = int((~np.isfinite(logits)).any(-1).sum())
             raise ValueError(f"the model's logits are not finite at {count} of {len(logits)} inputs.")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from robustjax import data
 
 SYNTHETIC = ("textures", "uniform_noise", "gaussian_noise")
@@ -135,8 +133,3 @@ def open_sets(
 
     foreign = {name: Foreign("near" if name in near else "far", opened(name)) for name in names}
     return Sets(known, validation, test, foreign, None if outliers is None else opened(outliers))
-
-
-def evenly(size: int, most: int) -> np.ndarray:
-    """At most so many positions, evenly spaced, since many sets are sorted by class."""
-    return np.linspace(0, size - 1, min(size, most)).astype(int)

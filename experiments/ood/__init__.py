@@ -24,7 +24,8 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _classifier, _detectors, _foreign, _run, _runtime
+from experiments.common import classifiers, files, folders, runtimes, subsets
+from experiments.ood import _detectors, _foreign
 from robustjax import metrics, plotting
 from robustjax.typing import Batch
 
@@ -104,7 +105,7 @@ def resolved(config: Config) -> Config:
             )
         return dataclasses.replace(config, classes=splits[config.open_set])
     if config.checkpoint is not None:
-        theirs = _run.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
+        theirs = folders.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
         known = tuple(theirs.get("classes") or ())
         if config.classes not in ((), known):
             raise ValueError(f"classes must be those of checkpoint {config.checkpoint}, {known}, got {config.classes}.")
@@ -129,7 +130,7 @@ def folder_of(config: Config) -> epath.Path:
 def score_sets(
     config: Config,
     seed: int,
-    classifier: _classifier.Classifier,
+    classifier: classifiers.Classifier,
     sets: _foreign.Sets,
     names: list[str],
     console: Console,
@@ -141,12 +142,12 @@ def score_sets(
     Returns:
       Accuracy and calibration error on the known test images.
     """
-    train = sets.train[_foreign.evenly(len(sets.train), MAX_TRAIN)]
+    train = sets.train[subsets.evenly(len(sets.train), MAX_TRAIN)]
     tested = {"in": sets.test} | {name: foreign.dataset for name, foreign in sets.foreign.items()}
-    images = {name: part[_foreign.evenly(len(part), MAX_IMAGES)] for name, part in tested.items()}
+    images = {name: part[subsets.evenly(len(part), MAX_IMAGES)] for name, part in tested.items()}
 
     def spread(rows: Batch) -> _detectors.Labelled:
-        outputs = jax.tree.map(classifier.place, _classifier.outputs_of(classifier, rows.image))
+        outputs = jax.tree.map(classifier.place, classifiers.outputs_of(classifier, rows.image))
         return _detectors.Labelled(classifier.place(rows.image), rows.label, outputs)
 
     context = _detectors.Context(classifier, spread(train), spread(sets.validation[:]))
@@ -164,7 +165,7 @@ def score_sets(
             console.print(f"seed {seed}: {name} is left out: {error}", soft_wrap=True, highlight=False)
             continue
         seconds = {"fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted}
-        _run.write_arrays(path, scores | seconds)
+        files.write_arrays(path, scores | seconds)
         console.print(f"seed {seed}: {name}, {sum(seconds.values()):.1f} s", soft_wrap=True, highlight=False)
     probabilities = np.asarray(jax.nn.softmax(parts["in"].outputs.logits))
     return {
@@ -181,7 +182,7 @@ def scores_path(config: Config, seed: int, detector: str) -> epath.Path:
 def finished(config: Config) -> list[str]:
     """Detectors with scores of every seed, of this and of earlier calls, in the order of ``--list``."""
     folders = [scores_path(config, seed, "").parent for seed in range(config.seeds)]
-    names = set.intersection(*({path.stem for path in _run.files(folder, "*.npz")} for folder in folders))
+    names = set.intersection(*({path.stem for path in files.files(folder, "*.npz")} for folder in folders))
     order = {name: place for place, name in enumerate(_detectors.DEFAULT)}
     return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
@@ -192,9 +193,9 @@ def tabulate(config: Config, sets: _foreign.Sets, names: list[str]) -> list[dict
     Returns:
       The rows of these detectors and the seeds of ``config``.
     """
-    seeds = _run.files(folder_of(config), "seed-*")
-    paths = [path for seed in seeds for path in _run.files(seed / "scores", "*.npz")]
-    scores = {(int(path.parts[-3].removeprefix("seed-")), path.stem): _run.read_arrays(path) for path in paths}
+    seeds = files.files(folder_of(config), "seed-*")
+    paths = [path for seed in seeds for path in files.files(seed / "scores", "*.npz")]
+    scores = {(int(path.parts[-3].removeprefix("seed-")), path.stem): files.read_arrays(path) for path in paths}
     rows: list[dict[str, Any]] = []
     for (seed, name), of in sorted(scores.items(), key=lambda item: item[0]):
         seconds = {key: float(of[key]) for key in ("fit_seconds", "score_seconds")}
@@ -203,12 +204,12 @@ def tabulate(config: Config, sets: _foreign.Sets, names: list[str]) -> list[dict
             sizes = {"num_in": of["in"].size, "num_out": of[part].size}
             row = {"seed": seed, "detector": name, "set": part, "group": foreign.group, **sizes}
             rows.append({**row, **values._asdict(), **seconds})
-    _run.write_rows(folder_of(config) / "metrics.csv", COLUMNS, rows)
+    files.write_rows(folder_of(config) / "metrics.csv", COLUMNS, rows)
     for part in ("in", *sets.foreign):
         together = {
             name: np.stack([scores[pair][part] for pair in sorted(scores) if pair[1] == name]) for _, name in scores
         }
-        _run.write_arrays(folder_of(config) / "scores" / f"{part.translate(UNSAFE)}.npz", together)
+        files.write_arrays(folder_of(config) / "scores" / f"{part.translate(UNSAFE)}.npz", together)
     return [row for row in rows if row["seed"] < config.seeds and row["detector"] in names]
 
 
@@ -273,7 +274,7 @@ def spread(values: np.ndarray) -> str:
 def figures(config: Config, sets: _foreign.Sets, rows: list[dict], names: list[str]) -> None:
     """Draws histograms and ROC curves of seed 0, AUROC of all seeds, and the images at both ends of a detector."""
     folder = folder_of(config) / "figures"
-    scores = {name: _run.read_arrays(scores_path(config, 0, name)) for name in names}
+    scores = {name: files.read_arrays(scores_path(config, 0, name)) for name in names}
     known = config.dataset if not config.classes else f"{config.dataset} {','.join(map(str, config.classes))}"
     shown = {name: {known: s["in"], **{part: s[part] for part in sets.foreign}} for name, s in scores.items()}
     drawn = {"score_histograms": plotting.score_histograms(shown)}
@@ -285,14 +286,14 @@ def figures(config: Config, sets: _foreign.Sets, rows: list[dict], names: list[s
     values = {name: {group: over_seeds(rows, name, "auroc", group=group) for group in groups} for name in names}
     drawn["auroc"] = plotting.bar_chart(values, label="AUROC", start=0.5)
     parts = {known: sets.test} | {part: foreign.dataset for part, foreign in sets.foreign.items()}
-    images = [part[_foreign.evenly(len(part), MAX_IMAGES)].image for part in parts.values()]
+    images = [part[subsets.evenly(len(part), MAX_IMAGES)].image for part in parts.values()]
     labels = np.concatenate([[part] * len(block) for part, block in zip(parts, images, strict=True)])
     images, ranked = np.concatenate(images), np.concatenate([shown[names[0]][part] for part in parts])
     order = np.argsort(ranked, kind="stable")
     ends = np.concatenate([order[:16], order[-16:]])
     drawn["images"] = plotting.image_grid(images[ends], titles=[labels[i][:12] for i in ends], columns=8)
     for name, figure in drawn.items():
-        _run.write_whole(folder / f"{name}.png", _run.png_of(figure))
+        files.write_whole(folder / f"{name}.png", files.png_of(figure))
 
 
 def print_table(console: Console, title: str, headers: list[str], body: list[list[str]]) -> None:
@@ -314,7 +315,7 @@ def print_table(console: Console, title: str, headers: list[str], body: list[lis
 
 
 def report(
-    config: Config, sets: _foreign.Sets, known: list[dict], names: list[str], stopwatch: _runtime.Stopwatch,
+    config: Config, sets: _foreign.Sets, known: list[dict], names: list[str], stopwatch: runtimes.Stopwatch,
     console: Console,
 ) -> list[dict]:  # fmt: skip
     """Prints the tables; writes metrics.csv, metrics.json, report.md and figures.
@@ -340,7 +341,7 @@ def report(
     console.print(line, highlight=False)
     console.print(f"Run folder: {folder}", soft_wrap=True)
     figures(config, sets, rows, names)
-    pictures = [path.name for path in _run.files(folder / "figures", "*.png")]
+    pictures = [path.name for path in files.files(folder / "figures", "*.png")]
     sizes = [f"{part} ({foreign.group}): {len(foreign.dataset):,} images" for part, foreign in sets.foreign.items()]
     settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
     text += ["", f"In-distribution: {len(sets.test):,} test images; at most {MAX_IMAGES:,} of a set are scored.", ""]
@@ -348,19 +349,19 @@ def report(
     text += [f"Images: the least and the most outlying of {names[0]}, seed 0.", ""]
     text += [*(f"![{name}](figures/{name})" for name in pictures), ""]
     text += [stopwatch.told(), "", "| setting | value |", "|---|---|", *settings]
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
     summary |= {"seconds": stopwatch.seconds(), "rows": rows}
-    _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
+    files.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
     return rows
 
 
-def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]:
+def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]:
     """Trains, fits, scores and reports, or does what is left of it; of many processes, all train and the first scores.
 
     Returns:
       One row of metrics for each seed, detector and set; none in all processes but the first.
     """
-    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
+    stopwatch, console = runtimes.Stopwatch(), runtimes.console()
     if config.list:
         _detectors.print_list(console)
         return []
@@ -370,23 +371,19 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
         config.dataset, config.data_dir, classes=config.classes, near=config.near, far=config.far,
         outliers=config.outliers, max_images=MAX_IMAGES, seed=0,
     )  # fmt: skip
-    recipe = _classifier.recipe_of(config.dataset, config.recipe)
+    recipe = classifiers.recipe_of(config.dataset, config.recipe)
     folder = folder_of(config)
-    _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
-    classifiers = []
-    with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
+    folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    trained = []
+    with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         for seed in range(config.seeds):
             place = {"runtime": runtime, "watch": functools.partial(watch, f"training seed {seed}")}
             part = folder / f"seed-{seed}"
-            classifiers.append(_detectors.classifier_of(config, seed, sets, recipe, part, console, **place))
+            trained.append(_detectors.classifier_of(config, seed, sets, recipe, part, console, **place))
         if jax.process_index() != 0:
             return []
-        known = [score_sets(config, i, classifier, sets, names, console) for i, classifier in enumerate(classifiers)]
+        known = [score_sets(config, i, classifier, sets, names, console) for i, classifier in enumerate(trained)]
     names = finished(config)
     if not names:
         raise ValueError(f"detectors must be such as can be fitted, none of {config.detectors or 'all'} could.")
     return report(config, sets, known, names, stopwatch, console)
-
-
-if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)

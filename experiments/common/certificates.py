@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from experiments import _run, _runtime
+from experiments.common import files, runtimes
 from robustjax import certification
 
 COLUMNS = ("index", "label", "predicted", "radius", "correct", "probability", "samples", "seconds", "checksum")
@@ -91,7 +91,7 @@ def merge(folder: epath.Path, log: Callable[[str], None] | None = None) -> None:
     certificates = zip(label, radius, probability, table.num_samples)
     rows = zip(table.ids, table.labels, certificates, table.seconds)
     lines = [",".join(COLUMNS), *(line_of(*row) for row in rows)]
-    _run.write_whole(folder / "certificates.csv", "\n".join(lines) + "\n")
+    files.write_whole(folder / "certificates.csv", "\n".join(lines) + "\n")
     for path in paths:
         if path.name != "certificates.csv":
             path.unlink()
@@ -108,22 +108,22 @@ def writer(folder: epath.Path, process: int, processes: int) -> Iterator[Callabl
     content: list[str] = [",".join(COLUMNS)]
     if path.exists():  # of a run before, which had as many processes
         content = path.read_bytes().decode(errors="replace").split("\n")[:-1]
-    if _runtime.is_remote(path):
+    if runtimes.is_remote(path):
         written = time.monotonic()
 
         def upload(lines: list[str]) -> None:
             nonlocal written
             content.extend(lines)
             if time.monotonic() - written >= _SECONDS_BETWEEN_UPLOADS:
-                _run.write_whole(path, "\n".join(content) + "\n")
+                files.write_whole(path, "\n".join(content) + "\n")
                 written = time.monotonic()
 
         try:
             yield upload
         finally:
-            _run.write_whole(path, "\n".join(content) + "\n")
+            files.write_whole(path, "\n".join(content) + "\n")
         return
-    _run.write_whole(path, "\n".join(content) + "\n")  # without a half line at its end
+    files.write_whole(path, "\n".join(content) + "\n")  # without a half line at its end
     with open(path, "a") as file:
 
         def append(lines: list[str]) -> None:
@@ -136,4 +136,4 @@ def writer(folder: epath.Path, process: int, processes: int) -> Iterator[Callabl
 def _paths(folder: epath.Path) -> list[epath.Path]:
     """``certificates.csv`` first: what stands there stands."""
     whole = folder / "certificates.csv"
-    return [*([whole] if whole.exists() else []), *_run.files(folder, "certificates-*-of-*.csv")]
+    return [*([whole] if whole.exists() else []), *files.files(folder, "certificates-*-of-*.csv")]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _classifier, _run
+from experiments.common import classifiers, folders
 from robustjax import attacks, data, losses
 
 NORMS = ("linf", "l2", "l1")
@@ -187,7 +187,7 @@ def print_list(console: Console) -> None:
 
 def objective_of(config: Any, *, augment: bool, num_steps: int) -> losses.Objective:
     """What ``config.training`` minimises, in so many steps."""
-    images = _classifier.augmentation() if augment else None
+    images = classifiers.augmentation() if augment else None
     if config.training == "standard":
         return losses.standard(augment=images)
     if config.training == "gaussian":
@@ -222,7 +222,7 @@ def parts_of(config: Any) -> tuple[data.Dataset, data.Dataset]:
     test_split = config.test_split or data.splits(config.dataset).test
     parts = [data.load(config.dataset, split, config.data_dir) for split in (config.train_split, test_split)]
     if config.checkpoint is not None:
-        theirs = _run.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
+        theirs = folders.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
         if theirs.get("classes"):
             parts = [data.select_classes(part, theirs["classes"]) for part in parts]
     return parts[0], parts[1]

@@ -25,8 +25,9 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from experiments import _adversarial_report, _attacks, _classifier, _foreign, _run, _runtime, _sanity
-from experiments._target import ALPHA, NUM_ESTIMATION, Target
+from experiments.adversarial import _report, _sanity
+from experiments.common import adversaries, classifiers, files, folders, runtimes, subsets
+from experiments.common.targets import ALPHA, NUM_ESTIMATION, Target
 from robustjax import certification
 
 Norm = Literal["linf", "l2", "l1"]
@@ -50,7 +51,7 @@ class Config:
     """Training recipe, see experiments.smoothing; None: the one of the data set."""
     num_epochs: int | None = None
     """Passes over the training images; None: as the recipe, but 25 where digits are trained on adversarial images."""
-    training: Literal[*_attacks.TRAINING] | None = None  # pyrefly: ignore
+    training: Literal[*adversaries.TRAINING] | None = None  # pyrefly: ignore
     """What is minimised; pgd is adversarial training. None: pgd, or gaussian (noise of --sigma) where smoothed."""
     train_norm: Norm | None = None
     """Norm of the adversarial images to train on; None: the first of --norms."""
@@ -112,17 +113,17 @@ def resolved(config: Config) -> Config:
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {config.seed}.")
     norms = config.norms or (("l2",) if config.smoothed else ("linf",))
-    if len(set(norms)) < len(norms) or not set(norms) <= set(_attacks.NORMS):
-        raise ValueError(f"norms must name each of {', '.join(_attacks.NORMS)} at most once, got {norms}.")
+    if len(set(norms)) < len(norms) or not set(norms) <= set(adversaries.NORMS):
+        raise ValueError(f"norms must name each of {', '.join(adversaries.NORMS)} at most once, got {norms}.")
     if config.smoothed and norms != ("l2",):
         raise ValueError(f"norms must be l2 for a model smoothed with Gaussian noise, got {', '.join(norms)}.")
     if config.certify_intervals and (config.smoothed or norms != ("linf",)):
         what = "a smoothed model" if config.smoothed else ", ".join(norms)
         raise ValueError(f"certify_intervals must be for linf and a model as it is, got {what}.")
     trained = config.training or ("gaussian" if config.smoothed else "pgd")
-    if trained not in _attacks.TRAINING:
-        raise ValueError(f"training must be one of {', '.join(_attacks.TRAINING)}, got {trained!r}.")
-    adversarial = trained in _attacks.ADVERSARIAL and config.checkpoint is None
+    if trained not in adversaries.TRAINING:
+        raise ValueError(f"training must be one of {', '.join(adversaries.TRAINING)}, got {trained!r}.")
+    adversarial = trained in adversaries.ADVERSARIAL and config.checkpoint is None
     config = dataclasses.replace(
         config,
         norms=norms,
@@ -130,13 +131,13 @@ def resolved(config: Config) -> Config:
         num_epochs=config.num_epochs or (25 if adversarial and config.dataset == "digits" else None),
         num_images=config.num_images or (64 if config.dataset == "digits" else None),
     )
-    if trained in _attacks.WITHIN and config.checkpoint is None:
+    if trained in adversaries.WITHIN and config.checkpoint is None:
         norm = config.train_norm or norms[0]
         if trained == "intervals" and norm != "linf":
             raise ValueError(f"train_norm must be linf for intervals training, got {norm}.")
-        epsilon = _attacks.default("train_epsilon", config.train_epsilon, config.dataset, norm)
+        epsilon = adversaries.default("train_epsilon", config.train_epsilon, config.dataset, norm)
         config = dataclasses.replace(config, train_norm=norm, train_epsilon=epsilon)
-    _attacks.names_of(config.attacks, norms, smoothed=config.smoothed)
+    adversaries.names_of(config.attacks, norms, smoothed=config.smoothed)
     epsilons_of(config)
     return config
 
@@ -145,8 +146,8 @@ def epsilons_of(config: Config) -> dict[str, tuple[float, ...]]:
     """The radii of each norm."""
     if config.epsilons and len(config.norms) > 1:
         raise ValueError(f"epsilons must be left out with several norms, got {config.epsilons!r} for {config.norms}.")
-    texts = {norm: _attacks.default("epsilons", config.epsilons, config.dataset, norm) for norm in config.norms}
-    return {norm: _attacks.epsilons_of(text) for norm, text in texts.items()}
+    texts = {norm: adversaries.default("epsilons", config.epsilons, config.dataset, norm) for norm in config.norms}
+    return {norm: adversaries.epsilons_of(text) for norm, text in texts.items()}
 
 
 def folder_of(config: Config) -> epath.Path:
@@ -154,7 +155,7 @@ def folder_of(config: Config) -> epath.Path:
     parts = [config.dataset.replace("/", "-").replace(":", "-"), config.model]
     if config.checkpoint is not None:
         parts.append(f"of-{epath.Path(config.checkpoint).resolve().name}")
-    elif config.training in _attacks.WITHIN:
+    elif config.training in adversaries.WITHIN:
         parts.append(f"{config.training}-{config.train_norm}-{config.train_epsilon}".replace("/", "_"))
     else:
         parts.append(f"gaussian-{config.sigma:g}" if config.training == "gaussian" else str(config.training))
@@ -178,11 +179,11 @@ def attack(
     if not (folder / "clean.npz").exists():
         answers = target.answers(key, target.image)
         clean = {"id": target.id, "label": target.label, "answer": answers, "correct": answers == target.label}
-        _run.write_arrays(folder / "clean.npz", clean)
-    clean = _run.read_arrays(folder / "clean.npz")["correct"]
-    names, epsilons = _attacks.names_of(config.attacks, config.norms, smoothed=config.smoothed), epsilons_of(config)
+        files.write_arrays(folder / "clean.npz", clean)
+    clean = files.read_arrays(folder / "clean.npz")["correct"]
+    names, epsilons = adversaries.names_of(config.attacks, config.norms, smoothed=config.smoothed), epsilons_of(config)
     jobs = [
-        (n, norm, e) for n in names for norm in epsilons if norm in _attacks.ATTACKS[n].norms for e in epsilons[norm]
+        (n, norm, e) for n in names for norm in epsilons if norm in adversaries.ATTACKS[n].norms for e in epsilons[norm]
     ]
     for number, (name, norm, epsilon) in enumerate(jobs, 1):
         path = folder / f"{norm}-{epsilon:g}-{name}.npz"
@@ -191,14 +192,14 @@ def attack(
             try:
                 arrays = attack_once(target, name, epsilon, norm, attack_key, path)
             except ValueError as error:
-                where = f"{name} at {norm} {_attacks.text_of(epsilon)}"
+                where = f"{name} at {norm} {adversaries.text_of(epsilon)}"
                 raise ValueError(f"{where}: {error} Attacks before it are kept.") from error
             correct = clean & (arrays["answer"] == target.label)
-            _run.write_arrays(path, {**arrays, "epsilon": epsilon, "correct": correct})
-            line = f"{norm} {_attacks.text_of(epsilon)}: {name}, robust accuracy {correct.mean():.3f}"
+            files.write_arrays(path, {**arrays, "epsilon": epsilon, "correct": correct})
+            line = f"{norm} {adversaries.text_of(epsilon)}: {name}, robust accuracy {correct.mean():.3f}"
             console.print(f"{line}, {arrays['seconds']:.1f} s", soft_wrap=True, highlight=False)
             watch("attacking", len(jobs), number, {"robust accuracy": float(correct.mean())})
-        found[norm, epsilon, name] = _run.read_arrays(path, leave_out=("x_adv",))
+        found[norm, epsilon, name] = files.read_arrays(path, leave_out=("x_adv",))
     return found
 
 
@@ -206,12 +207,12 @@ def attack_once(
     target: Target, name: str, epsilon: float, norm: str, key: jax.Array, path: epath.Path
 ) -> dict[str, np.ndarray]:
     """The arrays of one attack; the parts of AutoAttack are kept one by one, beside ``path``, until it is whole."""
-    configured = _attacks.make(name, epsilon, norm, samples=target.samples)
+    configured = adversaries.make(name, epsilon, norm, samples=target.samples)
     if not hasattr(configured, "evaluate"):
         return target.under(key, configured)
     parts = path.with_suffix(".parts.npz")
-    kept = _run.read_arrays(parts) if parts.exists() else None
-    arrays = target.under_autoattack(key, configured, kept=kept, keep=lambda a: _run.write_arrays(parts, a))
+    kept = files.read_arrays(parts) if parts.exists() else None
+    arrays = target.under_autoattack(key, configured, kept=kept, keep=lambda a: files.write_arrays(parts, a))
     parts.unlink(missing_ok=True)
     return arrays
 
@@ -221,9 +222,9 @@ def steps_of(config: Config, target: Target, key: jax.Array) -> dict[str, dict[s
     found = {}
     for norm, epsilons in epsilons_of(config).items():
         path = folder_of(config) / "checks" / f"steps-{norm}.npz"
-        if not path.exists() or _run.read_arrays(path)["epsilon"].tolist() != list(epsilons):
-            _run.write_arrays(path, _sanity.over_steps(target, key, norm, epsilons))
-        found[norm] = _run.read_arrays(path)
+        if not path.exists() or files.read_arrays(path)["epsilon"].tolist() != list(epsilons):
+            files.write_arrays(path, _sanity.over_steps(target, key, norm, epsilons))
+        found[norm] = files.read_arrays(path)
     return found
 
 
@@ -237,8 +238,8 @@ def certificate_of(
         settings = {"num_estimation": NUM_ESTIMATION, "alpha": ALPHA}
         image = target.classifier.place(target.image)
         certificate = certification.certify(keys, target.classifier.logits_fn(), image, measure, **settings)
-        _run.write_arrays(path, certificate._asdict())
-    return certification.Certificate(**_run.read_arrays(path))
+        files.write_arrays(path, certificate._asdict())
+    return certification.Certificate(**files.read_arrays(path))
 
 
 def verified_of(config: Config, target: Target) -> certification.Certificate:
@@ -271,7 +272,7 @@ def check(
     if config.smoothed:
         return findings
     told = {
-        f"AutoAttack at {norm} {_attacks.text_of(epsilon)}": tuple(arrays["warnings"].tolist())
+        f"AutoAttack at {norm} {adversaries.text_of(epsilon)}": tuple(arrays["warnings"].tolist())
         for (norm, epsilon, _), arrays in found.items()
         if "warnings" in arrays
     }
@@ -279,37 +280,37 @@ def check(
     return [*findings, *_sanity.diagnosis(target, jax.random.fold_in(key, 1), told)]
 
 
-def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]:
+def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]:
     """Trains, attacks, checks and reports, or does what is left of it; of many processes, all train and one attacks.
 
     Returns:
       The rows of metrics.csv; none in all processes but the first.
     """
-    stopwatch, console = _runtime.Stopwatch(), _runtime.console()
+    stopwatch, console = runtimes.Stopwatch(), runtimes.console()
     if config.list:
-        _attacks.print_list(console)
+        adversaries.print_list(console)
         return []
     config = resolved(config)
     folder = folder_of(config)
-    train, test = _attacks.parts_of(config)
-    recipe = _classifier.recipe_of(config.dataset, config.recipe)
-    num_steps = _classifier.num_steps(recipe, config.num_epochs, len(train))
+    train, test = adversaries.parts_of(config)
+    recipe = classifiers.recipe_of(config.dataset, config.recipe)
+    num_steps = classifiers.num_steps(recipe, config.num_epochs, len(train))
     train_key, attack_key, check_key, certify_key = jax.random.split(jax.random.key(config.seed), 4)
     model_key, train_key = jax.random.split(train_key)
-    functional = _classifier.build(config.model, train, dtype="float32", key=model_key)
-    restored = config.checkpoint and _classifier.restored(config.checkpoint, functional, console, runtime)
-    _run.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    functional = classifiers.build(config.model, train, dtype="float32", key=model_key)
+    restored = config.checkpoint and classifiers.restored(config.checkpoint, functional, console, runtime)
+    folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     if restored:
-        _classifier.keep_to(restored, folder)
-    with _runtime.watching(runtime, folder, dataclasses.asdict(config)) as watch:
+        classifiers.keep_to(restored, folder)
+    with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         classifier = (
             restored
-            or _classifier.train(
+            or classifiers.train(
                 folder / "checkpoints",
                 functional,
                 train,
                 key=train_key,
-                objective=_attacks.objective_of(config, augment=recipe.augment, num_steps=num_steps),
+                objective=adversaries.objective_of(config, augment=recipe.augment, num_steps=num_steps),
                 recipe=recipe,
                 num_epochs=config.num_epochs,
                 seed=config.seed,
@@ -321,7 +322,7 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
         if jax.process_index() != 0:
             return []
         image, label, ids = (
-            np.asarray(part) for part in test[_foreign.evenly(len(test), config.num_images or len(test))]
+            np.asarray(part) for part in test[subsets.evenly(len(test), config.num_images or len(test))]
         )
         devices = runtime.local_mesh().size
         batch_size = -(-min(config.batch_size or 250, len(ids)) // devices) * devices
@@ -336,10 +337,4 @@ def run(config: Config, runtime: _runtime.Runtime = _runtime.HERE) -> list[dict]
             steps = steps_of(config, target, check_key)
             certificate = verified_of(config, target) if config.certify_intervals else None
         findings = check(config, target, found, steps, certificate, check_key)
-        return _adversarial_report.report(
-            config, folder, target, found, steps, certificate, findings, stopwatch, console
-        )
-
-
-if __name__ == "__main__":
-    _run.command_line(Config, run, __doc__)
+        return _report.report(config, folder, target, found, steps, certificate, findings, stopwatch, console)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _classifier
+from experiments.common import classifiers
 from robustjax import certification, losses, models, perturbations
 from robustjax.typing import Outputs
 
@@ -63,7 +63,7 @@ def objective_of(noise: str, sigma: float, training: str, *, augment: bool, **se
     Raises:
       ValueError: a setting that this training does not have, or noise that it is not made for.
     """
-    images = _classifier.augmentation() if augment else None
+    images = classifiers.augmentation() if augment else None
     given = {SETTINGS[name]: value for name, value in settings.items() if value is not None}
     known = {field.name for field in dataclasses.fields(TRAINING[training])}
     for name in sorted(set(given) - known):
@@ -118,29 +118,27 @@ def _of_half(function: Callable, half: int) -> Callable:
     return of_half
 
 
-def joined(classifiers: tuple[_classifier.Classifier, ...]) -> _classifier.Classifier:
+def joined(parts: tuple[classifiers.Classifier, ...]) -> classifiers.Classifier:
     """The classifier that adds the probabilities of several."""
-    functions = tuple(classifier.functional.outputs for classifier in classifiers)
+    functions = tuple(classifier.functional.outputs for classifier in parts)
 
     def outputs(states, x):
         found = [function(state, x) for function, state in zip(functions, states, strict=True)]
         log_p = jnp.stack([jax.nn.log_softmax(each.logits) for each in found])
         return Outputs(jax.nn.logsumexp(log_p, axis=0), jnp.concatenate([each.features for each in found], -1))
 
-    functional: Any = classifiers[0].functional._replace(outputs=outputs)
-    states: Any = tuple(classifier.state for classifier in classifiers)
-    return _classifier.Classifier(functional, states, classifiers[0].mesh)
+    functional: Any = parts[0].functional._replace(outputs=outputs)
+    states: Any = tuple(classifier.state for classifier in parts)
+    return classifiers.Classifier(functional, states, parts[0].mesh)
 
 
 Procedure = Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 """``(keys, x, warm_up=False) -> label, radius, probability, draws`` of each image; to warm up takes few draws."""
 
 
-def procedure_of(
-    config: Any, classifiers: tuple[_classifier.Classifier, ...], measure: certification.Measure
-) -> Procedure:
+def procedure_of(config: Any, bases: tuple[classifiers.Classifier, ...], measure: certification.Measure) -> Procedure:
     """How the images are certified, by the settings of the experiment."""
-    logits_fns: Any = tuple(classifier.logits_fn() for classifier in classifiers)
+    logits_fns: Any = tuple(classifier.logits_fn() for classifier in bases)
     common: Any = {"measure": measure, "alpha": config.alpha, "batch_size": config.batch_size}
 
     def sequential(keys, x, warm_up=False):

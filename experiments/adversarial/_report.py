@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import _attacks, _run, _runtime, _sanity
-from experiments._target import ALPHA, NUM_ESTIMATION, NUM_PREDICTION, Target
+from experiments.adversarial import _sanity
+from experiments.common import adversaries, files, runtimes
+from experiments.common.targets import ALPHA, NUM_ESTIMATION, NUM_PREDICTION, Target
 from robustjax import certification, metrics, plotting
 
 COLUMNS = (
@@ -26,7 +27,7 @@ COLUMNS_OF_GRID = 8
 
 def tabulate(folder: epath.Path, label: np.ndarray, found: dict, certificate: Any) -> list[dict]:
     """Computes a row for each norm, radius and attack, and for the parts of AutoAttack."""
-    clean = _run.read_arrays(folder / "adversarial" / "clean.npz")["correct"]
+    clean = files.read_arrays(folder / "adversarial" / "clean.npz")["correct"]
     rows = []
     for (norm, epsilon, name), arrays in found.items():
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {"norm": norm, "epsilon": epsilon, "attack": name}
@@ -51,7 +52,7 @@ def tables_of(rows: list[dict], found: dict) -> list[tuple[str, list[str], list[
         of_norm = [row for row in rows if row["norm"] == norm]
         epsilons = sorted({row["epsilon"] for row in of_norm})
         at = {(row["attack"], row["epsilon"]): row for row in of_norm}
-        headers = [_attacks.text_of(epsilon) for epsilon in epsilons]
+        headers = [adversaries.text_of(epsilon) for epsilon in epsilons]
 
         def line(name, at=at, epsilons=epsilons):
             cells = [f"{at[name, e]['robust_accuracy']:.3f}" if (name, e) in at else "" for e in epsilons]
@@ -86,7 +87,7 @@ def figures(folder: epath.Path, target: Target, found: dict, steps: dict, certif
       The names of the files.
     """
     drawn = {}
-    clean = _run.read_arrays(folder / "adversarial" / "clean.npz")["correct"]
+    clean = files.read_arrays(folder / "adversarial" / "clean.npz")["correct"]
     for norm in dict.fromkeys(norm for norm, _, _ in found):
         epsilons = sorted({epsilon for n, epsilon, _ in found if n == norm})
         names = list(dict.fromkeys(name for n, _, name in found if n == norm))
@@ -96,15 +97,17 @@ def figures(folder: epath.Path, target: Target, found: dict, steps: dict, certif
             curves["certified"] = (epsilons, metrics.certified_accuracy(certificate, target.label, epsilons))
         drawn[f"robust_accuracy_{norm}"] = plotting.robust_accuracy_curve(curves, norm=norm, clean=clean.mean())
         strongest, epsilon = min(names, key=lambda name: sum(accuracy[name])), epsilons[len(epsilons) // 2]
-        arrays = _run.read_arrays(folder / "adversarial" / f"{norm}-{epsilon:g}-{strongest}.npz")
+        arrays = files.read_arrays(folder / "adversarial" / f"{norm}-{epsilon:g}-{strongest}.npz")
         fooled = np.flatnonzero(clean & ~arrays["correct"])[:COLUMNS_OF_GRID]
         if fooled.size:
             drawn[f"images_{norm}"] = _grid(target, fooled, arrays)
     for norm, of in steps.items():
-        curves = {f"{norm} {_attacks.text_of(e)}": (_sanity.STEPS, loss) for e, loss in zip(of["epsilon"], of["loss"])}
+        curves = {
+            f"{norm} {adversaries.text_of(e)}": (_sanity.STEPS, loss) for e, loss in zip(of["epsilon"], of["loss"])
+        }
         drawn[f"loss_over_steps_{norm}"] = plotting.loss_over_steps(curves)
     for name, figure in drawn.items():
-        _run.write_whole(folder / "figures" / f"{name}.png", _run.png_of(figure))
+        files.write_whole(folder / "figures" / f"{name}.png", files.png_of(figure))
     return [f"{name}.png" for name in drawn]
 
 
@@ -128,7 +131,7 @@ def report(
     steps: dict[str, dict[str, np.ndarray]],
     certificate: certification.Certificate | None,
     findings: list[_sanity.Finding],
-    stopwatch: _runtime.Stopwatch,
+    stopwatch: runtimes.Stopwatch,
     console: Console,
 ) -> list[dict]:
     """Prints the tables and findings; writes metrics.csv, metrics.json, report.md and figures.
@@ -137,7 +140,7 @@ def report(
       The rows of metrics.csv.
     """
     rows = tabulate(folder, target.label, found, certificate)
-    _run.write_rows(folder / "metrics.csv", COLUMNS, rows)
+    files.write_rows(folder / "metrics.csv", COLUMNS, rows)
     origin = f", {config.training} training"
     if config.checkpoint:
         origin = f" from {epath.Path(config.checkpoint).resolve().name}"
@@ -179,9 +182,9 @@ def report(
     text += ["", "## Sanity checks", "", *(f"- {finding.word}: {finding.text}" for finding in findings), ""]
     text += [*(f"![{name}](figures/{name})" for name in pictures), "", stopwatch.told()]
     text += ["", "| setting | value |", "|---|---|", *settings]
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
     checks = [{"result": finding.word, "text": finding.text} for finding in findings]
-    _run.write_whole(
+    files.write_whole(
         folder / "metrics.json",
         json.dumps({"checks": checks, "seconds": stopwatch.seconds(), "rows": rows}, indent=1) + "\n",
     )

@@ -18,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from experiments import _run, _runtime
+from experiments.common import files, runtimes
 from robustjax import data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
 
@@ -127,7 +127,7 @@ def augmentation() -> losses.Augment:
 
 
 def restored(
-    checkpoint: str, functional: models.Functional, console: Console, runtime: _runtime.Runtime = _runtime.HERE
+    checkpoint: str, functional: models.Functional, console: Console, runtime: runtimes.Runtime = runtimes.HERE
 ) -> Classifier:
     """The classifier of another run, its first where it has several, as it was at the end."""
     run = epath.Path(checkpoint)
@@ -137,7 +137,7 @@ def restored(
     if found.is_dir() and not any((run / name).exists() for name in ("metrics.json", "metrics.csv")):
         log(f"{run} has no results yet: its training may not have ended.")
     state, mesh = training.restore_model(found, functional.state, log=log), runtime.local_mesh()
-    return Classifier(functional, _runtime.on_mesh(state, mesh), mesh)
+    return Classifier(functional, runtimes.on_mesh(state, mesh), mesh)
 
 
 def keep_to(classifier: Classifier, folder: epath.Path) -> None:
@@ -148,7 +148,7 @@ def keep_to(classifier: Classifier, folder: epath.Path) -> None:
     arrays = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier.state))
     ours = {"crc32": zlib.crc32(arrays)}
     if not path.exists():
-        _run.write_whole(path, json.dumps(ours) + "\n")
+        files.write_whole(path, json.dumps(ours) + "\n")
         return
     try:
         theirs = json.loads(path.read_bytes())
@@ -178,7 +178,7 @@ def train(
     seed: int,
     log: Callable[[str], None],
     outliers: data.Dataset | None = None,
-    runtime: _runtime.Runtime = _runtime.HERE,
+    runtime: runtimes.Runtime = runtimes.HERE,
     watch: Callable[[int, int, Mapping[str, float]], None] | None = None,
 ) -> tuple[Classifier, dict[str, float]]:
     """Trains by a recipe, or takes up the training whose checkpoints are in the folder.
@@ -207,7 +207,7 @@ def train(
     if outliers is not None:
         outlier_batches = data.batches(outliers.cached(), min(batch_size, len(outliers)), seed=seed)
         batches = data.with_outliers(batches, outlier_batches)
-    with _runtime.deferred_sigterm() as stop:
+    with runtimes.deferred_sigterm() as stop:
         result = training.fit(
             functional.apply,
             training.init(key, functional.state, optimizer),
@@ -224,7 +224,7 @@ def train(
         )
     last = {name: float(column[-1]) for name, column in result.history.items() if name != "step"}
     mesh = runtime.local_mesh()
-    return Classifier(functional, _runtime.on_mesh(result.state.model, mesh), mesh), {
+    return Classifier(functional, runtimes.on_mesh(result.state.model, mesh), mesh), {
         **last,
         "seconds": time.perf_counter() - started,
     }

@@ -13,7 +13,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _certificates, _run, _runtime
+from experiments.common import certificates, files, runtimes
 from robustjax import certification, metrics, plotting
 
 
@@ -22,10 +22,10 @@ def summarize(
     measure: certification.Measure,
     standard_accuracy: float,
     training: dict[str, float],
-    stopwatch: _runtime.Stopwatch,
+    stopwatch: runtimes.Stopwatch,
 ) -> dict:
     """Computes the numbers of the table from the certificates on disk."""
-    _, labels, certificate, num_samples, seconds = _certificates.read(config.folder())
+    _, labels, certificate, num_samples, seconds = certificates.read(config.folder())
     radii = config.radii or default_radii(config, measure)
     acr = metrics.average_certified_radius(certificate, labels)
     return {
@@ -41,7 +41,7 @@ def summarize(
         "seconds_per_image": float(seconds.mean()),
         "training": training,
         "seconds": stopwatch.seconds(),
-        "machine": _runtime.machine(),
+        "machine": runtimes.machine(),
         "jax": jax.__version__,
     }
 
@@ -89,11 +89,11 @@ def rows_of(summary: dict) -> list[tuple[str, str]]:
 
 def curve_of(folder: epath.Path) -> tuple[np.ndarray, np.ndarray]:
     """Radii and marks for ``plotting.certified_accuracy_curve``."""
-    _, labels, certificate, *_ = _certificates.read(folder)
+    _, labels, certificate, *_ = certificates.read(folder)
     return certificate.radius, (certificate.label == labels) & ~certificate.abstained
 
 
-def report(config: Any, summary: dict, stopwatch: _runtime.Stopwatch, console: Console) -> None:
+def report(config: Any, summary: dict, stopwatch: runtimes.Stopwatch, console: Console) -> None:
     """Prints the table; writes metrics.json, report.md and the figure."""
     folder = config.folder()
     norm, noise = summary["norm"], "" if config.noise == "gaussian" else f"{config.noise} "
@@ -121,6 +121,6 @@ def report(config: Any, summary: dict, stopwatch: _runtime.Stopwatch, console: C
         *("| setting | value |", "|---|---|", *settings),
     ]
     figure = plotting.certified_accuracy_curve({sigma: curve_of(folder)}, title=title, norm=norm)
-    _run.write_whole(folder / "figures" / "certified_accuracy.png", _run.png_of(figure))
-    _run.write_whole(folder / "report.md", "\n".join(text) + "\n")
-    _run.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
+    files.write_whole(folder / "figures" / "certified_accuracy.png", files.png_of(figure))
+    files.write_whole(folder / "report.md", "\n".join(text) + "\n")
+    files.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int
 from rich.console import Console
 from rich.table import Table
 
-from experiments import _classifier, _foreign
+from experiments.common import classifiers
+from experiments.ood import _foreign
 from robustjax import attacks, losses, scoring, training
 from robustjax.typing import AnyArray, LogitsFn, Outputs
 
@@ -36,7 +37,7 @@ class Labelled(NamedTuple):
 class Context(NamedTuple):
     """What detectors may be fitted on: the classifier, and known images that it was not tested on."""
 
-    classifier: _classifier.Classifier
+    classifier: classifiers.Classifier
     train: Labelled
     validation: Labelled
 
@@ -187,16 +188,16 @@ def classifier_of(
     folder: epath.Path,
     console: Console,
     **place: Any,
-) -> _classifier.Classifier:
+) -> classifiers.Classifier:
     """The classifier of a seed: that of another run, or one trained as ``config.training`` says, with ``place``."""
     log = lambda message: console.print(message, soft_wrap=True)
     model_key, train_key = jax.random.split(jax.random.key(seed))
-    functional = _classifier.build(config.model, sets.train, dtype="float32", key=model_key)
+    functional = classifiers.build(config.model, sets.train, dtype="float32", key=model_key)
     if config.checkpoint is not None:
-        classifier = _classifier.restored(config.checkpoint, functional, console, place["runtime"])
-        _classifier.keep_to(classifier, folder)
+        classifier = classifiers.restored(config.checkpoint, functional, console, place["runtime"])
+        classifiers.keep_to(classifier, folder)
         return classifier
-    augment = _classifier.augmentation() if recipe.augment else None
+    augment = classifiers.augmentation() if recipe.augment else None
     num_classes = sets.train.num_classes
     objectives = {
         "standard": lambda: losses.standard(augment=augment),
@@ -216,7 +217,7 @@ def classifier_of(
     settings |= place
     outliers = sets.outliers
     exposed = outliers if config.training == "outlier_exposure" else None
-    classifier, _ = _classifier.train(
+    classifier, _ = classifiers.train(
         folder / "checkpoints", functional, sets.train, objective=objectives[config.training](), outliers=exposed,
         **settings,
     )  # fmt: skip
@@ -224,14 +225,14 @@ def classifier_of(
         return classifier
     # Margins as the paper chooses them, around the mean energies before: those of known images go down, of outliers up.
     known, foreign = (
-        float(-jax.nn.logsumexp(_classifier.outputs_of(classifier, part[:5000].image).logits, axis=-1).mean())
+        float(-jax.nn.logsumexp(classifiers.outputs_of(classifier, part[:5000].image).logits, axis=-1).mean())
         for part in (sets.train, outliers)
     )
     tuning = dataclasses.replace(recipe, algorithm="sgd", learning_rate=1e-3, schedule="cosine", num_epochs=10)
     margins = losses.EnergyBounded(m_in=min(known, foreign - 1), m_out=foreign, augment=augment)
     settings |= {"recipe": tuning, "num_epochs": None}
     functional = functional._replace(state=classifier.state)
-    classifier, _ = _classifier.train(
+    classifier, _ = classifiers.train(
         folder / "fine_tuning", functional, sets.train, objective=margins, outliers=outliers, **settings
     )
     return classifier

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import _attacks, _classifier
-from experiments._target import Target
+from experiments.common import adversaries, classifiers
+from experiments.common.targets import Target
 from robustjax import attacks, certification, losses
 
 STEPS = (1, 2, 5, 10, 20, 40)
@@ -54,7 +54,7 @@ def whole_box(target: Target, key: jax.Array) -> Finding:
     """Whether nothing is left when an image may be changed into any other."""
     target = target.first(MAX_IMAGES)
     norm, epsilon = ("linf", 1.0) if target.measure is None else ("l2", math.sqrt(target.image[0].size))
-    attack = _attacks.make("pgd_20", epsilon, norm, samples=target.samples)
+    attack = adversaries.make("pgd_20", epsilon, norm, samples=target.samples)
     left = (target.under(key, attack)["answer"] == target.label).mean()
     seen = f"PGD-20 at {norm} {epsilon:g}, where every image is within reach, leaves {left:.3f}"
     return Finding(not left, f"{seen}." if not left else f"{seen}, not 0: gradients seem to be masked.")
@@ -73,7 +73,7 @@ def over_steps(target: Target, key: jax.Array, norm: Any, epsilons: tuple[float,
         for steps in STEPS:
             attack = attacks.pgd(epsilon=epsilon, norm=norm, steps=steps, random_start=False, keep="last")
             images = target.perturbed(key, attack)
-            logits = _classifier.outputs_of(target.classifier, images, target.batch_size).logits
+            logits = classifiers.outputs_of(target.classifier, images, target.batch_size).logits
             found["loss"].append(np.asarray(cross_entropy(logits, target.label)).mean())
             found["correct"].append(np.asarray(logits).argmax(-1) == target.label)
     shape = (len(epsilons), len(STEPS))
@@ -87,11 +87,11 @@ def more_steps(correct: Correct, steps: Mapping[str, dict[str, np.ndarray]]) -> 
     pairs = {}
     for (norm, epsilon, name), left in correct.items():
         if name == "pgd_40" and (norm, epsilon, "pgd_20") in correct:
-            where = f"{norm} {_attacks.text_of(epsilon)}, pgd_40 against pgd_20"
+            where = f"{norm} {adversaries.text_of(epsilon)}, pgd_40 against pgd_20"
             pairs[where] = left, correct[norm, epsilon, "pgd_20"]
     for norm, found in steps.items():
         for epsilon, left in zip(found["epsilon"].tolist(), found["correct"], strict=True):
-            where = f"{norm} {_attacks.text_of(epsilon)}, {STEPS[-1]} steps against {STEPS[-2]} from the image"
+            where = f"{norm} {adversaries.text_of(epsilon)}, {STEPS[-1]} steps against {STEPS[-2]} from the image"
             pairs[where] = left[-1], left[-2]
     if not pairs:
         return Finding(None, "Whether more steps help the defender: needs pgd_20 and pgd_40 among the attacks.")
@@ -109,7 +109,7 @@ def square_and_gradients(correct: Correct) -> Finding:
         same = {other: of for (n, e, other), of in correct.items() if (n, e) == (norm, epsilon)}
         rivals = [of for other, of in same.items() if "apgd" in other or "fab" in other]
         if name.endswith("square") and rivals:  # that of AutoAttack sees what those before it have left
-            pairs[f"{norm} {_attacks.text_of(epsilon)}, {name}"] = np.all(rivals, axis=0), left
+            pairs[f"{norm} {adversaries.text_of(epsilon)}, {name}"] = np.all(rivals, axis=0), left
     if not pairs:
         return Finding(None, "Whether Square is stronger than APGD: needs autoattack, or square and apgd_ce.")
     return compared(
@@ -150,7 +150,7 @@ def above_certified(
         undecided |= safe & (answer == certification.ABSTAIN)
         wrong |= safe & (answer != label) & (answer != certification.ABSTAIN)
         if (answer == label).mean() < safe.mean():
-            below.append(f"{name} at {norm} {_attacks.text_of(epsilon)}")
+            below.append(f"{name} at {norm} {adversaries.text_of(epsilon)}")
     fooled, total = int(wrong.sum()), int(certified.sum())
     seen = f"of {total} certified images, {fooled} are fooled within their radius and {int(undecided.sum())} abstain"
     if fooled:

@@ -1,0 +1,81 @@
+"""The command line of an experiment: a config, a runtime, and errors that speak to the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.common import runtimes
+from robustjax import training
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with a free text, shown where ``console`` is a terminal."""
+    return Progress(
+        TextColumn("{task.fields[task_name]}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def arguments(config: type, run: Callable[..., Any]) -> Any:
+    """A command line as a dataclass: the fields of ``config`` and, where ``run`` takes a runtime, those of it."""
+    import tyro
+
+    parts = {"config": config} | (
+        {"runtime": runtimes.Runtime} if "runtime" in inspect.signature(run).parameters else {}
+    )
+    fields = [(name, tyro.conf.OmitArgPrefixes[part]) for name, part in parts.items()]
+    return dataclasses.make_dataclass("Arguments", fields)
+
+
+def command_line(config: type, run: Callable[..., Any], description: str | None) -> None:
+    """Parses the command line and calls ``run``; errors that speak to the user end without a trace."""
+    import tyro
+
+    spec = sys.modules["__main__"].__spec__
+    runtime = runtimes.HERE
+    try:
+        prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+        parts = vars(tyro.cli(arguments(config, run), description=description, prog=prog))
+        runtime = parts.get("runtime", runtime)
+        with runtimes.started(runtime):
+            run(**parts)
+        return
+    except training.Preempted as error:
+        sys.stderr.write(f"{error}\n")
+        if runtime.coordinator is not None:
+            sys.stderr.flush()
+            time.sleep(2 if jax.process_index() == 0 else 0)  # without the first, JAX ends the others with an error
+            os._exit(0)
+        return
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        message = f"error: {error}"
+    except KeyboardInterrupt:
+        message = "interrupted; the same command continues from here."
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        message = (
+            f"error: another process ended or cannot be reached ({str(error).splitlines()[0]}); "
+            "start all of them again to continue from what is written."
+        )
+    if runtime.coordinator is not None:
+        # At its end each process waits for the others, which may be waiting for this one.
+        sys.stderr.write(f"{message}\n")
+        sys.stderr.flush()
+        os._exit(1)
+    sys.exit(message)

@@ -1,0 +1,71 @@
+"""Files of a run: each is written whole or not at all, so that a kill at any moment leaves no half of one."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import io
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from experiments.common import runtimes
+
+
+def write_whole(path: epath.PathLike, content: str | bytes) -> None:
+    """Writes a file so that it is there whole or not at all, whenever the process dies."""
+    path, content = epath.Path(path), content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if runtimes.is_remote(path):  # object stores show an object when all of it has come
+        path.write_bytes(content)
+        return
+    unfinished = path.parent / f".{path.name}.unfinished"
+    try:
+        unfinished.write_bytes(content)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+    unfinished.replace(path)
+
+
+def files(folder: epath.Path, pattern: str) -> list[epath.Path]:
+    """What a folder holds under names such as ``*.npz``, in order; nothing, where there is no folder.
+
+    Unlike a glob it leaves the name of the folder alone, which may hold a bracket.
+    """
+    return sorted(p for p in folder.iterdir() if fnmatch.fnmatch(p.name, pattern)) if folder.is_dir() else []
+
+
+def write_rows(path: epath.PathLike, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a CSV file with these columns, whole or not at all."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, buffer.getvalue())
+
+
+def write_arrays(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
+    """Writes an npz file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_whole(path, buffer.getvalue())
+
+
+def read_arrays(path: epath.PathLike, *, leave_out: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Reads an npz file; ValueError that says what to do for one that is damaged."""
+    try:
+        with io.BytesIO(epath.Path(path).read_bytes()) as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays if name not in leave_out}
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to make it again.") from error
+
+
+def png_of(figure) -> bytes:
+    """A figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

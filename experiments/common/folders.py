@@ -1,0 +1,81 @@
+"""The run folder: a config belongs to it, and another config is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+from etils import epath
+
+from experiments.common import files, runtimes
+
+
+def open_run(folder: epath.Path, config: Any, *, same: tuple[str, ...], overwrite: bool) -> None:
+    """Makes the run folder, or takes up the run that is in it; of many processes the first does, and the others wait.
+
+    Args:
+      folder: of the run.
+      config: frozen dataclass, written as ``config.json``.
+      same: fields that may differ between the run there and the one that takes it up.
+      overwrite: whether a run that is there is deleted first.
+
+    Raises:
+      ValueError: the folder belongs to a run with another config, or holds something else.
+    """
+    if jax.process_index() == 0:
+        _open_run(folder, config, same, overwrite)
+    runtimes.barrier("run folder")
+
+
+def _open_run(folder: epath.Path, config: Any, same: tuple[str, ...], overwrite: bool) -> None:
+    path = folder / "config.json"
+    ours = {"run": folder.parent.name, **json.loads(json.dumps(dataclasses.asdict(config)))}
+    if not path.exists():
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"folder {folder} is a file; use another name.")
+        if folder.exists() and any(p for p in folder.iterdir() if not p.name.endswith(".unfinished")):
+            raise ValueError(f"folder {folder} holds files but no config.json, so it is no run; use another name.")
+        files.write_whole(path, json.dumps(ours, indent=1) + "\n")
+        return
+    try:
+        theirs = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete the folder to start anew.") from error
+    if not isinstance(theirs, dict) or theirs.get("run") != ours["run"]:
+        raise ValueError(f"folder {folder} is no run of this experiment; use another name.")
+    checkpoint = getattr(config, "checkpoint", None)
+    if checkpoint is not None and folder.resolve() in ((p := epath.Path(checkpoint).resolve()), *p.parents):
+        raise ValueError(f"checkpoint must be another run than the one in {folder}, got {checkpoint}.")
+    if overwrite:  # only what is known to be a run of ours
+        folder.rmtree()
+        return _open_run(folder, config, same, overwrite=False)
+    names = [name for name in {**theirs, **ours} if name not in same and theirs.get(name) != ours.get(name)]
+    if names:
+        text = ", ".join(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in names)
+        raise ValueError(
+            f"folder {folder} belongs to a run with another config ({text}); "
+            "choose another --name, or pass --overwrite to start anew."
+        )
+
+
+def settings_of(checkpoint: str, *, flag: str = "checkpoint", **wanted: Any) -> dict[str, Any]:
+    """The config of another run, which ``flag`` named.
+
+    Raises:
+      ValueError: there is none, or a setting is not the one that is wanted.
+    """
+    path = epath.Path(checkpoint) / "config.json"
+    try:
+        theirs = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{flag} must be the folder of a run, but {path} cannot be read ({error}).") from error
+    if not isinstance(theirs, dict):
+        raise ValueError(f"{flag} must be the folder of a run, but {path} holds no settings.")
+    for name, value in wanted.items():
+        if theirs.get(name) != value:
+            raise ValueError(
+                f"{flag} {checkpoint} has {name} {theirs.get(name)}, got {value}; pass --{name} {theirs.get(name)}."
+            )
+    return theirs
