@@ -25,7 +25,7 @@ import jax
 from rich.console import Console
 
 from benchmarks import _report
-from experiments.common.files import png_of, write_whole
+from experiments.common.files import figure_bytes, write_whole
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 MODULES = {"certify": "certify", "scoring": "scoring", "attacks": "attacks", "growth": "cost"}
@@ -84,7 +84,7 @@ def write_page(parts: dict[str, Any]) -> None:
     known = {name: (known | parts)[name] for name in MODULES if name in known | parts}
     write_whole(figures, json.dumps(known, indent=None, separators=(",", ":")).replace('{"date"', '\n{"date"') + "\n")
     if "growth" in parts:
-        write_whole(DOCS / "growth.png", png_of(_report.growth_figure(parts["growth"]["figures"])))
+        write_whole(DOCS / "growth.png", figure_bytes(_report.growth_figure(parts["growth"]["figures"])))
     write_whole(DOCS / "performance.md", _report.page(known))
 
 

@@ -115,7 +115,7 @@ def report(config: Any, rows: list[dict], pool: int, stopwatch: runtimes.Stopwat
             at = {"training": training, "score": score, "method": method, "images": "clean"}
             bars[name][method] = over_seeds(rows, "size", **at)
     figure = plotting.bar_chart(bars, label="mean size of the sets, clean images")
-    files.write_whole(folder / "figures" / "sizes.png", files.png_of(figure))
+    files.write_whole(folder / "figures" / "sizes.png", files.figure_bytes(figure))
     files.write_whole(folder / "report.md", "\n".join(text) + "\n")
     told = {"findings": findings, "seconds": stopwatch.seconds(), "rows": rows}
     files.write_whole(folder / "metrics.json", json.dumps(told, indent=1) + "\n")

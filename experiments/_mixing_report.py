@@ -133,7 +133,7 @@ def figures(config: Any, folder: epath.Path, of_seeds: dict[int, SeedResults]) -
         curves[text] = radius, np.concatenate(right)
     drawn["certified_accuracy"] = plotting.certified_accuracy_curve(curves)
     for name, figure in drawn.items():
-        files.write_whole(folder / "figures" / f"{name}.png", files.png_of(figure))
+        files.write_whole(folder / "figures" / f"{name}.png", files.figure_bytes(figure))
     return [f"{name}.png" for name in drawn]
 
 

@@ -125,7 +125,7 @@ def report(
     for loss in config.losses:
         figures[f"prototypes_{loss}"] = weights_figure(results[loss, config.seeds[0]], image_shape)
     for name, figure in figures.items():
-        files.write_whole(folder / "figures" / f"{name}.png", files.png_of(figure))
+        files.write_whole(folder / "figures" / f"{name}.png", files.figure_bytes(figure))
     text = [f"# Prototypes: {title}", "", f"| | {' | '.join(config.losses)} |", f"|{'---|' * (len(lines) + 1)}"]
     text += [f"| {c.replace('_', ' ')} | {' | '.join(lines[x][i] for x in lines)} |" for i, c in enumerate(columns)]
     text += ["", *(f"- {note}" for note in notes), "", *(f"![{name}](figures/{name}.png)" for name in figures)]

@@ -298,7 +298,7 @@ def report(config: Config, methods: tuple[str, ...], stopwatch: runtimes.Stopwat
         radius = np.concatenate([part["radius"] for part in parts])
         curves[method] = (radius, np.concatenate([part["label"] == part["true"] for part in parts]))
     figure = plotting.certified_accuracy_curve(curves, title=title)
-    files.write_whole(folder / "figures" / "certified_accuracy.png", files.png_of(figure))
+    files.write_whole(folder / "figures" / "certified_accuracy.png", files.figure_bytes(figure))
     settings = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
     text += ["", finding, "", "![certified accuracy](figures/certified_accuracy.png)", "", stopwatch.told(), ""]
     text += ["| setting | value |", "|---|---|", *settings]

@@ -137,7 +137,7 @@ def report(config: Config, rows: list[dict], console: Console) -> None:
     references = {f"{name}, bound, falling noise": (d, scale * bound) for name, bound in bounds.items()}
     labels = ("dimension", "average certified radius (ACR)")
     figure = plotting.spread_curve(measured, references, labels=labels, title=title)
-    files.write_whole(folder / "figures" / "radius_over_dimension.png", files.png_of(figure))
+    files.write_whole(folder / "figures" / "radius_over_dimension.png", files.figure_bytes(figure))
     note = (
         f"{config.num_estimation:,} draws of each image in all, {config.num_images or 'all'} images, {config.seeds} "
         f"seeds, standard deviations in brackets. Upper bounds: of inputs whose class has probability {PROBABILITY} "

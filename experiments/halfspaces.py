@@ -207,7 +207,7 @@ def report(config: Config, found: dict, thresholds: halfspaces.Statistics, stopw
         for distribution, runs in found.items()
     }
     figure = plotting.bar_chart(bars, label="log10 of statistic / threshold: above 0, the test fails", panel_width=7.0)
-    files.write_whole(folder / "figures" / "statistics.png", files.png_of(figure))
+    files.write_whole(folder / "figures" / "statistics.png", files.figure_bytes(figure))
 
     title = f"Half-spaces in {config.dimension} dimensions, {config.num_samples:,} inputs, eta {config.eta:g}"
     table = Table(*headers, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))

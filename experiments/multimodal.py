@@ -292,7 +292,7 @@ def report(config: Config, runs: list[dict[str, np.ndarray]], stopwatch, console
     console.print(f"Run folder: {folder}", soft_wrap=True)
     bars = {name: {arm: columns[arm][name] for arm in ARMS} for name in shown if "radius" not in name}
     figure = plotting.bar_chart(bars, label="accuracy", panel_width=7.0)
-    files.write_whole(folder / "figures" / "accuracy.png", files.png_of(figure))
+    files.write_whole(folder / "figures" / "accuracy.png", files.figure_bytes(figure))
     text = [f"# {title}", "", f"| | {' | '.join(ARMS)} |", f"|---|{'---|' * len(ARMS)}"]
     text += [f"| {' | '.join(cells)} |" for cells in body]
     text += ["", note, "", "![accuracy](figures/accuracy.png)", "", stopwatch.told()]

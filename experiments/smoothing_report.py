@@ -56,7 +56,7 @@ def run(config: Config) -> None:
         raise ValueError(f"runs must have radii in one norm, got {', '.join(norms)}.")
     table.title = f"Certified accuracy at {norms[0]} radius"
     console.print(table)
-    files.write_whole(config.output, files.png_of(plotting.certified_accuracy_curve(curves, norm=norms[0])))
+    files.write_whole(config.output, files.figure_bytes(plotting.certified_accuracy_curve(curves, norm=norms[0])))
     console.print(f"Figure: {config.output}", soft_wrap=True)
 
 

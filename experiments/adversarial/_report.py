@@ -107,7 +107,7 @@ def figures(folder: epath.Path, target: Target, found: dict, steps: dict, certif
         }
         drawn[f"loss_over_steps_{norm}"] = plotting.loss_over_steps(curves)
     for name, figure in drawn.items():
-        files.write_whole(folder / "figures" / f"{name}.png", files.png_of(figure))
+        files.write_whole(folder / "figures" / f"{name}.png", files.figure_bytes(figure))
     return [f"{name}.png" for name in drawn]
 
 

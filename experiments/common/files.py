@@ -64,8 +64,8 @@ def read_arrays(path: epath.PathLike, *, leave_out: tuple[str, ...] = ()) -> dic
         raise ValueError(f"{path} is damaged ({error}); delete it to make it again.") from error
 
 
-def png_of(figure) -> bytes:
-    """A figure as the content of a PNG file."""
+def figure_bytes(figure: Any, format: str = "png") -> bytes:
+    """A Matplotlib figure as the content of a ``png`` or ``pdf`` file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format=format, dpi=150)
     return buffer.getvalue()

@@ -12,6 +12,13 @@ from etils import epath
 from experiments.common import files, runtimes
 
 
+def run_folder(results_dir: str, experiment: str, name: str) -> epath.Path:
+    """``RESULTS_DIR/EXPERIMENT/NAME``; ValueError for a name that is no folder name."""
+    if name in ("", ".", "..") or epath.Path(name).name != name:
+        raise ValueError(f"name must be the name of a folder, got {name!r}.")
+    return epath.Path(results_dir) / experiment / name
+
+
 def open_run(folder: epath.Path, config: Any, *, same: tuple[str, ...], overwrite: bool) -> None:
     """Makes the run folder, or takes up the run that is in it; of many processes the first does, and the others wait.
 

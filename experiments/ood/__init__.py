@@ -293,7 +293,7 @@ def figures(config: Config, sets: _foreign.Sets, rows: list[dict], names: list[s
     ends = np.concatenate([order[:16], order[-16:]])
     drawn["images"] = plotting.image_grid(images[ends], titles=[labels[i][:12] for i in ends], columns=8)
     for name, figure in drawn.items():
-        files.write_whole(folder / f"{name}.png", files.png_of(figure))
+        files.write_whole(folder / f"{name}.png", files.figure_bytes(figure))
 
 
 def print_table(console: Console, title: str, headers: list[str], body: list[list[str]]) -> None:

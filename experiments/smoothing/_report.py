@@ -121,6 +121,6 @@ def report(config: Any, summary: dict, stopwatch: runtimes.Stopwatch, console: C
         *("| setting | value |", "|---|---|", *settings),
     ]
     figure = plotting.certified_accuracy_curve({sigma: curve_of(folder)}, title=title, norm=norm)
-    files.write_whole(folder / "figures" / "certified_accuracy.png", files.png_of(figure))
+    files.write_whole(folder / "figures" / "certified_accuracy.png", files.figure_bytes(figure))
     files.write_whole(folder / "report.md", "\n".join(text) + "\n")
     files.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
