@@ -10,6 +10,7 @@ import pytest
 import tyro
 
 import robustjax
+from experiments.claims import _frame
 from experiments.common import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,6 +22,7 @@ PAGES = [
     CATALOGUE,
     *sorted((ROOT / "experiments").glob("*[!_]*/__init__.py")),
     *sorted((ROOT / "experiments").glob("[!_]*.py")),
+    *sorted((ROOT / "experiments" / "claims").glob("[!_]*.py")),
 ]
 
 
@@ -49,7 +51,11 @@ def parse(command: str):
     name, *arguments = shlex.split(command, comments=True)[2:]
     module = importlib.import_module(name)
     arguments = [argument for argument in arguments if argument != "--help"]
-    return tyro.cli(command_line.arguments(module.Config, module.run), args=arguments)
+    if name == "experiments.claims":
+        return tyro.cli(importlib.import_module("experiments.claims.__main__").Arguments, args=arguments)
+    if name.startswith("experiments.claims."):
+        return tyro.cli(_frame.arguments(module.STUDY), args=arguments).config
+    return tyro.cli(command_line.arguments(module.Config, module.run), args=arguments).config
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row["Method"])
@@ -70,7 +76,7 @@ def test_each_row_names_what_there_is(row):
 )
 def test_each_command_parses(page, command):
     del page
-    assert parse(command).config
+    assert parse(command)
 
 
 def test_commands_are_found_and_wrong_ones_fail(capsys):
@@ -79,7 +85,7 @@ def test_commands_are_found_and_wrong_ones_fail(capsys):
     assert commands_in("run `python -m experiments.a --b 1`, then\n  python -m experiments.c \\\n --d 2\nnow") == [
         "python -m experiments.a --b 1", "python -m experiments.c   --d 2",
     ]  # fmt: skip
-    assert parse("python -m experiments.smoothing --sigma 0.75 --help  # slow").config.sigma == 0.75
+    assert parse("python -m experiments.smoothing --sigma 0.75 --help  # slow").sigma == 0.75
     for wrong in ("smoothing --sigm 0.5", "smoothing --sigma high", "smoothing_report RUN --radii high"):
         with pytest.raises(SystemExit):
             parse(f"python -m experiments.{wrong}")

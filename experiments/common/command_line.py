@@ -44,13 +44,18 @@ def arguments(config: type, run: Callable[..., Any]) -> Any:
 
 def command_line(config: type, run: Callable[..., Any], description: str | None) -> None:
     """Parses the command line and calls ``run``; errors that speak to the user end without a trace."""
+    call(arguments(config, run), run, description)
+
+
+def call(arguments: type, run: Callable[..., Any], description: str | None) -> None:
+    """Parses the fields of a dataclass and calls ``run`` with them, as :func:`command_line` does."""
     import tyro
 
     spec = sys.modules["__main__"].__spec__
     runtime = runtimes.HERE
     try:
         prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
-        parts = vars(tyro.cli(arguments(config, run), description=description, prog=prog))
+        parts = vars(tyro.cli(arguments, description=description, prog=prog))
         runtime = parts.get("runtime", runtime)
         with runtimes.started(runtime):
             run(**parts)

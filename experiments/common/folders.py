@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +20,9 @@ def run_folder(results_dir: str, experiment: str, name: str) -> epath.Path:
     return epath.Path(results_dir) / experiment / name
 
 
-def open_run(folder: epath.Path, config: Any, *, same: tuple[str, ...], overwrite: bool) -> None:
+def open_run(
+    folder: epath.Path, config: Any, *, same: tuple[str, ...], overwrite: bool, notes: Mapping[str, Any] | None = None
+) -> None:
     """Makes the run folder, or takes up the run that is in it; of many processes the first does, and the others wait.
 
     Args:
@@ -27,18 +30,22 @@ def open_run(folder: epath.Path, config: Any, *, same: tuple[str, ...], overwrit
       config: frozen dataclass, written as ``config.json``.
       same: fields that may differ between the run there and the one that takes it up.
       overwrite: whether a run that is there is deleted first.
+      notes: written beside the settings, such as the version; may differ.
 
     Raises:
       ValueError: the folder belongs to a run with another config, or holds something else.
     """
+    notes = notes or {}
     if jax.process_index() == 0:
-        _open_run(folder, config, same, overwrite)
+        _open_run(folder, config, (*same, *notes), overwrite, notes)
     runtimes.barrier("run folder")
 
 
-def _open_run(folder: epath.Path, config: Any, same: tuple[str, ...], overwrite: bool) -> None:
+def _open_run(
+    folder: epath.Path, config: Any, same: tuple[str, ...], overwrite: bool, notes: Mapping[str, Any]
+) -> None:
     path = folder / "config.json"
-    ours = {"run": folder.parent.name, **json.loads(json.dumps(dataclasses.asdict(config)))}
+    ours = {"run": folder.parent.name, **notes, **json.loads(json.dumps(dataclasses.asdict(config)))}
     if not path.exists():
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"folder {folder} is a file; use another name.")
@@ -57,7 +64,7 @@ def _open_run(folder: epath.Path, config: Any, same: tuple[str, ...], overwrite:
         raise ValueError(f"checkpoint must be another run than the one in {folder}, got {checkpoint}.")
     if overwrite:  # only what is known to be a run of ours
         folder.rmtree()
-        return _open_run(folder, config, same, overwrite=False)
+        return _open_run(folder, config, same, False, notes)
     names = [name for name in {**theirs, **ours} if name not in same and theirs.get(name) != ours.get(name)]
     if names:
         text = ", ".join(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in names)

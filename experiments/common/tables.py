@@ -35,7 +35,13 @@ def mean_and_sd(values: Any, form: str = ".3f") -> str:
     if not values.size or np.isnan(values).any():
         return "-"
     mean = f"{values.mean():{form}}"
-    return f"{mean} ({values.std(ddof=1):{form}})" if values.size > 1 else mean
+    return f"{mean} ({sd(values):{form}})" if values.size > 1 else mean
+
+
+def sd(values: np.ndarray) -> float:
+    """Sample standard deviation of two or more values: exactly 0 where all are equal, NaN where one is infinite."""
+    with np.errstate(invalid="ignore"):
+        return float(values.std(ddof=1)) if (values != values[0]).any() else 0.0
 
 
 def over_seeds(count: int) -> str:

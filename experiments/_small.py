@@ -1,0 +1,109 @@
+"""Small trainings in memory, for studies that need many: without checkpoints, with compiled programs shared."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jaxtyping import Array, Float
+
+from experiments.common import classifiers
+from robustjax import data, losses, models, training
+
+
+def fit(
+    objective: losses.Objective,
+    recipe: training.Recipe,
+    dataset: data.Dataset,
+    seed: int,
+    *,
+    model: str | models.Functional = "mlp",
+    num_epochs: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    key: jax.Array | None = None,
+    outliers: data.Dataset | None = None,
+) -> classifiers.Classifier:
+    """Trains a model by a recipe.
+
+    Args:
+      objective: what is minimised; trainings with an equal objective, architecture and recipe share a compiled step.
+      recipe: optimizer, batch size and length.
+      dataset: training images; ``dataset.cached()`` is quicker.
+      seed: of initialisation, training noise and order of batches.
+      model: a name that :func:`robustjax.models.create` knows, or a model as it is before training.
+      num_epochs: passes over the images; None: as the recipe.
+      optimizer: in place of the recipe's; make it once and use it for all seeds, so that they share a compiled step.
+      key: of training, in place of the one that is made of ``seed``.
+      outliers: joined with each batch, as many as it has images if there are enough.
+
+    Returns:
+      The trained classifier.
+    """
+    model_key, train_key = jax.random.split(jax.random.key(seed))
+    functional = classifiers.build(model, dataset, dtype="float32", key=model_key) if isinstance(model, str) else model
+    num_epochs = recipe.num_epochs if num_epochs is None else num_epochs
+    batch_size = min(recipe.batch_size, len(dataset))
+    per_epoch = len(dataset) // batch_size
+    optimizer = _optimizer(recipe, per_epoch, num_epochs) if optimizer is None else optimizer
+    batches = data.batches(dataset, batch_size, seed=seed)
+    if outliers is not None:
+        batches = data.with_outliers(batches, data.batches(outliers, min(batch_size, len(outliers)), seed=seed))
+    result = training.fit(
+        functional.apply,
+        training.init(train_key if key is None else key, functional.state, optimizer),
+        batches,
+        objective=objective,
+        optimizer=optimizer,
+        num_steps=per_epoch * num_epochs,
+        mesh=training.make_mesh(devices=jax.local_devices()[:1]),
+        progress=False,
+    )
+    return classifiers.Classifier(functional, result.state.model)
+
+
+@functools.cache  # equal ones share compiled steps
+def _optimizer(recipe: training.Recipe, per_epoch: int, num_epochs: int) -> optax.GradientTransformation:
+    return recipe.optimizer(per_epoch, num_epochs)
+
+
+class Fitted(NamedTuple):
+    """What :func:`full_batch` gives.
+
+    Attributes:
+      params: after the last step.
+      losses: before each step, ``(steps,)``.
+    """
+
+    params: Any
+    losses: Float[Array, " steps"]
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "steps"))
+def full_batch(
+    loss_fn: Callable[..., Array], params: Any, optimizer: optax.GradientTransformation, steps: int, *arrays: Any
+) -> Fitted:
+    """Minimises a loss of all data at once, as one compiled program.
+
+    Args:
+      loss_fn: ``(params, *arrays) -> scalar``; a function that lives as long as the module, so that calls share the
+        program.
+      params: before the first step.
+      optimizer: Optax gradient transformation, made once.
+      steps: how many.
+      *arrays: whatever the loss needs, such as inputs and labels.
+
+    Returns:
+      The last parameters, and the losses on the way.
+    """
+
+    def step(carry, _):
+        params, state = carry
+        loss, gradient = jax.value_and_grad(loss_fn)(params, *arrays)
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), loss
+
+    (params, _), losses_ = jax.lax.scan(step, (params, optimizer.init(params)), None, length=steps)
+    return Fitted(params, losses_)

@@ -1,0 +1,94 @@
+"""Lists the studies of papers' claims, or measures some of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import pkgutil
+from typing import Annotated, Any
+
+import tyro
+
+from experiments import claims
+from experiments.claims import _frame
+from experiments.common import checks, command_line, runtimes, tables
+
+RECORDS = pathlib.Path(__file__).parents[2] / "docs" / "claims"
+
+
+def names() -> list[str]:
+    """The studies, by the names of their modules."""
+    return [module.name for module in pkgutil.iter_modules(claims.__path__) if not module.name.startswith("_")]
+
+
+def study_of(name: str) -> _frame.Study:
+    """The study of that name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in names():
+        raise ValueError(f"names must be among {', '.join(names())}, got {name!r}.")
+    return importlib.import_module(f"experiments.claims.{name}").STUDY
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What to measure; a study's own settings are flags of ``python -m experiments.claims.NAME``."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Studies; none: list them."""
+    all: bool = False
+    """Measure every study."""
+    tiny: bool = False
+    """Use the settings of the tests: seconds a study, and no result to rely on."""
+    seeds: int | None = None
+    """Measure seeds 0 to N - 1; None: as each study says."""
+    results_dir: str = "results"
+    """Where run folders go."""
+    overwrite: bool = False
+    """Delete runs that are in these folders and start anew."""
+    record: str | None = None
+    """Also write the results to this folder, such as docs/claims."""
+
+    def __post_init__(self):
+        checks.at_least(1, self, "seeds")
+        if self.all and self.names:
+            raise ValueError(f"names must be left out with --all, got {', '.join(self.names)}.")
+
+
+def listed() -> tables.Table:
+    """The studies with their papers, seeds, and the minutes of the recorded run."""
+    rows = []
+    for name in names():
+        study, path = study_of(name), RECORDS / f"{name}.json"
+        papers = dict.fromkeys(claim.arxiv or claim.paper for claim in study.claims)
+        minutes = f"{json.loads(path.read_text())['seconds'] / 60:.1f}" if path.exists() else "-"
+        rows.append([name, ", ".join(papers), str(study.seeds), minutes])
+    return tables.Table("Studies", ["name", "papers", "seeds", "minutes"], rows)
+
+
+def run(arguments: Arguments) -> list[dict[str, Any]]:
+    """Measures the studies that are named, or lists all.
+
+    Returns:
+      The record of each.
+    """
+    if not arguments.all and not arguments.names:
+        console = runtimes.console()
+        tables.show(console, listed())
+        console.print("Measure some: python -m experiments.claims NAME ...; all: --all.", highlight=False)
+        return []
+    found = []
+    for study in [study_of(name) for name in (arguments.names or names())]:
+        settings = {name: getattr(arguments, name) for name in ("results_dir", "overwrite", "record")}
+        repeat = _frame.Repeat(seeds=arguments.seeds or study.seeds, **settings)
+        found.append(_frame.run(study, study.tiny if arguments.tiny else study.config, repeat))
+    return found
+
+
+if __name__ == "__main__":
+    fields = [("arguments", tyro.conf.OmitArgPrefixes[Arguments])]
+    command_line.call(dataclasses.make_dataclass("Parsed", fields), run, claims.__doc__)

@@ -1,0 +1,345 @@
+"""The frame of all studies: seeds, run folder, verdicts, report and record; a study only measures.
+
+A study is a module of this package with a frozen dataclass ``Config``, a function ``measure(config, seed)`` and a
+``STUDY``; it ends with ``_frame.main(STUDY, __doc__)``. Everything else happens here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import math
+import re
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from etils import epath
+from rich.console import Console
+
+from experiments.claims import _verdicts
+from experiments.claims._verdicts import Bar as Bar
+from experiments.claims._verdicts import Claim as Claim
+from experiments.common import checks, command_line, files, folders, runtimes, tables
+from robustjax import plotting
+
+Numbers = Mapping[str, Mapping[str, Any]]
+"""What a seed gives: for each arm, numbers by name; arrays among them are kept for the figure only."""
+Results = dict[str, dict[str, Any]]
+"""The same for all seeds, which are axis 0; a list of arrays, where their shapes differ."""
+SAME = ("data_dir",)
+"""Settings that may differ when a run resumes, and that no record holds."""
+_SEPARATOR = " | "
+
+
+class Column(NamedTuple):
+    """A number in the table.
+
+    Attributes:
+      number: its name.
+      header: of the column.
+      form: format of mean and standard deviation, or a function from the numbers of all seeds to a text.
+    """
+
+    number: str
+    header: str
+    form: str | Callable[[np.ndarray], str] = ".3f"
+
+
+class Study(NamedTuple):
+    """A measurement.
+
+    Attributes:
+      measure: ``(config, seed) -> Numbers``, a pure function: equal arguments give equal numbers, but for numbers with
+        ``seconds`` in their name.
+      config: the default settings.
+      tiny: settings for tests, of seconds.
+      numbers: columns of the table, or a function of the config that makes them; ``-`` where an arm lacks a number.
+      claims: what is claimed, with its bars.
+      figure: ``(config, results) -> Figure``, or a mapping from names to figures; None: bars of the first column.
+      details: ``(config, results)`` to tables and sentences that are printed below the verdicts.
+      in_folder: whether ``measure(config, seed, place)`` keeps files: checkpoints, or runs of a product.
+      seeds: default number of seeds.
+    """
+
+    measure: Callable[..., Numbers]
+    config: Any
+    tiny: Any
+    numbers: Sequence[Column] | Callable[[Any], Sequence[Column]]
+    claims: tuple[Claim, ...]
+    figure: Callable[[Any, Results], Any] | None = None
+    details: Callable[[Any, Results], Sequence[tables.Table | str]] | None = None
+    in_folder: bool = False
+    seeds: int = 3
+
+    @property
+    def name(self) -> str:
+        """Name of the module."""
+        module = type(self.config).__module__
+        spec = sys.modules[module].__spec__
+        return (module if spec is None else spec.name).rpartition(".")[2]
+
+    def columns(self, config: Any) -> Sequence[Column]:
+        """The columns of the table at these settings."""
+        return self.numbers(config) if callable(self.numbers) else self.numbers
+
+
+class Place(NamedTuple):
+    """Where a seed of a long study is measured.
+
+    With several processes, all call ``measure`` alike; only the numbers of the first are used.
+
+    Attributes:
+      folder: of the seed, for checkpoints and files; what a killed call left there is found again.
+      runtime: devices and processes.
+      console: prints, in the first process only.
+      watch: takes the numbers of a step, for loggers and signals.
+    """
+
+    folder: epath.Path
+    runtime: runtimes.Runtime
+    console: Console
+    watch: runtimes.Watch
+
+    def log(self, message: str) -> None:
+        """Prints a line."""
+        self.console.print(message, soft_wrap=True, highlight=False, markup=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """How often a study is measured, and where its results go."""
+
+    seeds: int = 3
+    """Measure seeds 0 to N - 1; seeds that are in the run folder are not measured again."""
+    results_dir: str = "results"
+    """Where run folders go."""
+    name: str | None = None
+    """Name of the run folder; None: made of the settings that are not the default."""
+    overwrite: bool = False
+    """Delete the run that is in the folder and start anew."""
+    record: str | None = None
+    """Also write the results to this folder, as STUDY.json or STUDY-NAME.json."""
+    figure_format: Literal["png", "pdf"] = "png"
+    """Format of the figure."""
+
+    def __post_init__(self):
+        checks.at_least(1, self, "seeds")
+
+
+def different(study: Study, config: Any) -> dict[str, Any]:
+    """The settings that are not the default, without those of :data:`SAME`."""
+    default = dataclasses.asdict(study.config)
+    return {k: v for k, v in dataclasses.asdict(config).items() if v != default[k] and k not in SAME}
+
+
+def folder_of(study: Study, config: Any, repeat: Repeat) -> epath.Path:
+    """``RESULTS_DIR/claims/STUDY/NAME``."""
+    text = ",".join(f"{key}={value}" for key, value in different(study, config).items())
+    name = re.sub(r"[^\w.,=+-]+", "_", text) or "default"
+    if len(name) > 80:
+        name = f"{name[:70]}-{zlib.crc32(text.encode()):08x}"
+    name = repeat.name if repeat.name is not None else "tiny" if config == study.tiny else name
+    return folders.run_folder(str(epath.Path(repeat.results_dir) / "claims"), study.name, name)
+
+
+def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = runtimes.HERE) -> dict[str, Any]:
+    """Measures the seeds that are not in the run folder, and reports on all that were asked for.
+
+    Args:
+      study: what is measured.
+      config: its settings.
+      repeat: how often, and where results go.
+      runtime: devices and processes, for a study that is ``in_folder``.
+
+    Returns:
+      The record, which is also the content of ``metrics.json``; empty in all processes but the first.
+
+    Raises:
+      ValueError: the folder belongs to a run with another config, a seed on disk is damaged, or a number is NaN.
+    """
+    stopwatch, console, folder = runtimes.Stopwatch(), runtimes.console(), folder_of(study, config, repeat)
+    notes = {"version": importlib.metadata.version("robustjax")}
+    folders.open_run(folder, config, same=SAME, overwrite=repeat.overwrite, notes=notes)
+    paths = [folder / "seeds" / f"{seed}.npz" for seed in range(repeat.seeds)]
+    missing = [seed for seed, path in enumerate(paths) if not path.exists()]
+    runtimes.barrier("seeds that are there")
+    with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
+        for seed in missing:
+            place = (Place(folder / f"seed-{seed}", runtime, console, watch),) if study.in_folder else ()
+            began = time.perf_counter()
+            numbers = study.measure(config, seed, *place)
+            seconds = time.perf_counter() - began
+            if jax.process_index() == 0:
+                files.write_arrays(paths[seed], _arrays_of(study, seed, numbers, {**notes, "seconds": seconds}))
+                console.print(f"{study.name}: seed {seed} took {seconds:,.1f} s.", highlight=False)
+            runtimes.barrier(f"seed {seed}")
+    if jax.process_index() != 0:
+        return {}
+    results, meta = read(paths)
+    record = record_of(study, config, repeat, results, meta)
+    rows = [
+        {"arm": arm, "seed": seed, **{k: v[seed] for k, v in of_arm.items() if _is_number(v)}}
+        for arm, of_arm in results.items()
+        for seed in range(repeat.seeds)
+    ]
+    files.write_rows(folder / "metrics.csv", dict.fromkeys(key for row in rows for key in row), rows)
+    content = json.dumps(record, indent=1) + "\n"
+    record = json.loads(content)
+    files.write_whole(folder / "metrics.json", content)
+    if repeat.record is not None:
+        suffix = f"-{folder.name}" if different(study, config) else ""
+        files.write_whole(epath.Path(repeat.record) / f"{study.name}{suffix}.json", content)
+    _report(study, config, repeat, folder, results, record, console, stopwatch)
+    return record
+
+
+def _arrays_of(study: Study, seed: int, numbers: Numbers, notes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A seed as arrays for an npz file."""
+    notes = {**notes, "machine": runtimes.machine(), "date": datetime.date.today().isoformat(), "jax": jax.__version__}
+    arrays = {f"{_SEPARATOR}{key}": np.asarray(value) for key, value in notes.items()}
+    for arm, of_arm in numbers.items():
+        for name, value in of_arm.items():
+            value = np.asarray(value)
+            if value.ndim == 0:
+                value = value.astype(np.float64)
+                if np.isnan(value):
+                    raise ValueError(f"{study.name}, seed {seed}, arm {arm!r}: the number {name!r} is NaN.")
+            arrays[f"{arm}{_SEPARATOR}{name}"] = value
+    return arrays
+
+
+def read(paths: Sequence[epath.Path]) -> tuple[Results, list[dict[str, Any]]]:
+    """The numbers of all seeds, and what is noted of each: seconds, machine, date and versions."""
+    seeds, meta = [], []
+    for path in paths:
+        arrays = {tuple(name.rsplit(_SEPARATOR, 1)): array for name, array in files.read_arrays(path).items()}
+        meta.append({name: arrays.pop((arm, name)).item() for arm, name in list(arrays) if arm == ""})
+        seeds.append(arrays)
+        if not meta[-1] or arrays.keys() != seeds[0].keys():
+            raise ValueError(f"{path} holds other numbers than {paths[0]}; delete the wrong one to measure it again.")
+    results: Results = {}
+    for arm, name in seeds[0]:
+        values = [arrays[arm, name] for arrays in seeds]
+        alike = len({value.shape for value in values}) == 1
+        results.setdefault(arm, {})[name] = np.stack(values) if alike else values
+    return results, meta
+
+
+def _spread(values: np.ndarray) -> dict[str, Any]:
+    with np.errstate(invalid="ignore"):  # inf - inf
+        mean = values.mean()
+    sd = tables.sd(values) if values.size > 1 else math.nan
+    plain = _verdicts.plain
+    return {"mean": plain(mean), "sd": plain(sd), "seeds": [plain(value) for value in values]}
+
+
+def _is_number(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.ndim == 1
+
+
+def _values(study: Study, results: Results, arm: str, number: str) -> np.ndarray:
+    values = results.get(arm, {}).get(number)
+    if values is None or not _is_number(values):
+        raise ValueError(f"{study.name}: a bar needs the number {number!r} of the arm {arm!r}, which is not measured.")
+    return values
+
+
+def record_of(
+    study: Study, config: Any, repeat: Repeat, results: Results, meta: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Numbers, verdicts, and how they came about, as JSON holds them."""
+    numbers = {
+        arm: {name: _spread(values) for name, values in of_arm.items() if _is_number(values)}
+        for arm, of_arm in results.items()
+    }
+    claims = []
+    for claim in study.claims:
+        bars, slacks = claim.bars_of(config), []
+        for bar in bars:
+            left = _values(study, results, bar.arm, bar.number)
+            right = _values(study, results, bar.other, bar.number) if isinstance(bar.other, str) else bar.other
+            slacks.append(_verdicts.slack(bar, left, right))
+        of_bars = [
+            {"bar": str(bar), "verdict": _verdicts.verdict(bar, slack), "slack": _spread(slack)}
+            for bar, slack in zip(bars, slacks, strict=True)
+        ]
+        verdict = _verdicts.weakest(bars, slacks)
+        claims.append({"method": claim.method, "arxiv": claim.arxiv, "verdict": verdict, "bars": of_bars})
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in SAME}
+    joined = lambda name: "; ".join(dict.fromkeys(str(note[name]) for note in meta))
+    return {
+        "study": study.name,
+        "seeds": repeat.seeds,
+        "claims": claims,
+        "numbers": numbers,
+        "different": different(study, config),
+        "settings": settings,
+        "seconds": round(sum(note["seconds"] for note in meta), 1),
+        "date": max(note["date"] for note in meta),
+        **{name: joined(name) for name in ("machine", "version", "jax")},
+    }
+
+
+def _report(
+    study: Study, config: Any, repeat: Repeat, folder: epath.Path, results: Results, record: dict[str, Any],
+    console: Console, stopwatch: runtimes.Stopwatch,
+) -> None:  # fmt: skip
+    columns, over = study.columns(config), tables.over_seeds(repeat.seeds)
+
+    def cell(of_arm: dict[str, Any], column: Column) -> str:
+        if column.number not in of_arm:
+            return "-"
+        values = of_arm[column.number]
+        return column.form(values) if callable(column.form) else tables.mean_and_sd(values, column.form)
+
+    rows = [[arm, *(cell(of_arm, column) for column in columns)] for arm, of_arm in results.items()]
+    rows = [row for row in rows if set(row[1:]) != {"-"}]
+    verdicts = []
+    for claim in record["claims"]:
+        verdicts.append([f"**{claim['method']}**", "", f"**{claim['verdict']}**"])
+        for bar in claim["bars"]:
+            slacks = [float(value) for value in bar["slack"]["seeds"]]
+            verdicts.append([bar["bar"], tables.mean_and_sd(slacks, ".4g"), bar["verdict"]])
+    figure = (study.figure or functools.partial(_bar_chart, columns))(config, results)
+    module = sys.modules[type(study.config).__module__]
+    title = f"{study.name}: {(module.__doc__ or study.name).splitlines()[0].rstrip('.')}"
+    tables.report(
+        folder, config, console, stopwatch,
+        title=title,
+        parts=[
+            tables.Table(f"{study.name}, {over}", ["arm", *(column.header for column in columns)], rows),
+            tables.Table("Claims and their bars", ["bar", "slack", "verdict"], verdicts),
+            *(study.details(config, results) if study.details else ()),
+        ],
+        figures=figure if isinstance(figure, Mapping) else {study.name: figure},
+        figure_format=repeat.figure_format,
+    )  # fmt: skip
+
+
+def _bar_chart(columns: Sequence[Column], config: Any, results: Results) -> Any:
+    """The first column, a bar for each arm."""
+    number, header, _ = columns[0]
+    values = {arm: {header: of_arm[number]} for arm, of_arm in results.items() if number in of_arm}
+    return plotting.bar_chart(values, label=header)
+
+
+def arguments(study: Study) -> Any:
+    """The command line of a study as a dataclass: its settings, how often, and the runtime of a long one."""
+    parts: dict[str, Any] = {"config": study.config, "repeat": Repeat(seeds=study.seeds)}
+    parts |= {"runtime": runtimes.HERE} if study.in_folder else {}
+    omit: Any = tyro.conf.OmitArgPrefixes
+    return dataclasses.make_dataclass("Arguments", [(name, omit[type(v)], v) for name, v in parts.items()])
+
+
+def main(study: Study, description: str | None) -> None:
+    """The command line ``python -m experiments.claims.STUDY``."""
+    command_line.call(arguments(study), functools.partial(run, study), description)

@@ -1,0 +1,88 @@
+"""What every study keeps, at its tiny settings: a study joins by existing."""
+
+import csv
+import functools
+import json
+import os
+
+import numpy as np
+import pytest
+import tyro
+from rich.console import Console
+
+import robustjax
+from experiments.claims import __main__ as claims
+from experiments.claims import _frame
+from experiments.common import runtimes
+
+
+def measured(study, seed, folder):
+    """A seed, measured anew."""
+    if not study.in_folder:
+        return study.measure(study.tiny, seed)
+    place = _frame.Place(folder, runtimes.HERE, Console(quiet=True), runtimes.Watch([], None))
+    return study.measure(study.tiny, seed, place)
+
+
+def numbers_of(seed):
+    """The numbers and arrays of a seed, without what was timed."""
+    return {(arm, name): v for arm, of in seed.items() for name, v in of.items() if "seconds" not in name}
+
+
+@pytest.mark.parametrize("name", claims.names())
+def test_contract(name, tmp_path):
+    study = claims.study_of(name)
+    assert study.name == name
+    run = functools.partial(_frame.run, study, study.tiny)
+    first = run(_frame.Repeat(seeds=1, results_dir=str(tmp_path)))
+    folder = tmp_path / "claims" / name / "tiny"
+    before = os.stat(folder / "seeds" / "0.npz").st_mtime_ns
+
+    record = run(_frame.Repeat(seeds=2, results_dir=str(tmp_path), record=str(tmp_path / "records")))
+    assert os.stat(folder / "seeds" / "0.npz").st_mtime_ns == before
+    assert json.loads((folder / "metrics.json").read_text()) == record
+    assert record == json.loads((tmp_path / "records" / f"{name}-tiny.json").read_text())
+    assert record["seeds"] == 2
+    assert json.loads((folder / "config.json").read_text())["run"] == name
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert [(row["arm"], row["seed"]) for row in rows] == [(arm, seed) for arm in record["numbers"] for seed in "01"]
+    report = (folder / "report.md").read_text()
+    figures = list((folder / "figures").iterdir())
+    assert figures
+    assert all(f"(figures/{figure.name})" in report and figure.stat().st_size > 2000 for figure in figures)
+
+    shown = {column.number for column in study.columns(study.tiny)}
+    for arm, numbers in record["numbers"].items():
+        for number in shown & numbers.keys():
+            assert np.isfinite(numbers[number]["seeds"]).all(), (arm, number)
+            assert numbers[number]["seeds"][0] == first["numbers"][arm][number]["seeds"][0]
+    assert shown <= {number for numbers in record["numbers"].values() for number in numbers}
+
+    seeds = [
+        numbers_of(_frame.read([folder / "seeds" / f"{seed}.npz"])[0]) for seed in range(2)
+    ]  # each array with an axis of one seed
+    again = numbers_of(measured(study, 0, tmp_path / "again"))
+    assert again.keys() == seeds[0].keys()
+    for key, value in again.items():
+        np.testing.assert_array_equal(seeds[0][key][0], value, err_msg=str(key))
+    assert any(not np.array_equal(seeds[0][key], seeds[1][key]) for key in again)
+
+    with pytest.raises(ValueError, match=r"belongs to a run with another config \("):
+        _frame.run(study, study.config, _frame.Repeat(seeds=1, results_dir=str(tmp_path), name="tiny"))
+
+
+@pytest.mark.parametrize("name", claims.names())
+def test_claims_name_what_there_is(name):
+    study = claims.study_of(name)
+    assert study.claims
+    assert any(claim.bars_of(study.config) for claim in study.claims)
+    for claim in study.claims:
+        functions = [functools.reduce(getattr, f.split("."), robustjax) for f in claim.functions]
+        assert functions
+        if claim.arxiv is not None:
+            assert any(claim.arxiv in (function.__doc__ or "") for function in functions), claim.method
+        for bar in claim.bars_of(study.config):
+            assert bar.relation in (">", "<", ">=", "<=")
+            assert bar.by >= 0
+    assert tyro.cli(_frame.arguments(study), args=["--seeds", "7"]).repeat.seeds == 7
+    assert tyro.cli(_frame.arguments(study), args=[]).config == study.config
