@@ -305,7 +305,7 @@ def growth_figure(figures: Mapping[str, Any]) -> Figure:
     names = list(dict.fromkeys(curve["function"] for curve in figures["growth"]))
     for axis, quantity in zip(axes, QUANTITIES):
         for curve in (c for c in figures["growth"] if c["quantity"] == quantity):
-            colour = plotting._COLOURS[names.index(curve["function"])]
+            colour = plotting.COLOURS[names.index(curve["function"])]
             sizes, times = np.asarray(curve["sizes"], float), np.asarray(curve["seconds"])
             medians = np.median(times, axis=1)
             spread = [medians - times.min(1), times.max(1) - medians]
@@ -319,7 +319,7 @@ def growth_figure(figures: Mapping[str, Any]) -> Figure:
         axis.set_ylim(limits[0] / (4 if quantity in ("images", "classes") else 1), limits[1])  # room for the legend
     axes[4].set(xscale="linear", yscale="linear", ylim=(0, None), xlabel="virtual devices on the same cores")
     for check, marker in zip(figures["checks"], "os^D"):
-        axes[5].plot(check["measured"], check["predicted"], marker, color=plotting._COLOURS[0], label=check["model"])
+        axes[5].plot(check["measured"], check["predicted"], marker, color=plotting.COLOURS[0], label=check["model"])
     ends = [f(c["measured"] for c in figures["checks"]) for f in (min, max)]
     axes[5].plot(ends, ends, color="0.75", linestyle=":", zorder=0)
     axes[5].set(xscale="log", yscale="log", xlabel="measured seconds", ylabel="predicted seconds")

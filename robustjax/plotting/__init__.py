@@ -1,0 +1,12 @@
+"""Arrays in, matplotlib figures out; nothing is shown and nothing is written."""
+
+from robustjax.plotting._bars import bar_chart as bar_chart
+from robustjax.plotting._canvas import COLOURS as COLOURS
+from robustjax.plotting._canvas import line_style as line_style
+from robustjax.plotting._curves import certified_accuracy_curve as certified_accuracy_curve
+from robustjax.plotting._curves import loss_over_steps as loss_over_steps
+from robustjax.plotting._curves import robust_accuracy_curve as robust_accuracy_curve
+from robustjax.plotting._curves import spread_curve as spread_curve
+from robustjax.plotting._detectors import roc_curves as roc_curves
+from robustjax.plotting._detectors import score_histograms as score_histograms
+from robustjax.plotting._grids import image_grid as image_grid

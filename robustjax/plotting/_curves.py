@@ -1,0 +1,199 @@
+"""Curves of one quantity against another: accuracies over radii, losses over steps, means over runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robustjax.plotting import _canvas
+from robustjax.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def certified_accuracy_curve(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    norm: str = "l2",
+    title: str | None = None,
+    figure_size: tuple[float, float] = (5.0, 3.4),
+) -> Figure:
+    """Draws certified accuracy against the radius, one step curve for each run.
+
+    The curve of n certificates is a step function that falls by 1/n at each certified radius, and it is drawn as such.
+
+    Args:
+      curves: for each legend entry ``(radius, correct)``, both ``(n,)``: certified radii, and whether the certified
+        class is the true one (False where abstained).
+      norm: of the radii, for the axis label.
+      title: above the axes, or None.
+      figure_size: of the axes and their labels, in inches; title and legend add to the height.
+
+    Returns:
+      A matplotlib ``Figure``.
+
+    Raises:
+      ValueError: for no curve, or radii and marks of different or no length.
+    """
+    figure, axes = _axes(curves, figure_size, title)
+    farthest = 0.0
+    for i, (name, (radius, correct)) in enumerate(curves.items()):
+        radius, correct = _pair(f"curves[{name!r}]", radius, correct)
+        reached = np.sort(radius[correct != 0])
+        height = np.arange(reached.size, -1, -1) / radius.size
+        edges = np.concatenate([[0.0], reached])
+        # The value at an edge is the one before the fall: an image certified at exactly r counts at r.
+        axes.step(edges, height, where="post", label=name, **_canvas.dense_style(i))
+        farthest = max(farthest, edges[-1])
+    axes.set(
+        xlabel=f"{norm} radius (in [0, 1] pixels)",
+        ylabel="certified accuracy",
+        xlim=(0, 1.03 * farthest or 1),
+        ylim=(0, 1.02),
+    )
+    _canvas.legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def robust_accuracy_curve(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    clean: float | None = None,
+    norm: str = "linf",
+    title: str | None = None,
+    figure_size: tuple[float, float] = (5.0, 3.4),
+) -> Figure:
+    """Draws robust accuracy against the radius of the ball, one curve for each attack.
+
+    Args:
+      curves: for each legend entry ``(epsilon, accuracy)``, both ``(n,)``; sorted by epsilon before they are joined.
+      clean: accuracy without an attack, at which every curve begins; None for curves that begin at their first radius.
+      norm: of the radii, for the axis label.
+      title: above the axes, or None.
+      figure_size: of the axes and their labels, in inches; title and legend add to the height.
+
+    Returns:
+      A matplotlib ``Figure``.
+
+    Raises:
+      ValueError: for no curve, vectors of different or no length, or accuracies outside [0, 1].
+    """
+    figure, axes = _axes(curves, figure_size, title)
+    for i, (name, (epsilon, accuracy)) in enumerate(curves.items()):
+        epsilon, accuracy = _pair(f"curves[{name!r}]", epsilon, accuracy)
+        if not ((accuracy >= 0) & (accuracy <= 1)).all():
+            raise ValueError(f"curves[{name!r}] must have accuracies in [0, 1], got {accuracy}.")
+        order = np.argsort(epsilon)
+        points = epsilon[order], accuracy[order]
+        if clean is not None:
+            points = np.append(0.0, points[0]), np.append(clean, points[1])
+        axes.plot(*points, label=name, **_canvas.line_style(i))
+    axes.set(xlabel=f"{norm} epsilon (in [0, 1] pixels)", ylabel="robust accuracy", ylim=(-0.02, 1.02))
+    axes.set_xlim(left=0)
+    _canvas.legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def loss_over_steps(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    label: str = "mean cross-entropy",
+    title: str | None = None,
+    figure_size: tuple[float, float] = (5.0, 3.4),
+) -> Figure:
+    """Draws the loss that an attack reaches against its number of steps: a curve that still rises needs more steps.
+
+    Args:
+      curves: for each legend entry ``(steps, loss)``, both ``(n,)``; steps at least 1, on a logarithmic axis.
+      label: of the value axis.
+      title: above the axes, or None.
+      figure_size: of the axes and their labels, in inches; title and legend add to the height.
+
+    Returns:
+      A matplotlib ``Figure``.
+
+    Raises:
+      ValueError: for no curve, vectors of different or no length, or steps below 1.
+    """
+    figure, axes = _axes(curves, figure_size, title)
+    taken = []
+    for i, (name, (steps, loss)) in enumerate(curves.items()):
+        steps, loss = _pair(f"curves[{name!r}]", steps, loss)
+        if not (steps >= 1).all():
+            raise ValueError(f"curves[{name!r}] must have steps of at least 1, got {steps}.")
+        axes.plot(steps, loss, label=name, **_canvas.line_style(i))
+        taken.append(steps)
+    axes.set(xlabel="steps", ylabel=_canvas.wrapped(label, figure_size[1] - 0.8, "medium"), ylim=(0, None))
+    _canvas.log_ticks(axes, np.concatenate(taken))
+    _canvas.legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def spread_curve(
+    curves: Mapping[str, tuple[ArrayLike, Any]],
+    references: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    *,
+    labels: tuple[str, str],
+    xscale: str = "log",
+    title: str | None = None,
+    figure_size: tuple[float, float] = (6.0, 3.4),
+) -> Figure:
+    """Draws the mean over runs against a quantity, with a band from the smallest to the largest run.
+
+    Args:
+      curves: for each legend entry ``(x, values)``, ``(n,)`` and ``(n, runs)``.
+      references: lines to compare with, ``(x, y)``, both ``(n,)``, dotted; the i-th one has the colour and the marker,
+        unfilled, of the i-th curve.
+      labels: of the two axes.
+      xscale: ``"log"``, which needs positive x, or ``"linear"``.
+      title: above the axes, or None.
+      figure_size: of the axes and their labels, in inches; title and legend add to the height.
+
+    Returns:
+      A matplotlib ``Figure``, the value axis from 0 where no value is negative.
+
+    Raises:
+      ValueError: for no curve, x and values of different or no length, an unknown ``xscale``, or x of 0 or less on a
+        logarithmic axis.
+    """
+    if xscale not in ("log", "linear"):
+        raise ValueError(f"xscale must be 'log' or 'linear', got {xscale!r}.")
+    figure, axes = _axes(curves, figure_size, title)
+    places = []
+    for i, (name, (x, values)) in enumerate(curves.items()):
+        x, mean = _pair(f"curves[{name!r}]", x, np.mean(values, 1))
+        if xscale == "log" and not (x > 0).all():
+            raise ValueError(f"curves[{name!r}] must have positive x on a logarithmic axis, got {x}.")
+        axes.plot(x, mean, label=name, **_canvas.line_style(i))
+        band = np.min(values, 1), np.max(values, 1)
+        axes.fill_between(x, *band, color=_canvas.COLOURS[i % len(_canvas.COLOURS)], alpha=0.2, linewidth=0)
+        places.append(x)
+    for i, (name, (x, y)) in enumerate((references or {}).items()):
+        style = _canvas.line_style(i) | {"linestyle": ":", "markerfacecolor": "none"}
+        axes.plot(*_pair(f"references[{name!r}]", x, y), label=name, **style)
+    xlabel, ylabel = (
+        _canvas.wrapped(label, inches - 0.8, "medium") for label, inches in zip(labels, figure_size, strict=True)
+    )
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if axes.dataLim.y0 >= 0:
+        axes.set_ylim(bottom=0)
+    if xscale == "log":
+        _canvas.log_ticks(axes, np.concatenate(places))
+    _canvas.legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def _axes(curves: Mapping, figure_size: tuple[float, float], title: str | None) -> tuple[Figure, Any]:
+    if not curves:
+        raise ValueError("curves must hold at least one run.")
+    return _canvas.plain_axes(figure_size, title)
+
+
+def _pair(name: str, first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.ndim != 1 or first.shape != second.shape or not first.size:
+        raise ValueError(f"{name} must be two vectors of one length, got {first.shape}, {second.shape}.")
+    return first, second
