@@ -78,7 +78,9 @@ def weights_figure(arrays: dict[str, np.ndarray], image_shape: tuple[int, int, i
             for k in np.argsort(-weights, kind="stable")[:count]:
                 titles.append(f"{c}: {sign}{weights[k]:.2g}")
                 chosen.append(components[k])
-    return plotting.image_grid(np.stack(chosen), titles=titles, columns=min(SHOWN, len(components)), image_inches=0.7)
+    title = "Prototypes that weigh most for each class: required (+)" + (", unrequired (-)" if both else "")
+    columns = min(SHOWN, len(components))
+    return plotting.image_grid(np.stack(chosen), titles=titles, columns=columns, title=title, image_inches=0.7)
 
 
 def report(

@@ -100,7 +100,8 @@ def figures(folder: epath.Path, target: Target, found: dict, steps: dict, certif
         arrays = files.read_arrays(folder / "adversarial" / f"{norm}-{epsilon:g}-{strongest}.npz")
         fooled = np.flatnonzero(clean & ~arrays["correct"])[:COLUMNS_OF_GRID]
         if fooled.size:
-            drawn[f"images_{norm}"] = _grid(target, fooled, arrays)
+            title = f"{strongest}, {norm} epsilon {adversaries.text_of(epsilon)}"
+            drawn[f"images_{norm}"] = _grid(target, fooled, arrays, title)
     for norm, of in steps.items():
         curves = {
             f"{norm} {adversaries.text_of(e)}": (_sanity.STEPS, loss) for e, loss in zip(of["epsilon"], of["loss"])
@@ -111,7 +112,7 @@ def figures(folder: epath.Path, target: Target, found: dict, steps: dict, certif
     return [f"{name}.png" for name in drawn]
 
 
-def _grid(target: Target, rows: np.ndarray, arrays: dict) -> Any:
+def _grid(target: Target, rows: np.ndarray, arrays: dict, title: str) -> Any:
     """Rows of images, perturbations (grey is 0, white the largest change of the image) and adversarial images."""
     image, adversarial = target.image[rows], arrays["x_adv"][rows]
     change = adversarial - image
@@ -120,7 +121,8 @@ def _grid(target: Target, rows: np.ndarray, arrays: dict) -> Any:
     titles += [f"up to {size:.2g}" for size in largest.ravel()]
     titles += [f"read as {answer}" for answer in arrays["answer"][rows]]
     shown = np.concatenate([image, 0.5 + change / (2 * largest), adversarial])
-    return plotting.image_grid(shown, titles=titles, columns=len(rows))
+    row_labels = ("image", "change (grey is 0)", "adversarial image")
+    return plotting.image_grid(shown, titles=titles, row_labels=row_labels, columns=len(rows), title=title)
 
 
 def report(

@@ -291,7 +291,8 @@ def figures(config: Config, sets: _foreign.Sets, rows: list[dict], names: list[s
     images, ranked = np.concatenate(images), np.concatenate([shown[names[0]][part] for part in parts])
     order = np.argsort(ranked, kind="stable")
     ends = np.concatenate([order[:16], order[-16:]])
-    drawn["images"] = plotting.image_grid(images[ends], titles=[labels[i][:12] for i in ends], columns=8)
+    title = f"{names[0]}: the images with the lowest scores, then those with the highest"
+    drawn["images"] = plotting.image_grid(images[ends], titles=labels[ends].tolist(), columns=8, title=title)
     for name, figure in drawn.items():
         files.write_whole(folder / f"{name}.png", files.figure_bytes(figure))
 

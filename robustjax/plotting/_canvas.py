@@ -101,14 +101,13 @@ def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], *, titl
     grow(figure, below)
 
 
-def log_ticks(axes: Axes, places: np.ndarray) -> None:
-    """Makes the horizontal axis logarithmic, with ticks at the given places, of which those without room are left out.
+def log_ticks(axes: Axes, places: np.ndarray, width: float) -> None:
+    """Makes the horizontal axis of a figure of ``width`` inches logarithmic, with ticks at the places that have room.
 
-    The largest place keeps its tick.
+    The largest place always has a tick.
     """
     places = np.unique(places)
-    room = axes.get_figure().get_size_inches()[0] - 1.0
-    inches = np.log(places / places[0]) * 0.9 * room / (np.log(places[-1] / places[0]) or 1)
+    inches = np.log(places / places[0]) * 0.9 * (width - 1.0) / (np.log(places[-1] / places[0]) or 1)
     kept, end = [], math.inf
     for place, centre in zip(places[::-1], inches[::-1], strict=True):
         half = inches_of(f"{place:g}", "medium") / 2

@@ -127,7 +127,7 @@ def loss_over_steps(
         axes.plot(steps, loss, label=name, **_canvas.line_style(i))
         taken.append(steps)
     axes.set(xlabel="steps", ylabel=_canvas.wrapped(label, figure_size[1] - 0.8, "medium"), ylim=(0, None))
-    _canvas.log_ticks(axes, np.concatenate(taken))
+    _canvas.log_ticks(axes, np.concatenate(taken), figure_size[0])
     _canvas.legend(figure, *axes.get_legend_handles_labels())
     return figure
 
@@ -181,7 +181,7 @@ def spread_curve(
     if axes.dataLim.y0 >= 0:
         axes.set_ylim(bottom=0)
     if xscale == "log":
-        _canvas.log_ticks(axes, np.concatenate(places))
+        _canvas.log_ticks(axes, np.concatenate(places), figure_size[0])
     _canvas.legend(figure, *axes.get_legend_handles_labels())
     return figure
 

@@ -63,7 +63,7 @@ def image_grid(
     left = line * max(text.count("\n") + 1 for text in beside) + 0.04 if row_labels is not None else 0.0
     height = rows * (image_height + 0.04) + (sum(lines) * line + 0.04 * rows if titles is not None else 0.0)
     figure = _canvas.canvas((columns * image_inches + left, height), title)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
