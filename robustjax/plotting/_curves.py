@@ -11,6 +11,7 @@ from robustjax.plotting import _canvas
 from robustjax.typing import ArrayLike
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -126,7 +127,8 @@ def loss_over_steps(
             raise ValueError(f"curves[{name!r}] must have steps of at least 1, got {steps}.")
         axes.plot(steps, loss, label=name, **_canvas.line_style(i))
         taken.append(steps)
-    axes.set(xlabel="steps", ylabel=_canvas.wrapped(label, figure_size[1] - 0.8, "medium"), ylim=(0, None))
+    axes.set(xlabel="steps", ylabel=_canvas.wrapped(label, figure_size[1] - 0.8, "medium"))
+    _from_zero(axes)
     _canvas.log_ticks(axes, np.concatenate(taken), figure_size[0])
     _canvas.legend(figure, *axes.get_legend_handles_labels())
     return figure
@@ -178,18 +180,23 @@ def spread_curve(
         _canvas.wrapped(label, inches - 0.8, "medium") for label, inches in zip(labels, figure_size, strict=True)
     )
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    if axes.dataLim.y0 >= 0:
-        axes.set_ylim(bottom=0)
+    _from_zero(axes)
     if xscale == "log":
         _canvas.log_ticks(axes, np.concatenate(places), figure_size[0])
     _canvas.legend(figure, *axes.get_legend_handles_labels())
     return figure
 
 
-def _axes(curves: Mapping, figure_size: tuple[float, float], title: str | None) -> tuple[Figure, Any]:
+def _axes(curves: Mapping, figure_size: tuple[float, float], title: str | None) -> tuple[Figure, Axes]:
     if not curves:
         raise ValueError("curves must hold at least one run.")
     return _canvas.plain_axes(figure_size, title)
+
+
+def _from_zero(axes: Axes) -> None:
+    """Lets the value axis begin at 0 where no value is negative."""
+    if axes.dataLim.y0 >= 0:
+        axes.set_ylim(0, 1.05 * axes.dataLim.y1 or 1)
 
 
 def _pair(name: str, first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

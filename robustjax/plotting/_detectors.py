@@ -76,7 +76,8 @@ def score_histograms(
         axes.spines[["top", "right", "left"]].set_visible(False)
     for axes in panels[len(kept) :]:
         axes.set_axis_off()
-    note = f"By AUROC {_left_out(len(kept), len(scores))}" if len(kept) < len(scores) else None
+    missing = len(scores) - len(kept)
+    note = f"the best {len(kept)} of {len(scores)} detectors by AUROC; {missing} left out" if missing else None
     _canvas.legend(figure, list(entries.values()), list(entries), title=note)
     return figure
 
@@ -122,8 +123,9 @@ def roc_curves(
         ylim=(-0.01, 1.01),
         aspect="equal",
     )
-    note = f"AUROC of {_left_out(len(kept), len(scores))}" if len(kept) < len(scores) else "AUROC"
-    _canvas.legend(figure, *axes.get_legend_handles_labels(), title=note)
+    missing = len(scores) - len(kept)
+    note = f" of the best {len(kept)} of {len(scores)} detectors; {missing} left out" if missing else ""
+    _canvas.legend(figure, *axes.get_legend_handles_labels(), title=f"AUROC{note}")
     return figure
 
 
@@ -141,10 +143,6 @@ def _detectors(scores: Mapping[str, Mapping], most: int | None) -> dict[str, dic
 def _separation(sets: list[np.ndarray]) -> float:
     """AUROC of the first set against the others together; chance where there is no other."""
     return metrics.auroc(sets[0], np.concatenate(sets[1:])) if len(sets) > 1 else 0.5
-
-
-def _left_out(shown: int, count: int) -> str:
-    return f"the best {shown} of {count} detectors; {count - shown} left out"
 
 
 def _scores(name: str, values: ArrayLike) -> np.ndarray:

@@ -14,6 +14,7 @@ from robustjax.typing import ArrayLike
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PAD = 0.035  # inches around an image
 POINTS = 7.0  # size of the texts at the images
 
 
@@ -55,15 +56,15 @@ def image_grid(
     rows = math.ceil(len(images) / columns)
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(f"row_labels must have one text for each of the {rows} rows, got {len(row_labels)}.")
-    image_height = image_inches * images.shape[1] / images.shape[2]
-    above = [_canvas.wrapped(text, image_inches - 0.08, POINTS) for text in titles or [""] * len(images)]
+    image_height = (image_inches - 2 * PAD) * images.shape[1] / images.shape[2]
+    above = [_canvas.wrapped(text, image_inches - 2 * PAD, POINTS) for text in titles or [""] * len(images)]
     beside = [_canvas.wrapped(text, image_height, POINTS) for text in row_labels or [""] * rows]
     line = 1.25 * POINTS / 72
     lines = [max(text.count("\n") + 1 for text in above[i : i + columns]) for i in range(0, len(images), columns)]
     left = line * max(text.count("\n") + 1 for text in beside) + 0.04 if row_labels is not None else 0.0
-    height = rows * (image_height + 0.04) + (sum(lines) * line + 0.04 * rows if titles is not None else 0.0)
+    height = rows * (image_height + 2 * PAD) + (sum(lines) * line + 0.04 * rows if titles is not None else 0.0)
     figure = _canvas.canvas((columns * image_inches + left, height), title)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    figure.set_layout_engine("constrained", w_pad=PAD, h_pad=PAD, wspace=0, hspace=0)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
