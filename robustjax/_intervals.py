@@ -47,7 +47,7 @@ class Margins(NamedTuple):
     scale: Float[Array, "batch classes"]
 
 
-def interval_bounds(
+def bounds(
     function: Callable[[Array], Array], lower: Float[AnyArray, "..."], upper: Float[AnyArray, "..."]
 ) -> Interval:
     r"""Bounds every output of a function over all inputs in a box, by interval arithmetic.

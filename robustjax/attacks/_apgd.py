@@ -102,7 +102,7 @@ class APGDTargeted:
     """Auto-PGD on the targeted DLR loss, towards one likely wrong class after another.
 
     The targets of an input are the classes of its largest logits but the first. An input that is misclassified as it
-    is, or answers any wrong class on the way, is done; see :class:`APGD` for how it gets there.
+    is, or answers any wrong class on the way, is done; see :func:`apgd` for how it gets there.
 
     Attributes:
       epsilon: radius of the ball, in units of [0, 1] images.

@@ -58,7 +58,7 @@ class CarliniWagner:
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> MinimumNorm:
-        """Returns the nearest adversarial inputs; the key does not matter. Raises as :class:`PGD`."""
+        """Returns the nearest adversarial inputs; the key does not matter. Raises as :func:`pgd`."""
         return run(self, key, logits_fn, x, labels)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon):

@@ -102,7 +102,7 @@ def worst_of(*attacks: Attack) -> WorstOf:
       *attacks: in the order in which they are tried, for deterministic models.
 
     Returns:
-      The attack, :class:`WorstOf`.
+      The attack.
 
     Raises:
       ValueError: there is none, or one is no function.
@@ -120,7 +120,7 @@ def expectation_over_transformation(attack: Any, *, samples: int = 20) -> Any:
     fresh keys.
 
     Args:
-      attack: one with a field ``samples``, such as :class:`PGD`.
+      attack: one with a field ``samples``, such as :func:`pgd`.
       samples: draws for each gradient, n.
 
     Returns:
@@ -143,7 +143,7 @@ class AtBudget:
     """A minimum-norm attack within a ball: what it finds outside counts as not found.
 
     Attributes:
-      attack: gives :class:`MinimumNorm`, such as :class:`FAB`.
+      attack: gives :class:`MinimumNorm`, such as :func:`fab`.
       epsilon: radius, in units of [0, 1] images and the attack's norm.
     """
 
@@ -160,7 +160,7 @@ class AtBudget:
         return self._within(self.attack(key, logits_fn, x, labels), x)
 
     def attempt(self, number, *arguments):
-        """One attempt of an attack that makes several, such as :class:`FAB`."""
+        """One attempt of an attack that makes several, such as :func:`fab`."""
         attack: Any = self.attack
         return self._within(attack.attempt(number, *arguments), arguments[2])
 
@@ -178,7 +178,7 @@ def at_budget(attack: Callable[..., MinimumNorm], epsilon: float) -> AtBudget:
       epsilon: radius, in units of [0, 1] images and the attack's norm.
 
     Returns:
-      The attack, :class:`AtBudget`.
+      The attack.
 
     Raises:
       ValueError: ``epsilon`` is negative or not finite.

@@ -57,7 +57,7 @@ class DeepFool:
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> MinimumNorm:
-        """Returns adversarial inputs and their distances; the key does not matter. Raises as :class:`PGD`."""
+        """Returns adversarial inputs and their distances; the key does not matter. Raises as :func:`pgd`."""
         return run(self, key, logits_fn, x, labels)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon):

@@ -71,7 +71,7 @@ class FAB:
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> MinimumNorm:
-        """Returns the nearest adversarial inputs; the key matters for restarts alone. Raises as :class:`PGD`."""
+        """Returns the nearest adversarial inputs; the key matters for restarts alone. Raises as :func:`pgd`."""
         return run(self, key, logits_fn, x, labels)
 
     def attempt(self, number, key, logits_fn, x, labels):

@@ -136,7 +136,7 @@ class FGSM:
     Attributes:
       epsilon: radius of the ball, in units of [0, 1] images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-      loss: as for :class:`PGD`.
+      loss: as for :func:`pgd`.
       targeted: labels are classes to be answered, and the loss is lowered.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
 
@@ -192,7 +192,7 @@ class MomentumIterative:
       steps: number of gradients.
       step_size: eta; None is ``epsilon / steps``.
       decay: mu.
-      loss: as for :class:`PGD`.
+      loss: as for :func:`pgd`.
       targeted: labels are classes to be answered, and the loss is lowered.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
 

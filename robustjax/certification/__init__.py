@@ -1,9 +1,8 @@
 """Guarantees that hold for every perturbation in a set, and the statistics behind them."""
 
-from robustjax._intervals import Interval as Interval
-from robustjax._intervals import interval_bounds as interval_bounds
 from robustjax.certification import conformal as conformal
 from robustjax.certification import halfspaces as halfspaces
+from robustjax.certification import intervals as intervals
 from robustjax.certification import mixing as mixing
 from robustjax.certification import multimodal as multimodal
 from robustjax.certification import prototypes as prototypes
@@ -15,17 +14,11 @@ from robustjax.certification._dual import DualCertificate as DualCertificate
 from robustjax.certification._dual import checkerboard as checkerboard
 from robustjax.certification._dual import dual as dual
 from robustjax.certification._dual import dual_radius as dual_radius
-from robustjax.certification._intervals import IntervalCertificate as IntervalCertificate
-from robustjax.certification._intervals import certify_intervals as certify_intervals
 from robustjax.certification._lipschitz import convolution_norm as convolution_norm
 from robustjax.certification._lipschitz import lipschitz_radius as lipschitz_radius
 from robustjax.certification._means import empirical_bernstein_lower_bound as empirical_bernstein_lower_bound
 from robustjax.certification._means import hoeffding_lower_bound as hoeffding_lower_bound
-from robustjax.certification._measures import Gaussian as Gaussian
-from robustjax.certification._measures import InNorm as InNorm
-from robustjax.certification._measures import Laplace as Laplace
 from robustjax.certification._measures import Measure as Measure
-from robustjax.certification._measures import Uniform as Uniform
 from robustjax.certification._measures import gaussian as gaussian
 from robustjax.certification._measures import in_norm as in_norm
 from robustjax.certification._measures import laplace as laplace

@@ -64,7 +64,7 @@ def diffusion_denoised(
       noise_fn: epsilon, ``x_t (batch, ...), t (batch,) int32 -> (batch, ...)``, the noise of unit variance in x_t;
         likewise.
       alphas_bar: ``(steps,)`` decreasing, strictly between 0 and 1, that the model was trained with; see
-        :func:`robustjax.losses.alphas_bar`.
+        :func:`robustjax.losses.denoising.alphas_bar`.
       sigma: standard deviation of the measure's noise, in units of [0, 1] images; radii are in these units too.
 
     Returns:

@@ -16,7 +16,7 @@ from robustjax.typing import AnyArray, LogitsFn
 _SLACK = 1e-5
 
 
-class IntervalCertificate(NamedTuple):
+class Certificate(NamedTuple):
     """What interval bound propagation shows of the ball around each input.
 
     Attributes:
@@ -30,22 +30,22 @@ class IntervalCertificate(NamedTuple):
     verified: Bool[Array, " batch"]
 
 
-def certify_intervals(
+def certify(
     logits_fn: LogitsFn,
     x: Float[AnyArray, "batch ..."],
     labels: Int[AnyArray, " batch"] | None = None,
     *,
     epsilon: float,
     batch_size: int | None = None,
-) -> IntervalCertificate:
+) -> Certificate:
     r"""Certifies the network itself in the linf ball around each input, by interval bound propagation.
 
     .. math:: \min_{j \ne y} \ \min_{\lVert x' - x \rVert_\infty \le \epsilon,\ 0 \le x' \le 1} f_y(x') - f_j(x')
 
     is bounded from below: intervals go through the network up to the last activations, and the map from there to a
     difference of logits is bounded as one ("elision" of the last layer). The bounds are good for networks trained for
-    them (:class:`robustjax.losses.IntervalTraining`) and say next to nothing about others, the deeper the less; see
-    :func:`interval_bounds` for what may stand in a network. Randomness and statistics of the batch may not: the model
+    them (:func:`robustjax.losses.interval_training`) and say next to nothing about others, the deeper the less; see
+    :func:`bounds` for what may stand in a network. Randomness and statistics of the batch may not: the model
     is asked for one input at a time. Works under ``jit`` and compiles once for all epsilons.
 
     Args:
@@ -106,7 +106,7 @@ def _certify(logits_fn, x, labels, epsilon, *, batch_size):
         other = jnp.arange(bounds.lower.shape[-1])[None] != labels[:, None]
         margin = jnp.where(other, bounds.lower, jnp.inf).min(-1)
         verified = (~other | (bounds.lower > _SLACK * bounds.scale)).all(-1)
-        return IntervalCertificate(labels, margin, verified)
+        return Certificate(labels, margin, verified)
 
     if batch_size is None or batch_size >= x.shape[0]:
         return of_examples(x, labels)

@@ -127,7 +127,7 @@ class Uniform:
 
     Guarantee:
       In exact arithmetic, g is constant on the open l1 ball of radius R whenever ``P[f(x + noise) = A] >= p_A``. In
-      floating point as for ``Gaussian`` without a grid.
+      floating point as for :func:`gaussian` without a grid.
 
     Reference:
       Yang et al., "Randomized smoothing of all shapes and sizes", arXiv:2002.08118.
@@ -164,7 +164,7 @@ class Laplace:
 
     Guarantee:
       In exact arithmetic, g is constant on the open l1 ball of radius R whenever ``P[f(x + noise) = A] >= p_A``. In
-      floating point as for ``Gaussian`` without a grid.
+      floating point as for :func:`gaussian` without a grid.
 
     Reference:
       Yang et al., "Randomized smoothing of all shapes and sizes", arXiv:2002.08118; Teng, Lee and Yuan, "l1 adversarial

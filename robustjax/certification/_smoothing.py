@@ -244,7 +244,7 @@ def certify(
       For every input, over the draws: with probability at least 1 - alpha, the label is what the smoothed classifier
       returns everywhere in the open ball of ``radius``, or it is ``ABSTAIN``. Each input by itself: of m certificates,
       m * alpha may be wrong. It speaks of the smoothed classifier, not of ``logits_fn``, and holds in exact
-      arithmetic; see ``Gaussian`` for floating point.
+      arithmetic; see :func:`gaussian` for floating point.
 
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918, algorithm "Certify". Differs from it at a bound of exactly 1/2,

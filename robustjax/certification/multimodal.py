@@ -17,7 +17,7 @@ def lipschitz_constants(kernel: Float[AnyArray, "modalities inputs hidden"]) -> 
 
     Args:
       kernel: matrices of the layers, one for each modality, such as ``params["kernel"]`` of
-        :class:`robustjax.models.Multimodal`.
+        :func:`robustjax.models.multimodal`.
 
     Returns:
       ``(modalities,)`` spectral norms, by singular values; float64.
@@ -54,7 +54,7 @@ def radius(
     constants :math:`\tau_{mk}`. If one modality alone is changed, the root is that term of its sum.
 
     Args:
-      scores: ``(batch, modalities, classes)`` zeta; of :class:`robustjax.models.Multimodal` the features, reshaped.
+      scores: ``(batch, modalities, classes)`` zeta; of :func:`robustjax.models.multimodal` the features, reshaped.
       weights: ``(modalities, classes)`` a, of any sign.
       bias: ``(classes,)`` b.
       constants: ``(modalities, classes)`` tau, or ``(modalities,)`` for all classes, see :func:`lipschitz_constants`.

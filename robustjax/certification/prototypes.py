@@ -28,7 +28,7 @@ class PrototypeCertificate(NamedTuple):
 
 
 def radius(
-    network: models.PrototypeNetwork,
+    network: models.prototypes.PrototypeNetwork,
     x: Float[AnyArray, "batch ..."],
     labels: Int[AnyArray, " batch"] | None = None,
     *,
@@ -61,7 +61,7 @@ def radius(
     :math:`R = \sqrt{d^2 + s \ln z} - d`, and its mirror image where z is below 1.
 
     Args:
-      network: such as ``models.prototype_network(state.params)``.
+      network: such as ``models.prototypes.network(state.params)``.
       x: ``(batch, ...)``, floating point, in [0, 1].
       labels: ``(batch,)`` integers, such as the true classes; None for the network's own answers.
       cancel: False for the published formula.
@@ -109,9 +109,9 @@ def _radius(network, x, labels, *, cancel, batch_size):
     def of_one(example):
         x, label = jax.tree.map(lambda a: a[None], example)
         if label is None:
-            logs = models.prototype_log_detections(network, x)
-            label = models.prototype_log_probabilities(network, logs).argmax(-1).astype(jnp.int32)
-        radius = models.prototype_radius(network, x, label, cancel=cancel)
+            logs = models.prototypes.log_detections(network, x)
+            label = models.prototypes.log_probabilities(network, logs).argmax(-1).astype(jnp.int32)
+        radius = models.prototypes.radius(network, x, label, cancel=cancel)
         return PrototypeCertificate(label[0], jnp.clip(radius[0], -largest, largest))
 
     return jax.lax.map(of_one, (x.astype(jnp.float32), labels), batch_size=batch_size)

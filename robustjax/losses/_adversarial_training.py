@@ -1,13 +1,4 @@
-"""Adversarial training: objectives that look for bad inputs, or bad weights, before they take the loss.
-
-Adversarial images are made for the running batch statistics (``train=False``), with weights and images under
-``stop_gradient``: no gradient flows through the attack. The passes of the loss itself normalise by the statistics of
-their own images and renew the running ones, clean images first where an objective has both: what a trained model
-keeps is an average over all images that its loss has seen.
-
-Objectives with an attack have two halves, ``examples`` and ``loss``, whose composition they are; :class:`AWP` comes
-between the two. Their metric ``robust_accuracy`` is that on adversarial images, ``accuracy`` that on clean ones.
-"""
+"""Adversarial training: objectives that look for bad inputs, or bad weights, before they take the loss."""
 
 from __future__ import annotations
 
@@ -23,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from robustjax import _validate
 from robustjax.losses._adversarial import boosted_cross_entropy, entropy, kl_divergence
 from robustjax.losses._classification import cross_entropy
-from robustjax.losses._objectives import Augment, Aux
+from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, LogitsFn, ModelState
 
 Adversary: TypeAlias = Callable[[Array, LogitsFn, Array, Array], Array]
@@ -34,7 +25,7 @@ class Examples(NamedTuple):
     """Images of a batch and their adversarial twins.
 
     Attributes:
-      clean: ``(batch, height, width, channels)``, augmented.
+      clean: ``(batch, height, width, channels)``.
       adversarial: of the same shape; constants to differentiation.
       label: ``(batch,)``, int32.
     """
@@ -49,7 +40,7 @@ class AdversarialObjective(Protocol):
     """An objective in two halves: the attack, and the loss of what it found."""
 
     def examples(self, key: Array, apply: Apply, state: ModelState, batch: Batch) -> Examples:
-        """Augments the images and attacks the model."""
+        """Attacks the model."""
         ...
 
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Array, Aux]:
@@ -68,14 +59,12 @@ class AdversarialTraining:
     Attributes:
       attack: what makes the images; in the paper for CIFAR-10
         ``attacks.pgd(epsilon=8/255, steps=7, step_size=2/255, keep="last")``.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv 1706.06083.
     """
 
     attack: Adversary
-    augment: Augment | None = None
 
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
@@ -84,8 +73,8 @@ class AdversarialTraining:
         return self.loss(apply, state, self.examples(key, apply, state, batch))
 
     def examples(self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch) -> Examples:
-        """Augments the images and attacks the model."""
-        return _attacked(key, apply, state, batch, self.attack, self.augment)
+        """Attacks the model."""
+        return _attacked(key, apply, state, batch, self.attack)
 
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss, and the renewed state with metrics."""
@@ -111,7 +100,6 @@ class TRADES:
     Attributes:
       attack: what makes the images, ``(key, logits_fn, x, clean_logits) -> x_adv``.
       beta: weight of the divergence, 6 in the paper for CIFAR-10 and at least 0.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy, arXiv 1901.08573.
@@ -119,7 +107,6 @@ class TRADES:
 
     attack: Adversary
     beta: float = 6.0
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.not_negative(beta=self.beta)
@@ -133,9 +120,9 @@ class TRADES:
         return self.loss(apply, state, self.examples(key, apply, state, batch))
 
     def examples(self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch) -> Examples:
-        """Augments the images and attacks the model."""
+        """Attacks the model."""
         from_clean_logits = lambda key, logits_fn, x, labels: self.attack(key, logits_fn, x, logits_fn(x))
-        return _attacked(key, apply, state, batch, from_clean_logits, self.augment)
+        return _attacked(key, apply, state, batch, from_clean_logits)
 
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss, and the renewed state with metrics."""
@@ -159,7 +146,6 @@ class MART:
       attack: what makes the images; in the authors' code
         ``attacks.pgd(epsilon=0.031, steps=10, step_size=0.007, random_start=0.001, keep="last")``.
       beta: weight of the divergence, at least 0; the authors' scripts have 6 for a Wide ResNet and 5 for a ResNet.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Wang et al. 2020, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR.
@@ -167,7 +153,6 @@ class MART:
 
     attack: Adversary
     beta: float = 6.0
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.not_negative(beta=self.beta)
@@ -179,8 +164,8 @@ class MART:
         return self.loss(apply, state, self.examples(key, apply, state, batch))
 
     def examples(self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch) -> Examples:
-        """Augments the images and attacks the model."""
-        return _attacked(key, apply, state, batch, self.attack, self.augment)
+        """Attacks the model."""
+        return _attacked(key, apply, state, batch, self.attack)
 
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss, and the renewed state with metrics."""
@@ -207,7 +192,6 @@ class LogitPairing:
     Attributes:
       attack: what makes the images.
       weight: of the distance, :math:`\lambda`, at least 0; 0.5 in the authors' example for ImageNet.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Kannan, Kurakin and Goodfellow 2018, Adversarial Logit Pairing, arXiv 1803.06373.
@@ -215,7 +199,6 @@ class LogitPairing:
 
     attack: Adversary
     weight: float = 0.5
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.not_negative(weight=self.weight)
@@ -227,8 +210,8 @@ class LogitPairing:
         return self.loss(apply, state, self.examples(key, apply, state, batch))
 
     def examples(self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch) -> Examples:
-        """Augments the images and attacks the model."""
-        return _attacked(key, apply, state, batch, self.attack, self.augment)
+        """Attacks the model."""
+        return _attacked(key, apply, state, batch, self.attack)
 
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss, and the renewed state with metrics."""
@@ -251,14 +234,12 @@ class EntropyRegularization:
 
     Attributes:
       weight: of the entropy, :math:`\lambda`, at least 0.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Cubuk et al. 2017, Intriguing Properties of Adversarial Examples, arXiv 1711.02846.
     """
 
     weight: float = 0.5
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.not_negative(weight=self.weight)
@@ -267,8 +248,7 @@ class EntropyRegularization:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with metrics; ``entropy`` is the mean entropy."""
-        images = batch.image if self.augment is None else self.augment(key, batch.image)
-        outputs, state = apply(state, images, train=True)
+        outputs, state = apply(state, batch.image, train=True)
         uncertainty = entropy(outputs.logits).mean()
         loss = cross_entropy(outputs.logits, batch.label).mean() + self.weight * uncertainty
         accuracy = _accuracy(outputs.logits, batch.label)
@@ -289,7 +269,7 @@ class AWP:
     Attributes:
       objective: one with an attack, see :class:`AdversarialObjective`.
       gamma: size of the perturbation relative to the weights, at least 0: 0.01 in the authors' code with
-        :class:`AdversarialTraining`, 0.005 with :class:`TRADES`, there after ten epochs without.
+        :func:`adversarial_training`, 0.005 with :func:`trades`, there after ten epochs without.
 
     Reference:
       Wu, Xia and Wang 2020, Adversarial Weight Perturbation Helps Robust Generalization, arXiv 2004.05884.
@@ -333,18 +313,14 @@ entropy_regularization = EntropyRegularization
 awp = AWP
 
 
-def _attacked(
-    key: Array, apply: Apply, state: ModelState, batch: Batch, attack: Adversary, augment: Augment | None
-) -> Examples:
-    augment_key, attack_key = jax.random.split(key)
-    images = batch.image if augment is None else augment(augment_key, batch.image)
-    constant_state, constant_images = jax.lax.stop_gradient((state, images))
+def _attacked(key: Array, apply: Apply, state: ModelState, batch: Batch, attack: Adversary) -> Examples:
+    constant_state, constant_images = jax.lax.stop_gradient((state, batch.image))
     logits_fn = jax.tree_util.Partial(_logits_of(apply), constant_state)
-    adversarial = attack(attack_key, logits_fn, constant_images, batch.label)
-    if getattr(adversarial, "shape", None) != images.shape:
+    adversarial = attack(jax.random.fold_in(key, 1), logits_fn, constant_images, batch.label)
+    if getattr(adversarial, "shape", None) != batch.image.shape:
         got = getattr(adversarial, "shape", type(adversarial).__name__)
-        raise ValueError(f"attack must give images of shape {images.shape}, got {got}.")
-    return Examples(images, jax.lax.stop_gradient(adversarial), batch.label)
+        raise ValueError(f"attack must give images of shape {batch.image.shape}, got {got}.")
+    return Examples(batch.image, jax.lax.stop_gradient(adversarial), batch.label)
 
 
 @functools.cache  # one function for each model, so that what an attack compiles is shared

@@ -54,7 +54,7 @@ def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[A
     return optax.losses.softmax_cross_entropy(logits, label_probabilities)
 
 
-def logit_norm(
+def normalized_cross_entropy(
     logits: Float[Array, "..."], labels: Array, *, tau: float | Float[Array, ""] = 0.04
 ) -> Float[Array, " batch"]:
     r"""Computes the cross-entropy of each example with its logits brought to norm ``1 / tau``.

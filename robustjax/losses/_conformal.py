@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
-from robustjax.losses._objectives import Augment, Aux
+from robustjax.losses._objectives import Aux
 from robustjax.losses._smoothing import _images_and_noise, _logits_of_copies
 from robustjax.typing import Apply, Batch, ModelState
 
@@ -40,7 +40,6 @@ class ConformalTraining:
       target_size: kappa, the size of sets that costs nothing.
       temperature: T; in the paper 0.1 for CIFAR-10 and 1 for CIFAR-100.
       dispersion: temperature of the quantile, see :func:`soft_quantile`.
-      augment: ``(key, images) -> images``, applied before the noise; None for none.
 
     Reference:
       Yan, Romano and Weng 2024, Provably Robust Conformal Prediction with Improved Efficiency, arXiv 2404.19651; Stutz
@@ -56,7 +55,6 @@ class ConformalTraining:
     target_size: float = 1.0
     temperature: float = 0.1
     dispersion: float = 0.1
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(sigma=self.sigma, temperature=self.temperature, dispersion=self.dispersion)
@@ -71,7 +69,7 @@ class ConformalTraining:
         half = batch.label.shape[0] // 2
         if not half:
             raise ValueError(f"batch must hold at least 2 images, got {batch.label.shape[0]}.")
-        images, noise = _images_and_noise(key, batch.image, self.augment, self.sigma, self.num_noise)
+        images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         logits, state = _logits_of_copies(apply, state, images, noise)
         mean = jax.nn.softmax(logits).mean(1)
         scores = jax.scipy.special.ndtri(jnp.clip(mean, 1e-7, 1 - 1e-7))  # finite, and so its gradient

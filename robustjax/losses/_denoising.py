@@ -1,7 +1,4 @@
-"""Objectives for what stands in front of a classifier: denoisers, and the noise predictor of a diffusion model.
-
-Here ``apply`` gives images in place of ``Outputs``; see :func:`robustjax.models.image_functional`.
-"""
+"""Objectives for what stands in front of a classifier: denoisers, and the noise predictor of a diffusion model."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
 from robustjax.losses._classification import cross_entropy
-from robustjax.losses._objectives import Augment, Aux
+from robustjax.losses._objectives import Aux
 from robustjax.perturbations import gaussian_noise
 from robustjax.typing import Batch, ModelState, Outputs
 
@@ -33,14 +30,12 @@ class Denoising:
 
     Attributes:
       sigma: standard deviation of the noise, in units of [0, 1] images.
-      augment: ``(key, images) -> images``, applied before the noise; None for none.
 
     Reference:
       Salman et al. 2020, Denoised Smoothing: A Provable Defense for Pretrained Classifiers, arXiv 2003.01908.
     """
 
     sigma: float = 0.5
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(sigma=self.sigma)
@@ -49,7 +44,7 @@ class Denoising:
         self, key: Key[Array, ""], apply: Callable, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with ``loss`` as the only metric."""
-        images, noisy = _noisy_images(key, batch.image, self.augment, self.sigma)
+        images, noisy = _noisy_images(key, batch.image, self.sigma)
         found, state = apply(state, noisy, train=True)
         loss = jnp.square(_checked(found, images) - images).mean()
         return loss, Aux(state, {"loss": loss})
@@ -68,7 +63,6 @@ class DenoisingStability:
     Attributes:
       classify: f as ``(state, x) -> Outputs``, such as ``outputs`` of :func:`robustjax.models.functional`.
       sigma: standard deviation of the noise, in units of [0, 1] images.
-      augment: ``(key, images) -> images``, applied before the noise; None for none.
 
     Reference:
       Salman et al. 2020, Denoised Smoothing: A Provable Defense for Pretrained Classifiers, arXiv 2003.01908.
@@ -76,7 +70,6 @@ class DenoisingStability:
 
     classify: Callable[[ModelState, Array], Outputs]
     sigma: float = 0.5
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(sigma=self.sigma)
@@ -90,7 +83,7 @@ class DenoisingStability:
         frozen = state.batch_stats["classifier"]
         rest = {name: value for name, value in state.batch_stats.items() if name != "classifier"}
         classify = functools.partial(self.classify, ModelState(**frozen))
-        images, noisy = _noisy_images(key, batch.image, self.augment, self.sigma)
+        images, noisy = _noisy_images(key, batch.image, self.sigma)
         found, state = apply(ModelState(state.params, rest), noisy, train=True)
         logits = classify(_checked(found, images)).logits
         loss = cross_entropy(logits, classify(images).logits.argmax(-1)).mean()
@@ -111,7 +104,6 @@ class Diffusion:
     Attributes:
       num_steps: of the diffusion.
       schedule: of :func:`alphas_bar`.
-      augment: ``(key, images) -> images``, applied before the noise; None for none.
 
     Reference:
       Ho, Jain and Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv 2006.11239.
@@ -119,7 +111,6 @@ class Diffusion:
 
     num_steps: int = 1000
     schedule: Schedule = "cosine"
-    augment: Augment | None = None
 
     def __post_init__(self):
         alphas_bar(self.num_steps, schedule=self.schedule)
@@ -128,8 +119,8 @@ class Diffusion:
         self, key: Key[Array, ""], apply: Callable, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with ``loss`` as the only metric."""
-        augment_key, time_key, noise_key = jax.random.split(key, 3)
-        images = batch.image if self.augment is None else self.augment(augment_key, batch.image)
+        time_key, noise_key = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+        images = batch.image
         share = alphas_bar(self.num_steps, schedule=self.schedule)
         time = jax.random.randint(time_key, images.shape[:1], 0, self.num_steps)
         of_image = lambda values: jnp.asarray(values, jnp.float32)[time].reshape(-1, *(1,) * (images.ndim - 1))
@@ -140,8 +131,8 @@ class Diffusion:
         return loss, Aux(state, {"loss": loss})
 
 
-denoising = Denoising
-denoising_stability = DenoisingStability
+mse = Denoising
+stability = DenoisingStability
 diffusion = Diffusion
 
 
@@ -179,11 +170,9 @@ def alphas_bar(num_steps: int = 1000, *, schedule: Schedule = "cosine") -> np.nd
     return np.cumprod(1 - beta)
 
 
-def _noisy_images(key: Array, images: Array, augment: Augment | None, sigma: float) -> tuple[Array, Array]:
-    """Augmented images, and the same with noise, both float32."""
-    augment_key, noise_key = jax.random.split(key)
-    images = images if augment is None else augment(augment_key, images)
-    return images.astype(jnp.float32), gaussian_noise(noise_key, images, sigma=sigma)
+def _noisy_images(key: Array, images: Array, sigma: float) -> tuple[Array, Array]:
+    """The images, and the same with noise, both float32."""
+    return images.astype(jnp.float32), gaussian_noise(jax.random.fold_in(key, 1), images, sigma=sigma)
 
 
 def _checked(found: Array, images: Array) -> Array:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from robustjax import _validate
 from robustjax._intervals import ball, margin_bounds
 from robustjax.losses._classification import cross_entropy
-from robustjax.losses._objectives import Augment, Aux
+from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
@@ -23,7 +23,7 @@ class IntervalTraining:
               \hat z_j - \hat z_y = -\underline m_j, \quad
               \underline m_j \le \min_{\lVert x' - x \rVert_\infty \le \epsilon} f_y(x') - f_j(x')
 
-    with the bounds of :func:`robustjax.certification.certify_intervals`: within [0, 1], and with the last layer elided.
+    with the bounds of :func:`robustjax.certification.intervals.certify`: within [0, 1], and with the last layer elided.
     They are bounds of the model at inference, with the batch statistics that it has.
 
     Training starts well only from small balls: the paper begins with kappa 1 and epsilon 0 and moves both linearly.
@@ -38,7 +38,6 @@ class IntervalTraining:
       epsilon: radius of the ball, linf in units of [0, 1] images; in the paper more than what is to be certified, 0.4
         for 0.3 on MNIST.
       kappa: share of the answer at the image itself, 0 to 1.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Gowal et al. 2018, On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models,
@@ -47,7 +46,6 @@ class IntervalTraining:
 
     epsilon: float | Float[Array, ""] = 0.4
     kappa: float | Float[Array, ""] = 0.5
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.not_negative(epsilon=self.epsilon, kappa=self.kappa)
@@ -58,9 +56,8 @@ class IntervalTraining:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with metrics."""
-        images = batch.image if self.augment is None else self.augment(key, batch.image)
-        outputs, renewed = apply(state, images, train=True)
-        bounds = margin_bounds(lambda x: apply(state, x)[0].logits, *ball(images, self.epsilon), batch.label)
+        outputs, renewed = apply(state, batch.image, train=True)
+        bounds = margin_bounds(lambda x: apply(state, x)[0].logits, *ball(batch.image, self.epsilon), batch.label)
         loss = self.kappa * cross_entropy(outputs.logits, batch.label).mean()
         loss += (1 - self.kappa) * cross_entropy(-bounds.lower, batch.label).mean()
         accuracy = (outputs.logits.argmax(-1) == batch.label).mean(dtype=jnp.float32)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from robustjax import _validate
 from robustjax.losses._adversarial_training import Adversary, Examples, _accuracy, _attacked
 from robustjax.losses._classification import check_logits_and_labels, cross_entropy
-from robustjax.losses._objectives import Augment, Aux
+from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
@@ -21,7 +21,7 @@ class AdaptiveCrossEntropy:
 
     .. math:: (1 - w)\, \ell\bigl(f(x), y\bigr) + w \ln\bigl(1 + e^{-\gamma(x)}\bigr)
 
-    Gamma is the logsumexp of the logits, as :class:`robustjax.certification.mixing.Mixture` gives them.
+    Gamma is the logsumexp of the logits, as :func:`robustjax.certification.mixing.mixture` gives them.
 
     Attributes:
       weight: w in [0, 1]; drawn from [0, 0.4] in the authors' training.
@@ -51,7 +51,7 @@ class MixingTraining:
     .. math:: \mathbb{E}\, a\, b + c\, \ell + p\, b\, \ell, \qquad
               b = \ln(1 + e^\gamma) - s \gamma, \quad s = 1 \text{ for attacked images, } 0 \text{ for clean ones}
 
-    with the cross-entropy :math:`\ell` of the mixture. The model is a :class:`robustjax.certification.mixing.Mixture`,
+    with the cross-entropy :math:`\ell` of the mixture. The model is a :func:`robustjax.certification.mixing.mixture`,
     whose logits have gamma for their logsumexp and whose only parameters are those of the network: both classifiers
     stay as they are. Attacked is the mixture as it is at inference; the authors attack it with the shares of training.
 
@@ -65,7 +65,6 @@ class MixingTraining:
       product: p, weight of both multiplied.
       factors: each perturbation is multiplied by a draw from this range, so that not all attacked images lie on the
         surface of the ball; the authors draw the epsilon of each image.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Bai et al. 2023, Improving the Accuracy-Robustness Trade-off of Classifiers via Adaptive Smoothing,
@@ -77,7 +76,6 @@ class MixingTraining:
     classes: float = 0.0
     product: float = 0.3
     factors: tuple[float, float] = (0.4, 1.1)
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.not_negative(binary=self.binary, classes=self.classes, product=self.product)
@@ -92,9 +90,9 @@ class MixingTraining:
         return self.loss(apply, state, self.examples(key, apply, state, batch))
 
     def examples(self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch) -> Examples:
-        """Augments the images and attacks the mixture."""
+        """Attacks the mixture."""
         factor_key, key = jax.random.split(key)
-        examples = _attacked(key, apply, state, batch, self.attack, self.augment)
+        examples = _attacked(key, apply, state, batch, self.attack)
         shape = (examples.clean.shape[0], *(1,) * (examples.clean.ndim - 1))
         factor = jax.random.uniform(factor_key, shape, minval=self.factors[0], maxval=self.factors[1])
         moved = examples.clean + factor * (examples.adversarial - examples.clean)

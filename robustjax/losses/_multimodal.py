@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from robustjax import _validate
 from robustjax.losses._classification import cross_entropy
-from robustjax.losses._objectives import Augment, Aux
+from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
@@ -74,12 +74,11 @@ class MultimodalMargin:
     .. math:: \mathbb{E}\Bigl[\ell(h(x), y) + \rho \ln\Bigl(\sum_m \sum_{k \ne y} e^{\zeta_{mk} - \zeta_{my}}
               + 10^{-5}\Bigr)\Bigr]
 
-    For models whose features are the scores of each modality, as :class:`robustjax.models.Multimodal` makes them.
+    For models whose features are the scores of each modality, as :func:`robustjax.models.multimodal` makes them.
 
     Attributes:
       rho: weight of the margins, at least 0.
       num_modalities: of the model.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Yang et al. 2024, Quantifying and Enhancing Multi-modal Robustness with Modality Preference, arXiv 2402.06244.
@@ -87,7 +86,6 @@ class MultimodalMargin:
 
     rho: float = 2.0
     num_modalities: int = 2
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.not_negative(rho=self.rho)
@@ -97,9 +95,8 @@ class MultimodalMargin:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of ``batch``, and the renewed state with metrics."""
-        images = batch.image if self.augment is None else self.augment(key, batch.image)
-        outputs, state = apply(state, images, train=True)
-        scores = outputs.features.reshape(len(images), self.num_modalities, -1)
+        outputs, state = apply(state, batch.image, train=True)
+        scores = outputs.features.reshape(len(batch.image), self.num_modalities, -1)
         margin = unimodal_margin(scores, batch.label).mean()
         loss = cross_entropy(outputs.logits, batch.label).mean() + self.rho * margin
         accuracy = (outputs.logits.argmax(-1) == batch.label).mean(dtype=jnp.float32)
@@ -113,13 +110,12 @@ class MultimodalRadius:
     .. math:: -\mathbb{E}\, \min_{j \ne y} r_j(x)
 
     with the signed radii of :func:`robustjax.certification.multimodal.radius`. The parameters must be those of
-    :class:`robustjax.models.Multimodal`; all but its ``weights`` get no gradient, and an optimizer with weight decay
+    :func:`robustjax.models.multimodal`; all but its ``weights`` get no gradient, and an optimizer with weight decay
     has to be kept off them (``optax.masked``).
 
     Attributes:
       constants: Lipschitz constants of the scores, a tuple of classes for each modality: those of the model as it is,
         which this step does not change.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Yang et al. 2024, arXiv 2402.06244. Differs from the authors' code, which takes the runner-up for j, whose radius
@@ -127,7 +123,6 @@ class MultimodalRadius:
     """
 
     constants: tuple[tuple[float, ...], ...]
-    augment: Augment | None = None
 
     def __post_init__(self):
         for constant in (c for row in self.constants for c in row):
@@ -137,11 +132,10 @@ class MultimodalRadius:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the negative mean radius of ``batch``, and the state with metrics."""
-        images = batch.image if self.augment is None else self.augment(key, batch.image)
         params = jax.lax.stop_gradient(state.params) | {"weights": state.params["weights"]}
-        outputs, state = apply(state._replace(params=params), images, train=True)
+        outputs, state = apply(state._replace(params=params), batch.image, train=True)
         constants = jnp.asarray(self.constants, jnp.float32)
-        scores = outputs.features.reshape(len(images), *constants.shape)
+        scores = outputs.features.reshape(len(batch.image), *constants.shape)
         radius = pair_radii(scores, batch.label, params["weights"], params["bias"], constants).min(-1).mean()
         accuracy = (outputs.logits.argmax(-1) == batch.label).mean(dtype=jnp.float32)
         return -radius, Aux(state, {"loss": -radius, "accuracy": accuracy, "radius": radius})

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
-from robustjax.losses._classification import cross_entropy, logit_norm, soft_cross_entropy
-from robustjax.perturbations import Mixed, cutmix, gaussian_noise, mixup
+from robustjax import _validate, perturbations
+from robustjax.losses._classification import cross_entropy, normalized_cross_entropy, soft_cross_entropy
 from robustjax.typing import Apply, Batch, ModelState
 
 
@@ -41,20 +40,13 @@ Objective: TypeAlias = Callable[[Array, Apply, ModelState, Batch], tuple[Array, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Standard:
-    """Mean cross-entropy on the images as they are.
-
-    Attributes:
-      augment: ``(key, images) -> images``, applied first; None for none.
-    """
-
-    augment: Augment | None = None
+    """Mean cross-entropy on the images as they are."""
 
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of ``batch``, and the renewed state with metrics."""
-        images = batch.image if self.augment is None else self.augment(key, batch.image)
-        return _mean_loss(apply, state, images, batch.label, cross_entropy)
+        return _mean_loss(apply, state, batch.image, batch.label, cross_entropy)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,19 +55,17 @@ class GaussianAugmentation:
 
     .. math:: \mathbb{E}_{z \sim \mathcal{N}(0, I)} \, \ell\bigl(f(x + \sigma z), y\bigr)
 
-    Trains the base classifier for randomized smoothing at the same sigma. Noise comes after ``augment``, is not
-    clipped, and is drawn and added in float32 also for models that compute in bfloat16.
+    Trains the base classifier for randomized smoothing at the same sigma. Noise is not clipped, and is drawn and
+    added in float32 also for models that compute in bfloat16.
 
     Attributes:
       sigma: standard deviation of the noise, l2 in units of [0, 1] images.
-      augment: ``(key, images) -> images``, applied before the noise; None for none.
 
     Reference:
       Cohen, Rosenfeld, Kolter 2019, Certified Adversarial Robustness via Randomized Smoothing, arXiv 1902.02918.
     """
 
     sigma: float = 0.5
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(sigma=self.sigma)
@@ -84,9 +74,7 @@ class GaussianAugmentation:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of the noisy ``batch``, and the renewed state with metrics."""
-        augment_key, noise_key = jax.random.split(key)
-        images = batch.image if self.augment is None else self.augment(augment_key, batch.image)
-        noisy = gaussian_noise(noise_key, images, sigma=self.sigma)
+        noisy = perturbations.gaussian_noise(jax.random.fold_in(key, 1), batch.image, sigma=self.sigma)
         return _mean_loss(apply, state, noisy, batch.label, cross_entropy)
 
 
@@ -98,14 +86,12 @@ class LogitNorm:
 
     Attributes:
       tau: temperature, 0.04 in the paper for CIFAR-10.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Wei et al. 2022, Mitigating Neural Network Overconfidence with Logit Normalization, arXiv 2205.09310.
     """
 
     tau: float = 0.04
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(tau=self.tau)
@@ -114,8 +100,9 @@ class LogitNorm:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of ``batch``, and the renewed state with metrics."""
-        images = batch.image if self.augment is None else self.augment(key, batch.image)
-        return _mean_loss(apply, state, images, batch.label, functools.partial(logit_norm, tau=self.tau))
+        return _mean_loss(
+            apply, state, batch.image, batch.label, functools.partial(normalized_cross_entropy, tau=self.tau)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +114,6 @@ class Mixup:
     Attributes:
       num_classes: number of classes.
       alpha: of the Beta distribution of the share, see :func:`robustjax.perturbations.mixup`.
-      augment: ``(key, images) -> images``, applied before the mixing; None for none.
 
     Reference:
       Zhang, Cisse, Dauphin and Lopez-Paz 2018, mixup: Beyond Empirical Risk Minimization, arXiv 1710.09412.
@@ -135,7 +121,6 @@ class Mixup:
 
     num_classes: int
     alpha: float = 1.0
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.at_least(2, num_classes=self.num_classes)
@@ -145,9 +130,8 @@ class Mixup:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of the mixed ``batch``, and the renewed state with metrics."""
-        augment_key, mix_key = jax.random.split(key)
-        images = batch.image if self.augment is None else self.augment(augment_key, batch.image)
-        mixed = mixup(mix_key, images, batch.label, num_classes=self.num_classes, alpha=self.alpha)
+        mix_key = jax.random.fold_in(key, 1)
+        mixed = perturbations.mixup(mix_key, batch.image, batch.label, num_classes=self.num_classes, alpha=self.alpha)
         return _mean_soft_cross_entropy(apply, state, mixed)
 
 
@@ -160,7 +144,6 @@ class CutMix:
     Attributes:
       num_classes: number of classes.
       alpha: of the Beta distribution of the share, see :func:`robustjax.perturbations.cutmix`.
-      augment: ``(key, images) -> images``, applied before the mixing; None for none.
 
     Reference:
       Yun et al. 2019, CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features,
@@ -169,7 +152,6 @@ class CutMix:
 
     num_classes: int
     alpha: float = 1.0
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.at_least(2, num_classes=self.num_classes)
@@ -179,14 +161,44 @@ class CutMix:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of the mixed ``batch``, and the renewed state with metrics."""
-        augment_key, mix_key = jax.random.split(key)
-        images = batch.image if self.augment is None else self.augment(augment_key, batch.image)
-        mixed = cutmix(mix_key, images, batch.label, num_classes=self.num_classes, alpha=self.alpha)
+        mix_key = jax.random.fold_in(key, 1)
+        mixed = perturbations.cutmix(mix_key, batch.image, batch.label, num_classes=self.num_classes, alpha=self.alpha)
         return _mean_soft_cross_entropy(apply, state, mixed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmented:
+    """Another objective on augmented images.
+
+    ::
+
+        augment = perturbations.compose(perturbations.random_crop, perturbations.random_horizontal_flip)
+        losses.augmented(augment, losses.smoothing.macer(sigma=0.5))
+
+    Augmentation comes before everything that the objective does itself: noise, attacks, mixing.
+
+    Attributes:
+      augment: ``(key, images) -> images``.
+      objective: what the augmented images are given to.
+    """
+
+    augment: Augment
+    objective: Objective
+
+    def __call__(
+        self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
+    ) -> tuple[Float[Array, ""], Aux]:
+        """Returns the loss of the augmented ``batch``, and the renewed state with metrics."""
+        augment_key, key = jax.random.split(key)
+        return self.objective(key, apply, state, batch._replace(image=self.augment(augment_key, batch.image)))
 
 
 standard = Standard
 gaussian_augmentation = GaussianAugmentation
+logit_norm = LogitNorm
+mixup = Mixup
+cutmix = CutMix
+augmented = Augmented
 
 
 def _mean_loss(
@@ -198,7 +210,7 @@ def _mean_loss(
     return loss, Aux(state, {"loss": loss, "accuracy": accuracy})
 
 
-def _mean_soft_cross_entropy(apply: Apply, state: ModelState, mixed: Mixed) -> tuple[Array, Aux]:
+def _mean_soft_cross_entropy(apply: Apply, state: ModelState, mixed: perturbations.Mixed) -> tuple[Array, Aux]:
     outputs, state = apply(state, mixed.image, train=True)
     loss = soft_cross_entropy(outputs.logits, mixed.label_probabilities).mean()
     answer = outputs.logits.argmax(-1, keepdims=True)

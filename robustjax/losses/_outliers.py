@@ -1,8 +1,4 @@
-"""Training with outliers: rows of a batch whose label is -1, inputs that are of no class.
-
-:func:`robustjax.data.with_outliers` makes such batches. The model sees both groups in one call, so batch normalisation
-computes its statistics over both together.
-"""
+"""Training with outliers: rows of a batch whose label is -1, inputs that are of no class."""
 
 from __future__ import annotations
 
@@ -14,11 +10,11 @@ from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
 from robustjax.losses._classification import check_logits_and_labels, cross_entropy
-from robustjax.losses._objectives import Augment, Aux
+from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
-def outlier_exposure(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
+def uniform_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
     r"""Computes the cross-entropy of each example to its label or, for an outlier, to the uniform distribution.
 
     .. math:: \ln \sum_k e^{f_k(x)} - f_y(x) \quad\text{or}\quad \ln \sum_k e^{f_k(x)} - \frac{1}{K} \sum_k f_k(x)
@@ -42,7 +38,7 @@ def outlier_exposure(logits: Float[Array, "..."], labels: Array) -> Float[Array,
     return jnp.where(labels < 0, to_uniform, cross_entropy(logits, jnp.maximum(labels, 0)))
 
 
-def energy_bounded(
+def energy_hinge(
     logits: Float[Array, "..."],
     labels: Array,
     *,
@@ -88,14 +84,12 @@ class OutlierExposure:
 
     Attributes:
       weight: of the outliers, :math:`\lambda`.
-      augment: ``(key, images) -> images``, applied first, to outliers too; None for none.
 
     Reference:
       Hendrycks, Mazeika and Dietterich 2019, Deep Anomaly Detection with Outlier Exposure, arXiv 1812.04606.
     """
 
     weight: float = 0.5
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(weight=self.weight)
@@ -104,9 +98,8 @@ class OutlierExposure:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with metrics."""
-        images = batch.image if self.augment is None else self.augment(key, batch.image)
-        outputs, state = apply(state, images, train=True)
-        losses, known = outlier_exposure(outputs.logits, batch.label), batch.label >= 0
+        outputs, state = apply(state, batch.image, train=True)
+        losses, known = uniform_cross_entropy(outputs.logits, batch.label), batch.label >= 0
         outlier_loss = _mean(losses, ~known)
         loss = _mean(losses, known) + self.weight * outlier_loss
         accuracy = _mean(outputs.logits.argmax(-1) == batch.label, known)
@@ -133,7 +126,6 @@ class EnergyBounded:
       m_in: energy below which examples of a class cost nothing.
       m_out: energy above which outliers cost nothing.
       weight: of the energies, :math:`\lambda`.
-      augment: ``(key, images) -> images``, applied first, to outliers too; None for none.
 
     Reference:
       Liu, Wang, Owens and Li 2020, Energy-based Out-of-distribution Detection, arXiv 2010.03759.
@@ -142,7 +134,6 @@ class EnergyBounded:
     m_in: float = -23.0
     m_out: float = -5.0
     weight: float = 0.1
-    augment: Augment | None = None
 
     def __post_init__(self):
         _check_margins(self.m_in, self.m_out)
@@ -152,14 +143,17 @@ class EnergyBounded:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with metrics."""
-        images = batch.image if self.augment is None else self.augment(key, batch.image)
-        outputs, state = apply(state, images, train=True)
+        outputs, state = apply(state, batch.image, train=True)
         known = batch.label >= 0
-        bounds = energy_bounded(outputs.logits, batch.label, m_in=self.m_in, m_out=self.m_out)
+        bounds = energy_hinge(outputs.logits, batch.label, m_in=self.m_in, m_out=self.m_out)
         energy_loss = _mean(bounds, known) + _mean(bounds, ~known)
         loss = _mean(cross_entropy(outputs.logits, jnp.maximum(batch.label, 0)), known) + self.weight * energy_loss
         accuracy = _mean(outputs.logits.argmax(-1) == batch.label, known)
         return loss, Aux(state, {"loss": loss, "accuracy": accuracy, "energy_loss": energy_loss})
+
+
+outlier_exposure = OutlierExposure
+energy_bounded = EnergyBounded
 
 
 def _mean(values: Array, rows: Array) -> Array:

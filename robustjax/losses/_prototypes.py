@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate, models
-from robustjax.losses._objectives import Augment, Aux
+from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
@@ -20,11 +20,10 @@ class PrototypeMargin:
     .. math:: \mathbb{E}\, \max\Bigl(0,\ \max_{j \ne y} p_j(x) - p_y(x) + m\Bigr)
 
     For models whose logits are logarithms of probabilities that do not sum to 1, such as those of
-    :func:`robustjax.models.prototypes`: cross-entropy has no meaning for them.
+    :func:`robustjax.models.prototypes.classifier`: cross-entropy has no meaning for them.
 
     Attributes:
       margin: m, in (0, 1).
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Saralajew et al. 2024, A Robust Prototype-Based Network with Interpretable RBF Classifier Foundations,
@@ -32,7 +31,6 @@ class PrototypeMargin:
     """
 
     margin: float = 0.3
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.probability(margin=self.margin)
@@ -41,8 +39,7 @@ class PrototypeMargin:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of ``batch``, and the state with metrics."""
-        images = batch.image if self.augment is None else self.augment(key, batch.image)
-        outputs, state = apply(state, images, train=True)
+        outputs, state = apply(state, batch.image, train=True)
         probabilities = jnp.exp(outputs.logits)
         right = jax.nn.one_hot(batch.label, probabilities.shape[-1], dtype=bool)
         wrong = jnp.where(right, -jnp.inf, probabilities).max(-1)
@@ -58,12 +55,12 @@ class PrototypeRadius:
     .. math:: \mathbb{E}\, \max\bigl(0,\ \tau - R(x, y)\bigr), \text{ or } -\mathbb{E}\, R(x, y)
 
     with the signed l2 radius R of :func:`robustjax.certification.prototypes.radius`, negative where the answer is
-    wrong. The parameters must be those of :func:`robustjax.models.prototypes`. The metric ``radius`` is the mean of R.
+    wrong. The parameters must be those of :func:`robustjax.models.prototypes.classifier`. The metric ``radius`` is the
+    mean of R.
 
     Attributes:
       target: tau, l2 in units of [0, 1] images; None for no bound.
       cancel: False for the published radius, which is at most as large.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Saralajew et al. 2024, A Robust Prototype-Based Network with Interpretable RBF Classifier Foundations,
@@ -72,7 +69,6 @@ class PrototypeRadius:
 
     target: float | None = None
     cancel: bool = True
-    augment: Augment | None = None
 
     def __post_init__(self):
         if self.target is not None:
@@ -83,9 +79,8 @@ class PrototypeRadius:
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of ``batch``, and the state with metrics; ``apply`` is not asked."""
         del apply
-        images = batch.image if self.augment is None else self.augment(key, batch.image)
-        network = models.prototype_network(state.params)
-        radius = models.prototype_radius(network, images, batch.label, cancel=self.cancel)
+        network = models.prototypes.network(state.params)
+        radius = models.prototypes.radius(network, batch.image, batch.label, cancel=self.cancel)
         loss = (-radius if self.target is None else jax.nn.relu(self.target - radius)).mean()
         metrics = {"loss": loss, "accuracy": (radius > 0).mean(dtype=jnp.float32), "radius": radius.mean()}
         return loss, Aux(state, metrics)

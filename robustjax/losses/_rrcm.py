@@ -1,7 +1,4 @@
-"""Pre-training that makes the features of an image agree at all levels of noise (rRCM).
-
-Images are in [0, 1] everywhere; noise levels t are those of images in [-1, 1], twice as large, as in the paper.
-"""
+"""Pre-training that makes the features of an image agree at all levels of noise (rRCM)."""
 
 from __future__ import annotations
 
@@ -128,6 +125,9 @@ class Preconditioned:
         return self.function(state, precondition(x, jnp.full(x.shape[:1], 2 * self.sigma, jnp.float32)), **settings)
 
 
+preconditioned = Preconditioned
+
+
 def precondition(x: Float[Array, "batch ..."], t: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
     r"""Computes what the network sees of noisy images: their contrast brought to one size at all levels of noise.
 
@@ -206,7 +206,7 @@ def info_nce(
 def pretraining_state(
     key: Key[Array, ""], model: ModelState, *, num_features: int, width: int = 128, dim: int = 64
 ) -> ModelState:
-    """Makes the state of :class:`ConsistencyPretraining` from that of a model.
+    """Makes the state of :func:`consistency_pretraining` from that of a model.
 
     Args:
       key: typed PRNG key of the projections.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from robustjax import _validate
-from robustjax.losses._objectives import Aux, Objective
+from robustjax.losses._objectives import Augmented, Aux, Objective
 from robustjax.typing import Apply, Batch, ModelState
 
 
@@ -53,8 +53,8 @@ class Ramp:
 class Scheduled:
     """An objective with settings that follow the step of training; made by :func:`scheduled`.
 
-    A training step of :func:`robustjax.training.make_step` asks for :meth:`at`; called by itself, it is the objective
-    with its settings at the end.
+    A training step of :func:`robustjax.training.make_step` takes its settings at that step; called by itself, it is the
+    objective with its settings at the end.
     """
 
     objective: Objective
@@ -66,22 +66,19 @@ class Scheduled:
         """Returns the loss of ``batch`` with all settings at their end, and the renewed state with metrics."""
         return _with(self.objective, {name: ramp.end for name, ramp in self.ramps})(key, apply, state, batch)
 
-    def at(self, step: Int[Array, ""]) -> Objective:
-        """The objective with its settings at this step, which may be traced; not to be hashed."""
-        return _with(self.objective, {name: ramp(step) for name, ramp in self.ramps})
 
-
-def scheduled(objective: Any, **ramps: Any) -> Scheduled:
+def scheduled(objective: Any, **ramps: Any) -> Objective:
     """Lets settings of an objective follow the step of training, as in the warm-ups of the papers.
 
     ::
 
-        losses.scheduled(losses.smoothadv(sigma=0.5), epsilon=losses.ramp(end=1.0, steps=1000))
-        losses.scheduled(losses.macer(sigma=0.5), weight=losses.ramp(end=16.0, begin=3000, steps=0))
+        losses.scheduled(losses.smoothing.smoothadv(sigma=0.5), epsilon=losses.ramp(end=1.0, steps=1000))
+        losses.scheduled(losses.smoothing.macer(sigma=0.5), weight=losses.ramp(end=16.0, begin=3000, steps=0))
 
     Args:
-      objective: a frozen dataclass, as all objectives of this package are.
-      **ramps: for names of its settings that are floats, their :class:`Ramp`.
+      objective: a frozen dataclass, as all objectives of this package are; an augmented one has the settings of the
+        objective inside.
+      **ramps: for names of its settings that are floats, their :func:`ramp`.
 
     Returns:
       An objective; equal for equal arguments.
@@ -89,6 +86,8 @@ def scheduled(objective: Any, **ramps: Any) -> Scheduled:
     Raises:
       ValueError: for a name that is no float setting of the objective, or a ramp that ends out of the setting's range.
     """
+    if isinstance(objective, Augmented):
+        return dataclasses.replace(objective, objective=scheduled(objective.objective, **ramps))
     floats = [
         field.name for field in dataclasses.fields(objective) if isinstance(getattr(objective, field.name), float)
     ]
@@ -100,6 +99,23 @@ def scheduled(objective: Any, **ramps: Any) -> Scheduled:
             raise ValueError(f"{name} must be a losses.ramp, got {ramp!r}.")
     dataclasses.replace(objective, **{name: ramp.end for name, ramp in ramps.items()})  # checks their ranges
     return Scheduled(objective, tuple(sorted(ramps.items())))
+
+
+def at_step(objective: Objective, step: Int[Array, ""]) -> Objective:
+    """Sets the settings of a scheduled objective to their values at a step, as every step of training does.
+
+    Args:
+      objective: any; one without schedules is returned as it is.
+      step: number of steps taken; may be traced.
+
+    Returns:
+      The objective at this step; not to be hashed where the step is traced.
+    """
+    if isinstance(objective, Augmented):
+        return dataclasses.replace(objective, objective=at_step(objective.objective, step))
+    if isinstance(objective, Scheduled):
+        return _with(objective.objective, {name: ramp(step) for name, ramp in objective.ramps})
+    return objective
 
 
 ramp = Ramp

@@ -1,8 +1,4 @@
-"""Objectives that train a base classifier for randomized smoothing: for what it answers under noise, not without.
-
-All see noisy copies of an image. ``f_i`` are the logits of the copy with noise ``d_i``, ``p_i`` their softmax and ``p``
-the mean of the ``p_i``. Noise is drawn and added in float32 and not clipped, as where the model is certified.
-"""
+"""Objectives that train a base classifier for randomized smoothing: for what it answers under noise, not without."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
 from robustjax.losses._classification import cross_entropy, soft_cross_entropy
-from robustjax.losses._objectives import Augment, Aux
+from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 _SMALLEST_NORM = 1e-30
@@ -32,7 +28,6 @@ class Stability:
     Attributes:
       sigma: standard deviation of the noise, in units of [0, 1] images.
       weight: lambda, at least 0.
-      augment: ``(key, images) -> images``, applied before the noise; None for none.
 
     Reference:
       Li et al. 2019, Certified Adversarial Robustness with Additive Noise, arXiv 1809.03113.
@@ -40,7 +35,6 @@ class Stability:
 
     sigma: float = 0.5
     weight: float = 2.0
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(sigma=self.sigma)
@@ -50,7 +44,7 @@ class Stability:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with metrics."""
-        images, noise = _images_and_noise(key, batch.image, self.augment, self.sigma, 1)
+        images, noise = _images_and_noise(key, batch.image, self.sigma, 1)
         outputs, state = apply(state, images, train=True)
         noisy, state = _logits_of_copies(apply, state, images, noise)
         divergence = soft_cross_entropy(noisy[:, 0], jax.nn.softmax(outputs.logits)).mean()
@@ -71,7 +65,6 @@ class Consistency:
       num_noise: m, copies of each image, at least 2.
       weight: lambda, at least 0; in the paper 10 or 20 for CIFAR-10 at sigma 0.25, 5 to 10 above.
       entropy_weight: eta, at least 0.
-      augment: ``(key, images) -> images``, applied before the noise; None for none.
 
     Reference:
       Jeong and Shin 2020, Consistency Regularization for Certified Robustness of Smoothed Classifiers,
@@ -82,7 +75,6 @@ class Consistency:
     num_noise: int = 2
     weight: float = 10.0
     entropy_weight: float = 0.5
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(sigma=self.sigma)
@@ -93,7 +85,7 @@ class Consistency:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with metrics."""
-        images, noise = _images_and_noise(key, batch.image, self.augment, self.sigma, self.num_noise)
+        images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         logits, state = _logits_of_copies(apply, state, images, noise)
         log_p, log_mean = jax.nn.log_softmax(logits), _log_mean_probabilities(logits)
         mean = jnp.exp(log_mean)
@@ -120,7 +112,6 @@ class MACER:
         for the first third of the training.
       beta: inverse temperature of the soft votes.
       gamma: radius, over sigma / 2, beyond which the hinge asks for no more.
-      augment: ``(key, images) -> images``, applied before the noise; None for none.
 
     Reference:
       Zhai et al. 2020, MACER: Attack-free and Scalable Robust Training via Maximizing Certified Radius,
@@ -132,7 +123,6 @@ class MACER:
     weight: float = 12.0
     beta: float = 16.0
     gamma: float = 8.0
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(sigma=self.sigma, beta=self.beta, gamma=self.gamma)
@@ -143,7 +133,7 @@ class MACER:
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with metrics."""
-        images, noise = _images_and_noise(key, batch.image, self.augment, self.sigma, self.num_noise)
+        images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         logits, state = _logits_of_copies(apply, state, images, noise)
         log_likelihood = jnp.take_along_axis(_log_mean_probabilities(logits), batch.label[:, None], axis=-1)[:, 0]
         votes = jax.nn.softmax(self.beta * logits).mean(1)
@@ -172,7 +162,6 @@ class SmoothAdv:
       epsilon: radius of the attack, l2, in units of [0, 1] images.
       steps: of the attack.
       num_noise: m, copies of each image.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Salman et al. 2019, Provably Robust Deep Learning via Adversarially Trained Smoothed Classifiers,
@@ -183,7 +172,6 @@ class SmoothAdv:
     epsilon: float = 1.0
     steps: int = 10
     num_noise: int = 4
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(sigma=self.sigma, epsilon=self.epsilon)
@@ -194,7 +182,7 @@ class SmoothAdv:
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with metrics."""
         key, attack_key = jax.random.split(key)
-        images, noise = _images_and_noise(key, batch.image, self.augment, self.sigma, self.num_noise)
+        images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         step_size = 2 * self.epsilon / self.steps
         hard = _ascend(attack_key, apply, state, images, batch.label, noise, self.steps, step_size, self.epsilon)
         logits, state = _logits_of_copies(apply, state, hard, noise)
@@ -209,9 +197,9 @@ class SmoothMix:
     .. math:: \frac 1 m \sum_i \Bigl[\ell(f_i, y) + \eta\, 1[\hat y = y]\, \mathrm{KL}\bigl((1 - \lambda)\, p +
               \lambda / K \,\|\, p(x_\lambda + d_i)\bigr)\Bigr], \qquad x_\lambda = (1 - \lambda)\, x + \lambda\, x'
 
-    x' is ``steps`` gradients of length ``step_size`` away, towards the loss that ``SmoothAdv`` raises and with no bound
-    but [0, 1]; lambda is uniform on [0, 1/2], one for each image. Gradients flow through p. The authors' option of a
-    start from a one-step adversarial image is left out.
+    x' is ``steps`` gradients of length ``step_size`` away, towards the loss that :func:`smoothadv` raises and with no
+    bound but [0, 1]; lambda is uniform on [0, 1/2], one for each image. Gradients flow through p. The authors' option
+    of a start from a one-step adversarial image is left out.
 
     Attributes:
       sigma: standard deviation of the noise, in units of [0, 1] images.
@@ -219,7 +207,6 @@ class SmoothMix:
       steps: of the attack.
       step_size: l2, in units of [0, 1] images; in the paper for CIFAR-10 0.5, 1 and 2 at sigma 0.25, 0.5 and 1.
       num_noise: m, copies of each image.
-      augment: ``(key, images) -> images``, applied first; None for none.
 
     Reference:
       Jeong et al. 2021, SmoothMix: Training Confidence-calibrated Smoothed Classifiers for Certified Robustness,
@@ -231,7 +218,6 @@ class SmoothMix:
     steps: int = 4
     step_size: float = 1.0
     num_noise: int = 2
-    augment: Augment | None = None
 
     def __post_init__(self):
         _validate.positive(sigma=self.sigma, step_size=self.step_size)
@@ -243,7 +229,7 @@ class SmoothMix:
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss of ``batch``, and the renewed state with metrics."""
         key, attack_key, share_key = jax.random.split(key, 3)
-        images, noise = _images_and_noise(key, batch.image, self.augment, self.sigma, self.num_noise)
+        images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         far = _ascend(attack_key, apply, state, images, batch.label, noise, self.steps, self.step_size, math.inf)
         share = jax.random.uniform(share_key, (images.shape[0],), maxval=0.5)
         of_images = lambda a: a.reshape(-1, *(1,) * (images.ndim - 1))
@@ -267,12 +253,10 @@ smoothadv = SmoothAdv
 smoothmix = SmoothMix
 
 
-def _images_and_noise(key, images, augment, sigma, num_noise) -> tuple[Array, Array]:
-    """Augmented images ``(batch, ...)`` and noise for them ``(batch, num_noise, ...)``, both float32."""
-    augment_key, noise_key = jax.random.split(key)
-    images = images if augment is None else augment(augment_key, images)
+def _images_and_noise(key, images, sigma, num_noise) -> tuple[Array, Array]:
+    """Images ``(batch, ...)`` and noise for them ``(batch, num_noise, ...)``, both float32."""
     shape = (images.shape[0], num_noise, *images.shape[1:])
-    return images.astype(jnp.float32), sigma * jax.random.normal(noise_key, shape, jnp.float32)
+    return images.astype(jnp.float32), sigma * jax.random.normal(jax.random.fold_in(key, 1), shape, jnp.float32)
 
 
 def _logits_of_copies(apply, state, images, noise, *, train=True) -> tuple[Array, ModelState]:

@@ -7,27 +7,17 @@ from typing import Any
 
 from jaxtyping import Array, Key
 
+from robustjax.models import prototypes as prototypes
 from robustjax.models._classifier import Classifier as Classifier
-from robustjax.models._denoiser import Denoiser as Denoiser
 from robustjax.models._denoiser import ImageFunctional as ImageFunctional
-from robustjax.models._denoiser import NoisePredictor as NoisePredictor
 from robustjax.models._denoiser import denoiser as denoiser
 from robustjax.models._denoiser import image_functional as image_functional
 from robustjax.models._denoiser import noise_predictor as noise_predictor
 from robustjax.models._functional import Functional as Functional
 from robustjax.models._functional import functional as functional
 from robustjax.models._functional import num_parameters as num_parameters
-from robustjax.models._mixing import MixingNetwork as MixingNetwork
 from robustjax.models._mixing import mixing_network as mixing_network
-from robustjax.models._multimodal import Multimodal as Multimodal
 from robustjax.models._multimodal import multimodal as multimodal
-from robustjax.models._prototypes import PrototypeClassifier as PrototypeClassifier
-from robustjax.models._prototypes import PrototypeNetwork as PrototypeNetwork
-from robustjax.models._prototypes import prototype_log_detections as prototype_log_detections
-from robustjax.models._prototypes import prototype_log_probabilities as prototype_log_probabilities
-from robustjax.models._prototypes import prototype_network as prototype_network
-from robustjax.models._prototypes import prototype_radius as prototype_radius
-from robustjax.models._prototypes import prototypes as prototypes
 from robustjax.models._resnet import resnet18 as resnet18
 from robustjax.models._resnet import resnet20 as resnet20
 from robustjax.models._resnet import resnet50 as resnet50

@@ -15,24 +15,7 @@ from robustjax.typing import Outputs
 
 
 class MixingNetwork(nnx.Module):
-    r"""Perceptron from what two classifiers make of an image to one number, high where the image looks attacked.
-
-    .. math:: \gamma = s \cdot \mathrm{BatchNorm}(v^\top \phi(z)) + b
-
-    Both normalisations have no parameters. In training :math:`v^\top \phi(z)` is clipped to 0.6 standard deviations
-    around its mean over the batch, and the bias is another.
-
-    Args:
-      key: typed PRNG key of the initial parameters.
-      num_inputs: length of z.
-      hidden: widths of the hidden layers of phi.
-      scale: s.
-      bias: b at inference; above that of training, so that doubt goes to the robust classifier.
-      train_bias: b in training.
-
-    Raises:
-      ValueError: if an argument is out of its range.
-    """
+    """Perceptron with one logit; see :func:`mixing_network`."""
 
     def __init__(
         self,
@@ -89,7 +72,12 @@ def mixing_network(
     bias: float = 1.3,
     train_bias: float = 0.4,
 ) -> MixingNetwork:
-    """Perceptron that tells attacked images from clean ones by what two classifiers make of them.
+    r"""Perceptron that tells attacked images from clean ones by what two classifiers make of them.
+
+    .. math:: \gamma = s \cdot \mathrm{BatchNorm}(v^\top \phi(z)) + b
+
+    Both normalisations have no parameters. In training :math:`v^\top \phi(z)` is clipped to 0.6 standard deviations
+    around its mean over the batch, and the bias is another.
 
     The authors' is a residual network on feature maps of two depths; this one is for small classifiers, and sees their
     last features and log-probabilities. Scale, biases and clipping are theirs.
@@ -98,9 +86,10 @@ def mixing_network(
       key: typed PRNG key of the initial parameters.
       num_inputs: features and classes of both classifiers, added up.
       hidden: widths of the hidden layers.
-      scale: standard deviation of gamma, about.
-      bias: mean of gamma at inference, about.
-      train_bias: and in training.
+      scale: s, about the standard deviation of gamma.
+      bias: b at inference, about the mean of gamma; above that of training, so that doubt goes to the robust
+        classifier.
+      train_bias: b in training.
 
     Returns:
       The module, ``x (batch, num_inputs) -> Outputs`` with gamma as ``logits (batch, 1)``; for

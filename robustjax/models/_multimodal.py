@@ -18,27 +18,7 @@ _stacked_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", ba
 
 
 class Multimodal(nnx.Module):
-    r"""Classifier of images cut into vertical strips, the modalities, each with an encoder of its own.
-
-    .. math:: h_k(x) = \sum_m a_{mk}\, \zeta_{mk}(x_m) + b_k, \qquad
-              \zeta_{mk} = \Bigl\langle \frac{W_{mk}}{\lVert W_{mk} \rVert_2}, \phi_m(x_m) \Bigr\rangle
-
-    with rows :math:`W_{mk}` of mean 0 and :math:`\phi_m(x_m) = \max(0, V_m^\top x_m + c_m)`, or the pixels themselves.
-    A row of norm 1 does not stretch: each :math:`\zeta_{mk}` has the Lipschitz constant :math:`\lVert V_m \rVert_2`.
-
-    The parameters, by name: ``kernel`` V, ``(modalities, pixels, hidden)``, and ``hidden_bias`` c, if there is a hidden
-    layer; ``rows`` W, ``(modalities, classes, hidden)``; ``weights`` a, ``(modalities, classes)``; ``bias`` b.
-
-    Args:
-      key: typed PRNG key of the initial parameters.
-      hidden: units of each encoder; None for none.
-      num_modalities: strips, which must divide the width of the images.
-      image_shape: height, width and channels of the images.
-      num_classes: number of logits.
-
-    Raises:
-      ValueError: if an argument is out of its range.
-    """
+    """Classifier of images cut into vertical strips; see :func:`multimodal`."""
 
     def __init__(
         self,
@@ -105,7 +85,16 @@ def multimodal(
     image_shape: Sequence[int] = (28, 28, 1),
     num_classes: int = 10,
 ) -> Multimodal:
-    """Classifier of images cut into vertical strips, the modalities, each with an encoder of its own.
+    r"""Classifier of images cut into vertical strips, the modalities, each with an encoder of its own.
+
+    .. math:: h_k(x) = \sum_m a_{mk}\, \zeta_{mk}(x_m) + b_k, \qquad
+              \zeta_{mk} = \Bigl\langle \frac{W_{mk}}{\lVert W_{mk} \rVert_2}, \phi_m(x_m) \Bigr\rangle
+
+    with rows :math:`W_{mk}` of mean 0 and :math:`\phi_m(x_m) = \max(0, V_m^\top x_m + c_m)`, or the pixels themselves.
+    A row of norm 1 does not stretch: each :math:`\zeta_{mk}` has the Lipschitz constant :math:`\lVert V_m \rVert_2`.
+
+    The parameters, by name: ``kernel`` V, ``(modalities, pixels, hidden)``, and ``hidden_bias`` c, if there is a hidden
+    layer; ``rows`` W, ``(modalities, classes, hidden)``; ``weights`` a, ``(modalities, classes)``; ``bias`` b.
 
     Args:
       key: typed PRNG key of the initial parameters.
@@ -115,7 +104,8 @@ def multimodal(
       num_classes: number of logits.
 
     Returns:
-      The module, ``x (batch, height, width, channels) -> Outputs``, see :class:`Multimodal`.
+      The module, ``x (batch, height, width, channels) -> Outputs``, with the
+      :math:`\zeta_{mk}` as features, one modality after another.
 
     Raises:
       ValueError: if an argument is out of its range.

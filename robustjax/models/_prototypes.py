@@ -1,8 +1,4 @@
-"""Classification by distances to prototypes: pure functions of arrays, and the module that trains them.
-
-A network answers from how strongly it detects each of its components, which are images themselves. Its radius of
-robustness is a formula, so that it stands here, where objectives can maximise it and certificates can report it.
-"""
+"""Classification by distances to prototypes: pure functions of arrays, and the module that trains them."""
 
 from __future__ import annotations
 
@@ -51,8 +47,8 @@ class PrototypeNetwork:
     squared: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
-def prototype_network(params: Mapping[str, Any]) -> PrototypeNetwork:
-    """Makes the network of the parameters of :func:`robustjax.models.prototypes`.
+def network(params: Mapping[str, Any]) -> PrototypeNetwork:
+    """Makes the network of the parameters of :func:`robustjax.models.prototypes.classifier`.
 
     Args:
       params: ``components``; ``log_scale``, or ``log_squared_scale`` for squared distances; ``reasoning``, the logits
@@ -71,9 +67,7 @@ def prototype_network(params: Mapping[str, Any]) -> PrototypeNetwork:
     return PrototypeNetwork(components, scale, positive, negative, squared)
 
 
-def prototype_log_detections(
-    network: PrototypeNetwork, x: Float[AnyArray, "batch ..."]
-) -> Float[Array, "batch components"]:
+def log_detections(network: PrototypeNetwork, x: Float[AnyArray, "batch ..."]) -> Float[Array, "batch components"]:
     r"""Computes the logarithm of how strongly each component is detected.
 
     .. math:: \ln D_k = -\frac{\lVert x - t_k \rVert_2}{s_k}, \text{ or } -\frac{\lVert x - t_k \rVert_2^2}{s_k}
@@ -89,7 +83,7 @@ def prototype_log_detections(
     return -(jnp.square(distances) if network.squared else distances) / _per_component(network)
 
 
-def prototype_log_probabilities(
+def log_probabilities(
     network: PrototypeNetwork, log_detections: Float[Array, "batch components"]
 ) -> Float[Array, "batch classes"]:
     r"""Computes the logarithm of how probable each class is by itself, without a choice between classes.
@@ -116,7 +110,7 @@ def prototype_log_probabilities(
     return jnp.logaddexp(present, absent).max(-1)
 
 
-def prototype_radius(
+def radius(
     network: PrototypeNetwork, x: Float[AnyArray, "batch ..."], labels: Int[Array, " batch"], *, cancel: bool = True
 ) -> Float[Array, " batch"]:
     """Computes the signed radius of :func:`robustjax.certification.prototypes.radius`, differentiable and unchecked.
@@ -184,7 +178,7 @@ def _per_component(network: PrototypeNetwork) -> Array:
 
 
 class PrototypeClassifier(nnx.Module):
-    """Image classifier of :class:`PrototypeNetwork`; see :func:`prototypes` for its arguments."""
+    """Image classifier of :class:`PrototypeNetwork`; see :func:`classifier` for its arguments."""
 
     def __init__(
         self,
@@ -241,12 +235,12 @@ class PrototypeClassifier(nnx.Module):
             wanted = ", ".join(map(str, self.image_shape))
             raise ValueError(f"x must have shape (batch, {wanted}), got {x.shape}.")
         names = ("components", "log_scale", "log_squared_scale", "reasoning")
-        network = prototype_network({name: getattr(self, name)[...] for name in names if hasattr(self, name)})
-        log_detections = prototype_log_detections(network, x.astype(jnp.float32))
-        return Outputs(prototype_log_probabilities(network, log_detections), jnp.exp(log_detections))
+        arrays = network({name: getattr(self, name)[...] for name in names if hasattr(self, name)})
+        logs = log_detections(arrays, x.astype(jnp.float32))
+        return Outputs(log_probabilities(arrays, logs), jnp.exp(logs))
 
 
-def prototypes(
+def classifier(
     key: Key[Array, ""],
     components: Float[AnyArray, "components height width channels"],
     labels: Int[AnyArray, " components"] | None = None,

@@ -1,6 +1,5 @@
 """Functions from inputs to inputs that look at no gradient: noise and the usual training augmentations."""
 
-from robustjax.perturbations._augment import Compose as Compose
 from robustjax.perturbations._augment import compose as compose
 from robustjax.perturbations._augment import random_crop as random_crop
 from robustjax.perturbations._augment import random_horizontal_flip as random_horizontal_flip

@@ -1,6 +1,5 @@
 """From an objective to trained parameters: step, loop, checkpoints, recipes."""
 
-from robustjax.training._accelat import AccelAT as AccelAT
 from robustjax.training._accelat import AccelATState as AccelATState
 from robustjax.training._accelat import accelat as accelat
 from robustjax.training._checkpoint import restore_model as restore_model

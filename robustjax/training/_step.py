@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from robustjax import _validate
-from robustjax.losses import Objective, Scheduled
+from robustjax.losses import Objective, at_step
 from robustjax.typing import Apply, Batch, ModelState
 
 
@@ -76,7 +76,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
     def step(apply: Apply, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
         params = state.model.params
-        now = objective.at(state.step) if isinstance(objective, Scheduled) else objective
+        now = at_step(objective, state.step)
         loss = lambda params: now(key, apply, state.model._replace(params=params), batch)
         gradients, aux = jax.grad(loss, has_aux=True)(params)
         with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to its integer count

@@ -49,8 +49,8 @@ class Fakes:
 def fakes(monkeypatch):
     def use(*steps):
         made = Fakes(steps)
-        monkeypatch.setattr(attacks.AutoAttack, "attacks", lambda self, num_classes: made(self, num_classes))
-        monkeypatch.setattr(attacks.AutoAttack, "_few_classes", lambda self, num_classes: ())
+        monkeypatch.setattr(attacks.autoattack, "attacks", lambda self, num_classes: made(self, num_classes))
+        monkeypatch.setattr(attacks.autoattack, "_few_classes", lambda self, num_classes: ())
         return made
 
     return use

@@ -124,8 +124,8 @@ def test_robust_accuracy_spreads_its_blocks(spec, batch_size, size, number):
 
 def test_autoattack_spreads_its_blocks(monkeypatch):
     parts = {"first": Seen(), "second": attacks.at_budget(attacks.deepfool(steps=5), EPSILON)}
-    monkeypatch.setattr(attacks.AutoAttack, "attacks", lambda self, num_classes: parts)
-    monkeypatch.setattr(attacks.AutoAttack, "_few_classes", lambda self, num_classes: ())
+    monkeypatch.setattr(attacks.autoattack, "attacks", lambda self, num_classes: parts)
+    monkeypatch.setattr(attacks.autoattack, "_few_classes", lambda self, num_classes: ())
     attack, (x, labels) = attacks.autoattack(epsilon=EPSILON, norm="linf", batch_size=10), on_mesh(X, LABELS)
     spread = attack.evaluate(KEYS, MODEL, x, labels)
     assert parts["first"].blocks == [(16, 8, 8, 8)]

@@ -15,7 +15,7 @@ X = RNG.uniform(size=(8, 4, 4, 1)).astype(np.float32)
 NORMAL = RNG.normal(size=16)
 NORMAL /= np.linalg.norm(NORMAL)
 MIX = np.eye(16) + 0.3 * RNG.normal(size=(16, 16))
-SHARE = losses.alphas_bar(200)
+SHARE = losses.denoising.alphas_bar(200)
 
 
 def half_space(normal, x):
@@ -169,7 +169,10 @@ def test_weights_and_sigma_are_arguments_of_one_program():
         (lambda: diffusion(lambda x, t: x[:, 1:])(X), r"noise_fn must give images of shape \(8, 4, 4, 1\), got \(8, 3"),
         (lambda: diffusion(sigma=0.0), "sigma must be positive and finite, got 0.0"),
         (lambda: diffusion(sigma=1e-4), r"sigma must lie between 0.00\d+ and .*, got 0.0001"),
-        (lambda: diffusion(share=losses.alphas_bar(1000)[:500], sigma=0.6), r"between .* and 0\.5\d*, for .* got 0.6"),
+        (
+            lambda: diffusion(share=losses.denoising.alphas_bar(1000)[:500], sigma=0.6),
+            r"between .* and 0\.5\d*, for .* got 0.6",
+        ),
         (lambda: diffusion(share=[0.5, 0.6]), r"alphas_bar must be decreasing .* got \[0.5, 0.6\]"),
         (lambda: diffusion(share=[1.0, 0.6]), "alphas_bar must be decreasing numbers strictly between 0 and 1"),
     ],

@@ -20,7 +20,7 @@ def network_of(*, absent, scales, squared):
     weights = RNG.dirichlet(np.full(12 if absent else 6, 0.4), (3, 2))
     negative = weights[..., 6:] if absent else np.zeros_like(weights)
     arrays = (RNG.uniform(size=(6, 2)), np.full(6, 0.3) if scales is None else scales, weights[..., :6], negative)
-    return models.PrototypeNetwork(*(jnp.asarray(a, jnp.float32) for a in arrays), squared)
+    return models.prototypes.PrototypeNetwork(*(jnp.asarray(a, jnp.float32) for a in arrays), squared)
 
 
 PLANE = {
@@ -33,7 +33,7 @@ PLANE = {
 
 @jax.jit
 def answers(network, x):
-    return models.prototype_log_probabilities(network, models.prototype_log_detections(network, x)).argmax(-1)
+    return models.prototypes.log_probabilities(network, models.prototypes.log_detections(network, x)).argmax(-1)
 
 
 @pytest.mark.parametrize("cancel", [True, False])
@@ -60,7 +60,7 @@ def test_the_radius_of_one_prototype_for_each_class_is_the_distance_to_the_bound
     """On the line between two prototypes, where nothing larger can be true; and what cancels is all there is to it."""
     components = jnp.asarray([[0.0, 0.0], [1.0, 0.0]], jnp.float32)
     weights = jnp.eye(2)[:, None]
-    network = models.PrototypeNetwork(components, jnp.full(2, 0.2), weights, jnp.zeros_like(weights))
+    network = models.prototypes.PrototypeNetwork(components, jnp.full(2, 0.2), weights, jnp.zeros_like(weights))
     x = jnp.stack([jnp.linspace(0, 1, 11), jnp.zeros(11)], 1)
     found = prototypes.radius(network, x, jnp.zeros(11, jnp.int32)).radius
     np.testing.assert_allclose(found, 0.5 - np.linspace(0, 1, 11), atol=1e-6)
@@ -84,8 +84,10 @@ def digits():
     """A network of class means, and digits that it was not made of."""
     train, test = data.load("digits", "train")[:], data.load("digits", "test")[:48]
     means = np.stack([train.image[train.label == c].mean(0) for c in range(10)])
-    state = models.functional(models.prototypes(jax.random.key(0), means, np.arange(10), reasoning="rbf")).state
-    return models.prototype_network(state.params), test
+    state = models.functional(
+        models.prototypes.classifier(jax.random.key(0), means, np.arange(10), reasoning="rbf")
+    ).state
+    return models.prototypes.network(state.params), test
 
 
 def test_attacks_within_the_radius_find_nothing(digits):
@@ -97,7 +99,7 @@ def test_attacks_within_the_radius_find_nothing(digits):
 
     @jax.jit
     def fooled(network, keys, image, label, epsilon):
-        logits_fn = lambda x: models.prototype_log_probabilities(network, models.prototype_log_detections(network, x))
+        logits_fn = lambda x: models.prototypes.log_probabilities(network, models.prototypes.log_detections(network, x))
         attack = attacks.pgd(epsilon=0.0, norm="l2", steps=20, random_start=False)
         perturb = lambda key, x, y, e: attack.perturb(key[None], logits_fn, x[None], y[None], e)[0]
         return logits_fn(jax.vmap(perturb)(keys, image, label, epsilon)).argmax(-1) != label

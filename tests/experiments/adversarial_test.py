@@ -245,13 +245,13 @@ def test_objectives_are_those_of_the_papers():
     beside = dataclasses.replace(attack, random_start=0.001)
     wanted = {
         "standard": losses.standard(),
-        "gaussian": losses.gaussian_augmentation(sigma=0.5),
-        "entropy": losses.entropy_regularization(),
-        "pgd": losses.adversarial_training(attack=attack),
-        "trades": losses.trades(attack=dataclasses.replace(beside, loss=losses.kl_divergence), beta=6.0),
-        "mart": losses.mart(attack=beside, beta=6.0),
-        "awp": losses.awp(objective=losses.adversarial_training(attack=attack)),
-        "logit_pairing": losses.logit_pairing(attack=attack),
+        "gaussian": losses.smoothing.gaussian_augmentation(sigma=0.5),
+        "entropy": losses.adversarial.entropy_regularization(),
+        "pgd": losses.adversarial.adversarial_training(attack=attack),
+        "trades": losses.adversarial.trades(attack=dataclasses.replace(beside, loss=losses.kl_divergence), beta=6.0),
+        "mart": losses.adversarial.mart(attack=beside, beta=6.0),
+        "awp": losses.adversarial.awp(objective=losses.adversarial.adversarial_training(attack=attack)),
+        "logit_pairing": losses.adversarial.logit_pairing(attack=attack),
         "intervals": losses.scheduled(
             losses.interval_training(epsilon=0.15),
             epsilon=losses.ramp(end=0.15, begin=2, steps=10),

@@ -52,7 +52,7 @@ def trained(sets, tmp_path_factory):
             classifiers.build("cnn", sets.train, dtype="float32", key=model_key),
             sets.train,
             key=train_key,
-            objective=losses.OutlierExposure() if exposed else losses.standard(),
+            objective=losses.outliers.outlier_exposure() if exposed else losses.standard(),
             recipe=RECIPE,
             num_epochs=None,
             seed=seed,

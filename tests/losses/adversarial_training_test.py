@@ -38,11 +38,11 @@ def gradient_sign(key, logits_fn, x, labels):
 
 
 OBJECTIVES = {
-    "adversarial_training": losses.adversarial_training,
-    "trades": losses.trades,
-    "mart": losses.mart,
-    "logit_pairing": losses.logit_pairing,
-    "awp": lambda **settings: losses.awp(objective=losses.trades(**settings)),
+    "adversarial_training": losses.adversarial.adversarial_training,
+    "trades": losses.adversarial.trades,
+    "mart": losses.adversarial.mart,
+    "logit_pairing": losses.adversarial.logit_pairing,
+    "awp": lambda **settings: losses.adversarial.awp(objective=losses.adversarial.trades(**settings)),
 }
 
 
@@ -93,14 +93,14 @@ def check(result, want, closed, **metrics):
 
 def test_adversarial_training_is_the_cross_entropy_of_adversarial_images(state, batch, closed):
     _, q, _, labels = closed
-    result = run(losses.adversarial_training(attack=brighter), state, batch)
+    result = run(losses.adversarial.adversarial_training(attack=brighter), state, batch)
     check(result, cross_entropy(q, labels).mean(), closed, accuracy=(q.argmax(-1) == labels).mean())
 
 
 def test_trades_is_cross_entropy_and_divergence_from_the_clean_prediction(state, batch, closed):
     p, q, _, labels = closed
     want = cross_entropy(p, labels).mean() + 2.5 * divergence(p, q).mean()
-    result = run(losses.trades(attack=brighter, beta=2.5), state, batch)
+    result = run(losses.adversarial.trades(attack=brighter, beta=2.5), state, batch)
     check(result, want, closed, robust_loss=divergence(p, q).mean())
 
 
@@ -109,7 +109,7 @@ def test_mart_weighs_the_divergence_by_the_probability_of_a_wrong_answer(state, 
     wrong = np.where(np.eye(K, dtype=bool)[labels], 0, q).max(-1)
     robust_loss = (divergence(p, q) * (1 - p[range(7), labels])).mean()
     want = (cross_entropy(q, labels) - np.log(1 - wrong)).mean() + 2.5 * robust_loss
-    result = run(losses.mart(attack=brighter, beta=2.5), state, batch)
+    result = run(losses.adversarial.mart(attack=brighter, beta=2.5), state, batch)
     check(result, want, closed, robust_loss=robust_loss)
 
 
@@ -117,18 +117,21 @@ def test_logit_pairing_is_the_mean_over_both_and_the_mean_square_over_batch_and_
     p, q, logits, labels = closed
     pairing_loss = np.square(logits[0] - logits[1]).mean()
     want = (cross_entropy(p, labels) + cross_entropy(q, labels)).mean() / 2 + 0.7 * pairing_loss
-    result = run(losses.logit_pairing(attack=brighter, weight=0.7), state, batch)
+    result = run(losses.adversarial.logit_pairing(attack=brighter, weight=0.7), state, batch)
     check(result, want, closed, pairing_loss=pairing_loss)
 
 
 def test_entropy_regularization(state, batch, closed):
     p, _, _, labels = closed
     entropy = -(p * np.log(p)).sum(-1).mean()
-    loss, aux = run(losses.entropy_regularization(weight=0.7), state, batch)
+    loss, aux = run(losses.adversarial.entropy_regularization(weight=0.7), state, batch)
     np.testing.assert_allclose(loss, cross_entropy(p, labels).mean() + 0.7 * entropy, rtol=1e-5)
     np.testing.assert_allclose(aux.metrics["entropy"], entropy, rtol=1e-5)
     assert aux.metrics["loss"] == loss
-    assert run(losses.entropy_regularization(weight=0.0), state, batch)[0] == run(losses.standard(), state, batch)[0]
+    assert (
+        run(losses.adversarial.entropy_regularization(weight=0.0), state, batch)[0]
+        == run(losses.standard(), state, batch)[0]
+    )
 
 
 def test_gradients_flow_through_both_predictions_and_the_weight(state, batch):
@@ -148,14 +151,14 @@ def test_gradients_flow_through_both_predictions_and_the_weight(state, batch):
         step = np.zeros_like(w)
         step[index] = 1e-6
         want[index] = (mart(w + step) - mart(w - step)) / 2e-6
-    loss = lambda params: run(losses.mart(attack=brighter), state._replace(params=params), batch)[0]
+    loss = lambda params: run(losses.adversarial.mart(attack=brighter), state._replace(params=params), batch)[0]
     np.testing.assert_allclose(jax.grad(loss)(state.params)["w"], want, rtol=1e-4, atol=1e-5)
 
 
 def test_beta_0_is_standard_training(state, batch):
     value_and_grad = lambda objective: jax.value_and_grad(lambda s: run(objective, s, batch)[0])(state)
     for got, want in zip(
-        jax.tree.leaves(value_and_grad(losses.trades(attack=brighter, beta=0.0))),
+        jax.tree.leaves(value_and_grad(losses.adversarial.trades(attack=brighter, beta=0.0))),
         jax.tree.leaves(value_and_grad(losses.standard())),
     ):
         np.testing.assert_array_equal(got, want)
@@ -164,9 +167,9 @@ def test_beta_0_is_standard_training(state, batch):
 def test_without_a_perturbation_adversarial_training_is_standard_training(state, batch):
     same = lambda key, logits_fn, x, labels: x
     want, _ = run(losses.standard(), state, batch)
-    for objective in (losses.adversarial_training(attack=same), losses.trades(attack=same)):
+    for objective in (losses.adversarial.adversarial_training(attack=same), losses.adversarial.trades(attack=same)):
         np.testing.assert_array_equal(run(objective, state, batch)[0], want)
-    np.testing.assert_allclose(run(losses.logit_pairing(attack=same), state, batch)[0], want, rtol=1e-6)
+    np.testing.assert_allclose(run(losses.adversarial.logit_pairing(attack=same), state, batch)[0], want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adversarial_training", "trades", "mart", "logit_pairing"])
@@ -180,7 +183,7 @@ def test_large_logits_give_finite_losses_and_gradients(state, batch, name, scale
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_no_gradient_flows_through_the_attack(state, batch, name):
     """With the images as constants the gradient is the same, for parameters, statistics and clean images."""
-    examples = losses.trades(attack=gradient_sign) if name == "trades" or name == "awp" else None
+    examples = losses.adversarial.trades(attack=gradient_sign) if name == "trades" or name == "awp" else None
     examples = examples or OBJECTIVES[name](attack=gradient_sign)
     fixed = examples.examples(jax.random.key(0), apply, state, batch).adversarial
     assert abs(fixed - batch.image).min() > 0
@@ -240,8 +243,8 @@ def test_awp_moves_each_kernel_by_gamma_of_its_norm_along_the_gradient_and_nothi
 
     params = {"w": state.params["w"], "b": state.params["b"], "unused": jnp.ones((2, 2, 2)), "still": jnp.zeros((2, 2))}
     extended = state._replace(params=params)
-    objective = losses.adversarial_training(attack=brighter)
-    value, aux = losses.awp(objective=objective, gamma=0.02)(jax.random.key(0), seeing, extended, batch)
+    objective = losses.adversarial.adversarial_training(attack=brighter)
+    value, aux = losses.adversarial.awp(objective=objective, gamma=0.02)(jax.random.key(0), seeing, extended, batch)
     perturbed = seen[-1]
     moved = np.asarray(perturbed["w"], np.float64) - np.asarray(params["w"], np.float64)
     gradient = jax.grad(lambda p: run(objective, state._replace(params=p), batch)[0])(state.params)["w"]
@@ -260,24 +263,24 @@ def test_awp_moves_each_kernel_by_gamma_of_its_norm_along_the_gradient_and_nothi
 def test_awp_of_gamma_0_is_its_objective_bit_for_bit(state, batch, name):
     base = OBJECTIVES[name](attack=gradient_sign)
     step = lambda objective: jax.value_and_grad(lambda s: run(objective, s, batch), has_aux=True)(state)
-    got, want = step(losses.awp(objective=base, gamma=0.0)), step(base)
+    got, want = step(losses.adversarial.awp(objective=base, gamma=0.0)), step(base)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_awp_gives_the_gradient_of_the_perturbed_weights_to_the_weights(state, batch):
-    objective = losses.trades(attack=brighter)
+    objective = losses.adversarial.trades(attack=brighter)
     seen = []
 
     def seeing(state, x, *, train=False):
         seen.append(state.params)
         return apply(state, x, train=train)
 
-    losses.awp(objective=objective, gamma=0.1)(jax.random.key(0), seeing, state, batch)
+    losses.adversarial.awp(objective=objective, gamma=0.1)(jax.random.key(0), seeing, state, batch)
     at = lambda params: jax.grad(lambda p: run(objective, state._replace(params=p), batch)[0])(params)
-    got = jax.grad(lambda p: run(losses.awp(objective=objective, gamma=0.1), state._replace(params=p), batch)[0])(
-        state.params
-    )
+    got = jax.grad(
+        lambda p: run(losses.adversarial.awp(objective=objective, gamma=0.1), state._replace(params=p), batch)[0]
+    )(state.params)
     for name in "wb":
         np.testing.assert_allclose(got[name], at(seen[-1])[name], rtol=1e-6)
         assert abs(got[name] - at(state.params)[name]).max() > 1e-3
@@ -288,7 +291,7 @@ KL_ATTACK = attacks.pgd(epsilon=0.1, steps=3, random_start=0.001, loss=losses.kl
 
 def test_the_attack_of_trades_finds_what_diverges(state, batch):
     corner = batch.image + 0.1 * jnp.sign(jax.random.normal(jax.random.key(3), batch.image.shape))
-    here, elsewhere = (losses.trades(attack=attack) for attack in (KL_ATTACK, lambda *arguments: corner))
+    here, elsewhere = (losses.adversarial.trades(attack=attack) for attack in (KL_ATTACK, lambda *arguments: corner))
     found, other = (run(objective, state, batch)[1].metrics["robust_loss"] for objective in (here, elsewhere))
     assert found > 1.5 * other
 
@@ -307,7 +310,9 @@ def test_a_step_with_awp_and_pgd_compiles_once(state, batch):
     counts, results = [], []
     for _ in range(2):
         attack = attacks.pgd(epsilon=0.1, steps=3, random_start=0.001, loss=losses.kl_divergence, keep="last")
-        results.append(step(losses.awp(objective=losses.trades(attack=attack)), jax.random.key(0), state))
+        results.append(
+            step(losses.adversarial.awp(objective=losses.adversarial.trades(attack=attack)), jax.random.key(0), state)
+        )
         counts.append(len(traces))
     assert counts[0] == counts[1]
     assert sum(traces) == 4  # two passes of the loss at the weights, two at the perturbed ones
@@ -315,7 +320,7 @@ def test_a_step_with_awp_and_pgd_compiles_once(state, batch):
 
 
 def test_eight_devices_equal_one(state, batch):
-    objective, optimizer = losses.adversarial_training(attack=attacks.fgsm(epsilon=0.1)), optax.sgd(0.1)
+    objective, optimizer = losses.adversarial.adversarial_training(attack=attacks.fgsm(epsilon=0.1)), optax.sgd(0.1)
     eight = jax.tree.map(lambda rows: jnp.concatenate([rows, rows[:1]]), batch)
     results = []
     for devices in (1, 8):
@@ -327,10 +332,10 @@ def test_eight_devices_equal_one(state, batch):
 
 
 def test_defaults_are_those_of_the_papers_and_equal_settings_are_equal():
-    assert losses.TRADES(attack=brighter).beta == losses.MART(attack=brighter).beta == 6.0
-    assert losses.LogitPairing(attack=brighter).weight == 0.5
-    assert losses.AWP(objective=losses.TRADES(attack=brighter)).gamma == 0.01
-    awp = lambda: losses.awp(objective=losses.mart(attack=attacks.pgd(epsilon=0.1)))
+    assert losses.adversarial.trades(attack=brighter).beta == losses.adversarial.mart(attack=brighter).beta == 6.0
+    assert losses.adversarial.logit_pairing(attack=brighter).weight == 0.5
+    assert losses.adversarial.awp(objective=losses.adversarial.trades(attack=brighter)).gamma == 0.01
+    awp = lambda: losses.adversarial.awp(objective=losses.adversarial.mart(attack=attacks.pgd(epsilon=0.1)))
     assert awp() == awp()
     assert hash(awp()) == hash(awp())
 
@@ -338,12 +343,21 @@ def test_defaults_are_those_of_the_papers_and_equal_settings_are_equal():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: losses.TRADES(attack=brighter, beta=-1.0), "beta must be at least 0 and finite, got -1.0"),
-        (lambda: losses.MART(attack=brighter, beta=float("nan")), "beta must be at least 0 and finite, got nan"),
-        (lambda: losses.LogitPairing(attack=brighter, weight=-0.5), "weight must be at least 0 and finite, got -0.5"),
-        (lambda: losses.EntropyRegularization(weight=-0.5), "weight must be at least 0 and finite, got -0.5"),
+        (lambda: losses.adversarial.trades(attack=brighter, beta=-1.0), "beta must be at least 0 and finite, got -1.0"),
         (
-            lambda: losses.AWP(objective=losses.TRADES(attack=brighter), gamma=float("inf")),
+            lambda: losses.adversarial.mart(attack=brighter, beta=float("nan")),
+            "beta must be at least 0 and finite, got nan",
+        ),
+        (
+            lambda: losses.adversarial.logit_pairing(attack=brighter, weight=-0.5),
+            "weight must be at least 0 and finite, got -0.5",
+        ),
+        (
+            lambda: losses.adversarial.entropy_regularization(weight=-0.5),
+            "weight must be at least 0 and finite, got -0.5",
+        ),
+        (
+            lambda: losses.adversarial.awp(objective=losses.adversarial.trades(attack=brighter), gamma=float("inf")),
             "gamma must be at least 0 and finite, got inf",
         ),
     ],
@@ -354,13 +368,17 @@ def test_bad_settings(make, message):
 
 
 def test_awp_refuses_an_objective_without_an_attack():
-    unchecked = types.SimpleNamespace(objective=losses.Standard(), gamma=0.01)  # a type checker is in the way otherwise
+    unchecked = types.SimpleNamespace(objective=losses.standard(), gamma=0.01)  # a type checker is in the way otherwise
     with pytest.raises(ValueError, match=r"objective must have the methods examples and loss, got Standard\("):
-        losses.AWP.__post_init__(unchecked)
+        losses.adversarial.awp.__post_init__(unchecked)
 
 
 def test_an_attack_that_does_not_fit_is_refused(state, batch):
     with pytest.raises(ValueError, match="attack must have a loss of clean logits, losses.kl_divergence, got 'ce'"):
-        losses.trades(attack=attacks.pgd(epsilon=0.1, loss="ce", keep="last"))
+        losses.adversarial.trades(attack=attacks.pgd(epsilon=0.1, loss="ce", keep="last"))
     with pytest.raises(ValueError, match=r"attack must give images of shape \(7, .*\), got MinimumNorm"):
-        run(losses.adversarial_training(attack=lambda key, logits_fn, x, y: attacks.MinimumNorm(x, y, y)), state, batch)
+        run(
+            losses.adversarial.adversarial_training(attack=lambda key, logits_fn, x, y: attacks.MinimumNorm(x, y, y)),
+            state,
+            batch,
+        )

@@ -41,7 +41,7 @@ def test_bad_arguments(logits, labels, message):
 @pytest.mark.parametrize("label", [-5, -1, 3, 4])
 def test_a_label_outside_gives_nan_and_not_the_loss_of_another_class(label):
     logits, labels = jnp.asarray([[1.0, 2.0, 3.0]] * 2), jnp.asarray([label, 0])
-    for loss in (losses.cross_entropy, losses.logit_norm):
+    for loss in (losses.cross_entropy, losses.normalized_cross_entropy):
         np.testing.assert_array_equal(jnp.isnan(loss(logits, labels)), [True, False])
 
 
@@ -71,13 +71,13 @@ def test_logit_norm_matches_float64():
     logits, labels = rng.normal(size=(20, 5)).astype(np.float32), rng.integers(0, 5, 20)
     wide = logits.astype(np.float64) / (0.04 * np.linalg.norm(logits.astype(np.float64), axis=-1, keepdims=True))
     want = np.log(np.exp(wide).sum(-1)) - wide[np.arange(20), labels]
-    got = losses.logit_norm(jnp.asarray(logits), jnp.asarray(labels))
+    got = losses.normalized_cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_logit_norm_knows_only_directions():
     logits, labels = jax.random.normal(jax.random.key(3), (6, 4)), jnp.arange(6) % 4
-    loss = lambda logits: losses.logit_norm(logits, labels, tau=0.5)
+    loss = lambda logits: losses.normalized_cross_entropy(logits, labels, tau=0.5)
     for scale in (1e-30, 1e-3, 1e3, 1e30):
         np.testing.assert_allclose(loss(scale * logits), loss(logits), rtol=1e-5)
     gradient = jax.grad(lambda logits: loss(logits).sum())(logits)
@@ -91,15 +91,15 @@ def test_logit_norm_knows_only_directions():
 def test_logit_norm_has_its_least_value_at_the_corners_of_a_simplex(tau, num_classes):
     corner = jax.nn.one_hot(jnp.asarray([1]), num_classes) - 1 / num_classes
     least = np.log1p((num_classes - 1) * np.exp(-np.sqrt(num_classes / (num_classes - 1)) / tau))
-    np.testing.assert_allclose(losses.logit_norm(3 * corner, jnp.asarray([1]), tau=tau), least, rtol=1e-5)
+    np.testing.assert_allclose(losses.normalized_cross_entropy(3 * corner, jnp.asarray([1]), tau=tau), least, rtol=1e-5)
     others = jax.random.normal(jax.random.key(0), (500, num_classes)) + 2 * corner
-    assert (losses.logit_norm(others, jnp.ones(500, jnp.int32), tau=tau) >= least - 1e-6).all()
+    assert (losses.normalized_cross_entropy(others, jnp.ones(500, jnp.int32), tau=tau) >= least - 1e-6).all()
 
 
 def test_logit_norm_of_zero_logits_has_a_finite_gradient():
     labels = jnp.asarray([0, 1])
     logits = jnp.asarray([[0.0, 0.0, 0.0], [0.5, -1.0, 2.0]])
-    value, gradient = jax.value_and_grad(lambda z: losses.logit_norm(z, labels, tau=0.1)[0])(logits)
+    value, gradient = jax.value_and_grad(lambda z: losses.normalized_cross_entropy(z, labels, tau=0.1)[0])(logits)
     np.testing.assert_allclose(value, np.log(3), rtol=1e-6)
     np.testing.assert_allclose(gradient, np.asarray([[-2 / 3, 1 / 3, 1 / 3], [0, 0, 0]]) / 0.1, rtol=1e-5)
 
@@ -107,7 +107,7 @@ def test_logit_norm_of_zero_logits_has_a_finite_gradient():
 @pytest.mark.parametrize("tau", [0.0, -0.04, float("nan")])
 def test_bad_tau(tau):
     with pytest.raises(ValueError, match=f"tau must be positive and finite, got {tau}"):
-        losses.logit_norm(jnp.zeros((2, 3)), jnp.zeros(2, int), tau=tau)
+        losses.normalized_cross_entropy(jnp.zeros((2, 3)), jnp.zeros(2, int), tau=tau)
 
 
 @pytest.mark.parametrize(

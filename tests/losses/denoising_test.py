@@ -38,13 +38,13 @@ def noisy_of(sigma):
 
 
 def test_denoising_is_its_equation():
-    loss, aux = losses.denoising(sigma=0.3)(KEY, shrink, state_of(0.7), BATCH)
+    loss, aux = losses.denoising.mse(sigma=0.3)(KEY, shrink, state_of(0.7), BATCH)
     assert float(loss) == pytest.approx(((0.7 * noisy_of(0.3) - X) ** 2).mean(), rel=1e-5)
     assert set(aux.metrics) == {"loss"}
 
 
 def test_denoising_learns_what_wiener_found():
-    objective, optimizer = losses.denoising(sigma=0.5), optax.adam(0.02)
+    objective, optimizer = losses.denoising.mse(sigma=0.5), optax.adam(0.02)
     step, state = training.make_step(objective, optimizer), training.init(KEY, state_of(1.0), optimizer)
     batch = Batch(jnp.tile(BATCH.image, (40, 1, 1, 1)), jnp.tile(BATCH.label, 40), jnp.arange(200))
     factors = []
@@ -56,7 +56,7 @@ def test_denoising_learns_what_wiener_found():
 
 
 def test_stability_is_its_equation():
-    loss, aux = losses.denoising_stability(classify=classify, sigma=0.3)(
+    loss, aux = losses.denoising.stability(classify=classify, sigma=0.3)(
         KEY, shrink, state_of(0.7, classifier=CLASSIFIER, mean=jnp.ones(2)), BATCH
     )
     log_p = special.log_softmax((0.7 * noisy_of(0.3)).reshape(5, -1) @ KERNEL.astype(np.float64), -1)
@@ -68,7 +68,7 @@ def test_stability_is_its_equation():
 
 
 def test_stability_trains_the_denoiser_and_leaves_the_classifier():
-    objective, optimizer = losses.denoising_stability(classify=classify, sigma=0.3), optax.sgd(0.1)
+    objective, optimizer = losses.denoising.stability(classify=classify, sigma=0.3), optax.sgd(0.1)
     step = training.make_step(objective, optimizer)
     state, metrics = step(shrink, training.init(KEY, state_of(0.7, classifier=CLASSIFIER), optimizer), BATCH)
     assert state.model.params["factor"] != 0.7
@@ -80,7 +80,7 @@ def test_stability_trains_the_denoiser_and_leaves_the_classifier():
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_who_knows_the_images_predicts_the_noise(schedule):
-    share = losses.alphas_bar(50, schedule=schedule)
+    share = losses.denoising.alphas_bar(50, schedule=schedule)
     seen = []
 
     def apply(state, noisy, time, *, train=False):
@@ -89,7 +89,7 @@ def test_who_knows_the_images_predicts_the_noise(schedule):
         noise = (np.asarray(noisy, np.float64) - np.sqrt(left) * (2 * X - 1)) / np.sqrt(1 - left)
         return jnp.asarray(state.params["factor"] * noise, jnp.float32), state
 
-    objective = losses.diffusion(num_steps=50, schedule=schedule)
+    objective = losses.denoising.diffusion(num_steps=50, schedule=schedule)
     assert float(objective(KEY, apply, state_of(1.0), BATCH)[0]) < 1e-6
     for seed in range(40):
         objective(jax.random.key(seed), apply, state_of(1.0), BATCH)
@@ -100,21 +100,21 @@ def test_who_knows_the_images_predicts_the_noise(schedule):
 
 def test_who_predicts_nothing_pays_the_variance_of_the_noise():
     big = Batch(jnp.ones((64, 8, 8, 3)), jnp.zeros(64, jnp.int32), jnp.arange(64))
-    loss, aux = losses.diffusion()(KEY, lambda s, x, t, *, train: (0 * x, s), state_of(1.0), big)
+    loss, aux = losses.denoising.diffusion()(KEY, lambda s, x, t, *, train: (0 * x, s), state_of(1.0), big)
     assert float(loss) == pytest.approx(1, abs=0.05)  # 12,288 squares: a standard error of 0.013
     assert set(aux.metrics) == {"loss"}
 
 
 def test_schedules_are_the_published_ones():
-    linear, cosine = losses.alphas_bar(schedule="linear"), losses.alphas_bar()
+    linear, cosine = losses.denoising.alphas_bar(schedule="linear"), losses.denoising.alphas_bar()
     assert linear[0] == pytest.approx(1 - 1e-4)
     assert linear[-1] == pytest.approx(4.0358e-5, rel=1e-4)
     a = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(cosine[:-1], a[1:-1] / a[0], rtol=1e-9)
     assert cosine[-1] == pytest.approx(cosine[-2] / 1000)  # 1 - beta is not below 0.001
-    finer = losses.alphas_bar(4000, schedule="linear")  # another number of steps, the same path
+    finer = losses.denoising.alphas_bar(4000, schedule="linear")  # another number of steps, the same path
     np.testing.assert_allclose(np.log(finer[3::4][100:500]), np.log(linear[100:500]), rtol=0.01)
-    for share in (linear, cosine, losses.alphas_bar(2), losses.alphas_bar(21, schedule="linear")):
+    for share in (linear, cosine, losses.denoising.alphas_bar(2), losses.denoising.alphas_bar(21, schedule="linear")):
         assert share.dtype == np.float64
         assert (np.diff(share) < 0).all()
         assert 0 < share[-1] < share[0] < 1
@@ -122,7 +122,7 @@ def test_schedules_are_the_published_ones():
 
 @pytest.mark.parametrize(
     "objective",
-    [losses.denoising(), losses.denoising_stability(classify=classify), losses.diffusion()],
+    [losses.denoising.mse(), losses.denoising.stability(classify=classify), losses.denoising.diffusion()],
     ids=lambda objective: type(objective).__name__,
 )
 def test_an_objective_is_one_value_and_augments_before_the_noise(objective):
@@ -146,14 +146,14 @@ def black_out(key, images):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: losses.denoising(sigma=0.0), "sigma must be positive and finite, got 0.0"),
-        (lambda: losses.denoising_stability(classify=classify, sigma=-1.0), "sigma must be positive"),
-        (lambda: losses.denoising_stability(classify=classify)(KEY, shrink, state_of(1.0), BATCH), "'classifier', got"),
-        (lambda: losses.diffusion(schedule="sine"), "schedule must be 'cosine' or 'linear', got 'sine'"),
-        (lambda: losses.diffusion(num_steps=1), "num_steps must be an integer of at least 2, got 1"),
-        (lambda: losses.alphas_bar(20, schedule="linear"), "num_steps must be an integer of at least 21, got 20"),
+        (lambda: losses.denoising.mse(sigma=0.0), "sigma must be positive and finite, got 0.0"),
+        (lambda: losses.denoising.stability(classify=classify, sigma=-1.0), "sigma must be positive"),
+        (lambda: losses.denoising.stability(classify=classify)(KEY, shrink, state_of(1.0), BATCH), "'classifier', got"),
+        (lambda: losses.denoising.diffusion(schedule="sine"), "schedule must be 'cosine' or 'linear', got 'sine'"),
+        (lambda: losses.denoising.diffusion(num_steps=1), "num_steps must be an integer of at least 2, got 1"),
+        (lambda: losses.denoising.alphas_bar(20, schedule="linear"), "num_steps must be an integer of at least 21, got 20"),
         (
-            lambda: losses.denoising()(KEY, lambda s, x, train: (classify(ModelState(**CLASSIFIER), x), s),
+            lambda: losses.denoising.mse()(KEY, lambda s, x, train: (classify(ModelState(**CLASSIFIER), x), s),
                                        state_of(1.0), BATCH),
             r"apply must give images of shape \(5, 2, 2, 3\), got Outputs",
         ),

@@ -48,7 +48,7 @@ def test_it_is_its_equation(epsilon, kappa):
     value, verified = expected(epsilon, kappa)
     assert float(loss) == pytest.approx(value, rel=1e-5)
     assert float(aux.metrics["verified"]) == pytest.approx(verified)
-    assert objective == losses.IntervalTraining(epsilon=epsilon, kappa=kappa)
+    assert objective == losses.interval_training(epsilon=epsilon, kappa=kappa)
 
 
 def test_gradient_is_that_of_finite_differences():
@@ -87,7 +87,7 @@ def test_training_makes_certificates():
             for i in range(300):
                 params, state = step(i, params, state, kappa)
         logits_fn = jax.tree_util.Partial(lambda params, x: apply(ModelState(params, {}), x)[0].logits, params)
-        certificate = certification.certify_intervals(logits_fn, images, labels, epsilon=0.15)
+        certificate = certification.intervals.certify(logits_fn, images, labels, epsilon=0.15)
         assert (logits_fn(batch.image).argmax(-1) == batch.label).mean() > 0.9
         share.append(float(certificate.verified.mean()))
     assert share[0] < 0.3

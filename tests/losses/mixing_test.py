@@ -62,7 +62,7 @@ def test_the_objective_is_its_equation():
         return Outputs(x.reshape(12, 4), x), state
 
     both = RNG.normal(size=(12, 2, 2, 1)).astype(np.float32) * 3
-    examples = losses.Examples(jnp.asarray(both[:6]), jnp.asarray(both[6:]), jnp.asarray(LABELS))
+    examples = losses.adversarial.Examples(jnp.asarray(both[:6]), jnp.asarray(both[6:]), jnp.asarray(LABELS))
     objective = losses.mixing_training(attack=attacks.fgsm(epsilon=0.1), classes=0.7)
     loss, aux = objective.loss(apply, ModelState({}, {}), examples)
     logits, s = both.reshape(12, 4), np.repeat([0, 1], 6)

@@ -46,7 +46,7 @@ def test_standard_is_the_mean_cross_entropy(state, batch):
 
 def test_gaussian_augmentation_is_the_standard_objective_on_noisy_images(state, batch):
     SEEN.clear()
-    loss, aux = losses.gaussian_augmentation(sigma=0.5)(jax.random.key(0), apply, state, batch)
+    loss, aux = losses.smoothing.gaussian_augmentation(sigma=0.5)(jax.random.key(0), apply, state, batch)
     (noisy,) = SEEN
     noise = (noisy - batch.image) / 0.5
     assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
@@ -59,7 +59,7 @@ def test_gaussian_augmentation_is_the_standard_objective_on_noisy_images(state, 
 def test_noise_comes_after_augmentation(state, batch):
     SEEN.clear()
     for augment in (None, negative):
-        losses.gaussian_augmentation(sigma=0.5, augment=augment)(jax.random.key(0), apply, state, batch)
+        losses.smoothing.gaussian_augmentation(sigma=0.5, augment=augment)(jax.random.key(0), apply, state, batch)
     plain, augmented = SEEN
     np.testing.assert_allclose(plain - batch.image, augmented + batch.image, atol=1e-6)
 
@@ -73,7 +73,7 @@ def test_standard_augments(state, batch):
 def test_noise_is_float32_for_bfloat16_images(state, batch):
     SEEN.clear()
     half = batch._replace(image=batch.image.astype(jnp.bfloat16))
-    losses.gaussian_augmentation(sigma=0.5)(jax.random.key(0), apply, state, half)
+    losses.smoothing.gaussian_augmentation(sigma=0.5)(jax.random.key(0), apply, state, half)
     assert SEEN[0].dtype == jnp.float32
     assert (SEEN[0] != SEEN[0].astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
 
@@ -88,23 +88,23 @@ def test_equal_settings_trace_once(state, batch):
     run = jax.jit(lambda objective, key: objective(key, counting, state, batch), static_argnums=0)
     augment = lambda: perturbations.compose(perturbations.random_horizontal_flip)
     for _ in range(3):
-        run(losses.gaussian_augmentation(sigma=0.25, augment=augment()), jax.random.key(0))
+        run(losses.smoothing.gaussian_augmentation(sigma=0.25, augment=augment()), jax.random.key(0))
     assert len(traces) == 1
-    run(losses.gaussian_augmentation(sigma=0.5, augment=augment()), jax.random.key(0))
+    run(losses.smoothing.gaussian_augmentation(sigma=0.5, augment=augment()), jax.random.key(0))
     assert len(traces) == 2
 
 
 def test_logit_norm_is_the_mean_of_its_loss(state, batch):
-    loss, aux = losses.LogitNorm(tau=0.1)(jax.random.key(0), apply, state, batch)
+    loss, aux = losses.logit_norm(tau=0.1)(jax.random.key(0), apply, state, batch)
     logits = batch.image.reshape(8, -1) @ state.params["w"]
-    np.testing.assert_allclose(loss, losses.logit_norm(logits, batch.label, tau=0.1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(loss, losses.normalized_cross_entropy(logits, batch.label, tau=0.1).mean(), rtol=1e-6)
     assert aux.metrics["loss"] == loss
     assert aux.metrics["accuracy"] == np.mean(np.argmax(logits, -1) == batch.label)
     assert aux.state.batch_stats["batches"] == 1
-    assert losses.LogitNorm() == losses.LogitNorm(tau=0.04)
+    assert losses.logit_norm() == losses.logit_norm(tau=0.04)
 
 
-MIXING = {"mixup": losses.Mixup, "cutmix": losses.CutMix}
+MIXING = {"mixup": losses.mixup, "cutmix": losses.cutmix}
 
 
 @pytest.mark.parametrize("name", MIXING)
@@ -148,22 +148,22 @@ def test_mixing_traces_once_and_draws_anew(state, batch, name):
 
 def test_settings_are_keywords():
     with pytest.raises(TypeError):
-        losses.gaussian_augmentation(0.5)
+        losses.smoothing.gaussian_augmentation(0.5)
 
 
 def test_bad_sigma():
     with pytest.raises(ValueError, match="sigma must be positive and finite, got -0.25"):
-        losses.gaussian_augmentation(sigma=-0.25)
+        losses.smoothing.gaussian_augmentation(sigma=-0.25)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: losses.LogitNorm(tau=0.0), "tau must be positive and finite, got 0.0"),
-        (lambda: losses.Mixup(num_classes=3, alpha=-1.0), "alpha must be positive and finite, got -1.0"),
-        (lambda: losses.CutMix(num_classes=3, alpha=0.0), "alpha must be positive and finite, got 0.0"),
-        (lambda: losses.Mixup(num_classes=1), "num_classes must be an integer of at least 2, got 1"),
-        (lambda: losses.CutMix(num_classes=0), "num_classes must be an integer of at least 2, got 0"),
+        (lambda: losses.logit_norm(tau=0.0), "tau must be positive and finite, got 0.0"),
+        (lambda: losses.mixup(num_classes=3, alpha=-1.0), "alpha must be positive and finite, got -1.0"),
+        (lambda: losses.cutmix(num_classes=3, alpha=0.0), "alpha must be positive and finite, got 0.0"),
+        (lambda: losses.mixup(num_classes=1), "num_classes must be an integer of at least 2, got 1"),
+        (lambda: losses.cutmix(num_classes=0), "num_classes must be an integer of at least 2, got 0"),
     ],
 )
 def test_bad_settings(make, message):
@@ -174,4 +174,4 @@ def test_bad_settings(make, message):
 def test_a_number_of_classes_that_is_not_the_models(state, batch):
     message = r"label_probabilities must be \(8, 3\) to match the logits, got shape \(8, 4\)"
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda key: losses.Mixup(num_classes=4)(key, apply, state, batch), jax.random.key(0))
+        jax.eval_shape(lambda key: losses.mixup(num_classes=4)(key, apply, state, batch), jax.random.key(0))

@@ -41,21 +41,21 @@ def test_outlier_exposure_per_example_matches_float64():
     logits = np.random.default_rng(0).normal(size=(7, K)).astype(np.float32) * 4
     wide, labels = logits.astype(np.float64), np.asarray(LABELS)
     want = logsumexp(wide) - np.where(labels < 0, wide.mean(-1), wide[np.arange(7), labels])
-    np.testing.assert_allclose(losses.outlier_exposure(jnp.asarray(logits), LABELS), want, rtol=1e-5)
+    np.testing.assert_allclose(losses.outliers.uniform_cross_entropy(jnp.asarray(logits), LABELS), want, rtol=1e-5)
 
 
 def test_outlier_exposure_is_least_at_equal_logits_where_it_is_the_log_of_the_number_of_classes():
     outliers = jnp.full(500, -1)
     for level in (0.0, 1e6, -1e30):
-        got = losses.outlier_exposure(jnp.full((1, 10), level), outliers[:1])
+        got = losses.outliers.uniform_cross_entropy(jnp.full((1, 10), level), outliers[:1])
         np.testing.assert_allclose(got, np.log(10), rtol=1e-6)
-    random = losses.outlier_exposure(jax.random.normal(jax.random.key(0), (500, 10)), outliers)
+    random = losses.outliers.uniform_cross_entropy(jax.random.normal(jax.random.key(0), (500, 10)), outliers)
     assert (random > np.log(10)).all()
 
 
 def test_the_gradient_of_outlier_exposure_is_the_distance_from_uniform():
     logits = jax.random.normal(jax.random.key(0), (7, K))
-    gradient = jax.grad(lambda z: losses.outlier_exposure(z, LABELS).sum())(logits)
+    gradient = jax.grad(lambda z: losses.outliers.uniform_cross_entropy(z, LABELS).sum())(logits)
     target = jnp.where(LABELS[:, None] < 0, 1 / K, jax.nn.one_hot(LABELS, K))
     np.testing.assert_allclose(gradient, jax.nn.softmax(logits) - target, atol=1e-6)
 
@@ -63,20 +63,24 @@ def test_the_gradient_of_outlier_exposure_is_the_distance_from_uniform():
 def test_energy_bounds_are_squares_beyond_the_margins():
     levels = jnp.asarray([1.0, 1.0, 3.0, 5.0, 3.0, 5.0, 4.0])  # energy is -level - ln K
     logits = jnp.broadcast_to(levels[:, None] - np.float32(np.log(K)), (7, K))
-    got = losses.energy_bounded(logits, LABELS, m_in=-4.0, m_out=-2.0)
+    got = losses.outliers.energy_hinge(logits, LABELS, m_in=-4.0, m_out=-2.0)
     # label: 0 at -1 misses -4 by 3; 2 at -3 by 1; 1 at -5 and at -4 by none. Outliers at -1: none; at -3: 1; at -5: 3.
     np.testing.assert_allclose(got, [9, 0, 1, 0, 1, 9, 0], atol=1e-5)
-    gradient = jax.grad(lambda z: losses.energy_bounded(z, LABELS, m_in=-4.0, m_out=-2.0).sum())(logits)
+    gradient = jax.grad(lambda z: losses.outliers.energy_hinge(z, LABELS, m_in=-4.0, m_out=-2.0).sum())(logits)
     np.testing.assert_allclose(gradient.sum(-1), [-6, 0, -2, 0, 2, 6, 0], atol=1e-5)  # towards the margins
 
 
 def test_defaults_are_those_of_the_papers():
-    assert losses.OutlierExposure().weight == 0.5
-    assert (losses.EnergyBounded().weight, losses.EnergyBounded().m_in, losses.EnergyBounded().m_out) == (0.1, -23, -5)
+    assert losses.outliers.outlier_exposure().weight == 0.5
+    assert (
+        losses.outliers.energy_bounded().weight,
+        losses.outliers.energy_bounded().m_in,
+        losses.outliers.energy_bounded().m_out,
+    ) == (0.1, -23, -5)
 
 
 def test_outlier_exposure_takes_each_mean_over_its_own_rows(state, batch):
-    loss, aux = losses.OutlierExposure(weight=0.7)(jax.random.key(0), apply, state, batch)
+    loss, aux = losses.outliers.outlier_exposure(weight=0.7)(jax.random.key(0), apply, state, batch)
     logits, labels = logits_of(state, batch), np.asarray(LABELS)
     known = labels >= 0
     outlier = (logsumexp(logits) - logits.mean(-1))[~known].mean()
@@ -89,7 +93,9 @@ def test_outlier_exposure_takes_each_mean_over_its_own_rows(state, batch):
 
 
 def test_energy_bounded_takes_each_mean_over_its_own_rows(state, batch):
-    loss, aux = losses.EnergyBounded(m_in=-3.0, m_out=-1.0, weight=0.3)(jax.random.key(0), apply, state, batch)
+    loss, aux = losses.outliers.energy_bounded(m_in=-3.0, m_out=-1.0, weight=0.3)(
+        jax.random.key(0), apply, state, batch
+    )
     logits, labels = logits_of(state, batch), np.asarray(LABELS)
     known, energy = labels >= 0, -logsumexp(logits)
     bounds = np.square(np.maximum(energy + 3, 0)[known]).mean() + np.square(np.maximum(-1 - energy, 0)[~known]).mean()
@@ -101,8 +107,8 @@ def test_energy_bounded_takes_each_mean_over_its_own_rows(state, batch):
 
 
 OBJECTIVES = {
-    "outlier_exposure": losses.OutlierExposure(),
-    "energy_bounded": losses.EnergyBounded(m_in=-3.0, m_out=-1.0),
+    "outlier_exposure": losses.outliers.outlier_exposure(),
+    "energy_bounded": losses.outliers.energy_bounded(m_in=-3.0, m_out=-1.0),
 }
 
 
@@ -138,7 +144,9 @@ def test_both_groups_are_augmented(state, batch, name):
     assert got == want
 
 
-@pytest.mark.parametrize("make", [lambda: losses.OutlierExposure(weight=0.2), lambda: losses.EnergyBounded(m_in=-9.0)])
+@pytest.mark.parametrize(
+    "make", [lambda: losses.outliers.outlier_exposure(weight=0.2), lambda: losses.outliers.energy_bounded(m_in=-9.0)]
+)
 def test_equal_settings_trace_once(state, batch, make):
     traces = []
 
@@ -155,19 +163,22 @@ def test_equal_settings_trace_once(state, batch, make):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: losses.OutlierExposure(weight=0.0), "weight must be positive and finite, got 0.0"),
-        (lambda: losses.EnergyBounded(weight=-1.0), "weight must be positive and finite, got -1.0"),
-        (lambda: losses.EnergyBounded(m_in=-5.0), "m_in must be less than m_out, got m_in=-5.0 and m_out=-5.0"),
+        (lambda: losses.outliers.outlier_exposure(weight=0.0), "weight must be positive and finite, got 0.0"),
+        (lambda: losses.outliers.energy_bounded(weight=-1.0), "weight must be positive and finite, got -1.0"),
         (
-            lambda: losses.energy_bounded(jnp.zeros((7, K)), LABELS, m_in=0.0, m_out=float("nan")),
+            lambda: losses.outliers.energy_bounded(m_in=-5.0),
+            "m_in must be less than m_out, got m_in=-5.0 and m_out=-5.0",
+        ),
+        (
+            lambda: losses.outliers.energy_hinge(jnp.zeros((7, K)), LABELS, m_in=0.0, m_out=float("nan")),
             "m_in must be less than m_out, got m_in=0.0 and m_out=nan",
         ),
         (
-            lambda: losses.energy_bounded(jnp.zeros((6, K)), LABELS),
+            lambda: losses.outliers.energy_hinge(jnp.zeros((6, K)), LABELS),
             r"labels must be \(6,\) to match the logits, got shape \(7,\)",
         ),
         (
-            lambda: losses.outlier_exposure(jnp.zeros((7, K)), jnp.zeros(7)),
+            lambda: losses.outliers.uniform_cross_entropy(jnp.zeros((7, K)), jnp.zeros(7)),
             "labels must be integers, got float32",
         ),
     ],
@@ -194,10 +205,10 @@ def test_the_one_loop_trains_on_joined_batches_and_outliers_become_uniform():
             apply, initial, batches, objective=objective, optimizer=optimizer, num_steps=100, progress=False
         )
 
-    plain, exposed = fit(losses.standard(), exposed=False), fit(losses.OutlierExposure(), exposed=True)
+    plain, exposed = fit(losses.standard(), exposed=False), fit(losses.outliers.outlier_exposure(), exposed=True)
     far = jnp.asarray(noise.arrays().image)
     to_uniform = [
-        losses.outlier_exposure(apply(result.state.model, far)[0].logits, jnp.full(64, -1)).mean()
+        losses.outliers.uniform_cross_entropy(apply(result.state.model, far)[0].logits, jnp.full(64, -1)).mean()
         for result in (plain, exposed)
     ]
     assert np.log(K) < to_uniform[1] < to_uniform[0] - 0.2

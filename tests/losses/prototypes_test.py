@@ -13,7 +13,9 @@ IMAGES = jnp.asarray(RNG.uniform(size=(12, 2, 2, 1)), jnp.float32)
 LABELS = jnp.arange(12, dtype=jnp.int32) % 3
 BATCH = Batch(IMAGES, LABELS, LABELS)
 PROBABILITIES = jnp.asarray(RNG.uniform(size=(12, 3)), jnp.float32)
-MODEL = models.functional(models.prototypes(jax.random.key(0), IMAGES[:6], np.asarray(LABELS[:6]), num_classes=3))
+MODEL = models.functional(
+    models.prototypes.classifier(jax.random.key(0), IMAGES[:6], np.asarray(LABELS[:6]), num_classes=3)
+)
 
 
 def said(state, x, *, train=False):
@@ -36,7 +38,7 @@ def test_the_margin_is_between_probabilities():
 def test_the_radius_is_the_certified_one(cancel, target):
     objective = losses.prototype_radius(target=target, cancel=cancel)
     loss, aux = objective(jax.random.key(0), MODEL.apply, MODEL.state, BATCH)
-    network = models.prototype_network(MODEL.state.params)
+    network = models.prototypes.network(MODEL.state.params)
     radius = np.asarray(certification.prototypes.radius(network, IMAGES, LABELS, cancel=cancel).radius)
     assert (radius > 0.05).any()
     wanted = -radius if target is None else np.maximum(target - radius, 0)

@@ -27,18 +27,18 @@ def apply(state, x, *, train=False):
 @pytest.fixture(scope="module")
 def start():
     """A state whose moving average is not where its weights are."""
-    state = losses.pretraining_state(KEY, MODEL, num_features=5, width=7, dim=4)
+    state = losses.rrcm.pretraining_state(KEY, MODEL, num_features=5, width=7, dim=4)
     target = jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape), jnp.float32), state.params)
     return ModelState(state.params, {**state.batch_stats, "target": target})
 
 
 def test_levels_are_those_of_karras():
-    levels = losses.noise_levels(20)
+    levels = losses.rrcm.noise_levels(20)
     assert levels.shape == (20,)
     assert (np.diff(levels) < 0).all()
     np.testing.assert_allclose(levels[[0, -1]], [80, 0.002], rtol=1e-12)
     assert levels[7] == pytest.approx((80 ** (1 / 7) + 7 / 19 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7)
-    np.testing.assert_allclose(losses.noise_levels(2, smallest=0.1, largest=3.0), [3, 0.1])
+    np.testing.assert_allclose(losses.rrcm.noise_levels(2, smallest=0.1, largest=3.0), [3, 0.1])
 
 
 def test_info_nce_is_its_equation():
@@ -57,10 +57,10 @@ def test_what_the_network_sees_has_one_size_at_all_levels():
     x = 0.5 + RNG.choice([-0.25, 0.25], (3, 100, 100, 1))  # in [-1, 1] of standard deviation 1/2, as assumed
     t = np.asarray([0.002, 1.0, 50.0])
     noisy = x + t.reshape(3, 1, 1, 1) / 2 * RNG.normal(size=x.shape)
-    seen = losses.precondition(jnp.asarray(noisy, jnp.float32), jnp.asarray(t, jnp.float32))
+    seen = losses.rrcm.precondition(jnp.asarray(noisy, jnp.float32), jnp.asarray(t, jnp.float32))
     np.testing.assert_allclose(2 * np.std(seen, axis=(1, 2, 3)), 1, rtol=0.03)
     np.testing.assert_allclose(np.asarray(seen)[1], 0.5 + (noisy[1] - 0.5) / np.sqrt(1.25), rtol=1e-5, atol=1e-6)
-    model = losses.Preconditioned(lambda state, x, scale: scale * x, 0.5)
+    model = losses.rrcm.preconditioned(lambda state, x, scale: scale * x, 0.5)
     assert model == dataclasses.replace(model)
     assert hash(model) == hash(dataclasses.replace(model))
     np.testing.assert_allclose(model(MODEL, jnp.asarray(noisy[1:2], jnp.float32), scale=2.0)[0], 2 * seen[1], rtol=1e-5)
@@ -71,13 +71,15 @@ def brighten(key, images):
 
 
 def test_pretraining_is_its_equation(start):
-    objective = losses.consistency_pretraining(augment=brighten, num_levels=5, largest=2.0, temperature=0.3, decay=0.8)
+    objective = losses.rrcm.consistency_pretraining(
+        augment=brighten, num_levels=5, largest=2.0, temperature=0.3, decay=0.8
+    )
     loss, aux = objective(KEY, apply, start, BATCH)
     keys = jax.random.split(KEY, 4)
     a, b = (np.asarray(brighten(key, BATCH.image), np.float64) for key in keys[:2])
     noise = np.asarray(jax.random.normal(keys[2], X.shape), np.float64)
     index = np.asarray(jax.random.randint(keys[3], (6,), 0, 4))
-    t = losses.noise_levels(5, largest=2.0)
+    t = losses.rrcm.noise_levels(5, largest=2.0)
     params = jax.tree.map(lambda a: np.asarray(a, np.float64), start.params)
     target = jax.tree.map(lambda mean, new: 0.8 * np.asarray(mean) + 0.2 * new, start.batch_stats["target"], params)
 
@@ -104,14 +106,14 @@ def test_pretraining_is_its_equation(start):
 
 def test_gradients_flow_through_the_noisier_side_alone(start):
     """Of the consistency projection, beside the same with keys that are constants."""
-    objective = losses.consistency_pretraining(num_levels=5, largest=2.0)
+    objective = losses.rrcm.consistency_pretraining(num_levels=5, largest=2.0)
     value = lambda out: objective(KEY, apply, with_out(start, out), BATCH)[0]
     out = start.params["consistency"]["out"]
-    keys, t = jax.random.split(KEY, 4), jnp.asarray(losses.noise_levels(5, largest=2.0), jnp.float32)
+    keys, t = jax.random.split(KEY, 4), jnp.asarray(losses.rrcm.noise_levels(5, largest=2.0), jnp.float32)
     noise, index = jax.random.normal(keys[2], X.shape) / 2, jax.random.randint(keys[3], (6,), 0, 4)
 
     def hidden(level):
-        noisy = losses.precondition(BATCH.image + level.reshape(6, 1, 1, 1) * noise, level)
+        noisy = losses.rrcm.precondition(BATCH.image + level.reshape(6, 1, 1, 1) * noise, level)
         features = apply(ModelState(start.params["model"], {"calls": 0}), noisy)[0].features
         return jax.nn.relu(features @ start.params["consistency"]["hidden"] + start.params["consistency"]["bias"])
 
@@ -128,15 +130,15 @@ def with_out(state, out):
 
 def test_training_makes_features_agree_along_the_path():
     """Two patterns under noise; the model that comes out is of the shape of the one that went in."""
-    objective, optimizer = losses.consistency_pretraining(largest=1.0, num_levels=4), optax.adam(0.01)
-    state = losses.pretraining_state(KEY, MODEL, num_features=5, width=16, dim=8)
+    objective, optimizer = losses.rrcm.consistency_pretraining(largest=1.0, num_levels=4), optax.adam(0.01)
+    state = losses.rrcm.pretraining_state(KEY, MODEL, num_features=5, width=16, dim=8)
     step, trained = training.make_step(objective, optimizer), training.init(KEY, state, optimizer)
     history = []
     for _ in range(60):
         trained, metrics = step(apply, trained, BATCH)
         history.append(float(metrics["loss"]))
     assert np.mean(history[-20:]) < 0.9 * np.mean(history[:20])
-    model = losses.pretrained_model(trained.model)
+    model = losses.rrcm.pretrained_model(trained.model)
     assert jax.tree.structure(model) == jax.tree.structure(MODEL)
     assert np.abs(model.params["kernel"] - MODEL.params["kernel"]).max() > 0.1
     apart = jax.tree.map(
@@ -148,15 +150,21 @@ def test_training_makes_features_agree_along_the_path():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: losses.consistency_pretraining(num_levels=1), "num must be an integer of at least 2, got 1"),
-        (lambda: losses.consistency_pretraining(smallest=80.0), "largest must be above smallest=80.0, got 80.0"),
-        (lambda: losses.consistency_pretraining(temperature=0.0), "temperature must be positive and finite, got 0.0"),
-        (lambda: losses.consistency_pretraining(decay=1.5), "decay must be at most 1, got 1.5"),
-        (lambda: losses.consistency_pretraining()(KEY, apply, MODEL, BATCH), r"hold 'target', got \['calls'\]"),
+        (lambda: losses.rrcm.consistency_pretraining(num_levels=1), "num must be an integer of at least 2, got 1"),
+        (lambda: losses.rrcm.consistency_pretraining(smallest=80.0), "largest must be above smallest=80.0, got 80.0"),
+        (
+            lambda: losses.rrcm.consistency_pretraining(temperature=0.0),
+            "temperature must be positive and finite, got 0.0",
+        ),
+        (lambda: losses.rrcm.consistency_pretraining(decay=1.5), "decay must be at most 1, got 1.5"),
+        (lambda: losses.rrcm.consistency_pretraining()(KEY, apply, MODEL, BATCH), r"hold 'target', got \['calls'\]"),
         (lambda: losses.info_nce(jnp.zeros((2, 3)), jnp.zeros((3, 3))), r"one shape, got \(2, 3\) and \(3, 3\)"),
-        (lambda: losses.Preconditioned(apply, 0.0), "sigma must be positive and finite, got 0.0"),
-        (lambda: losses.pretraining_state(KEY, MODEL, num_features=0), "num_features must be .* at least 1, got 0"),
-        (lambda: losses.pretraining_state(KEY, MODEL, num_features=5, dim=0), "dim must be .* at least 1, got 0"),
+        (lambda: losses.rrcm.preconditioned(apply, 0.0), "sigma must be positive and finite, got 0.0"),
+        (
+            lambda: losses.rrcm.pretraining_state(KEY, MODEL, num_features=0),
+            "num_features must be .* at least 1, got 0",
+        ),
+        (lambda: losses.rrcm.pretraining_state(KEY, MODEL, num_features=5, dim=0), "dim must be .* at least 1, got 0"),
     ],
 )
 def test_bad_input_is_named(call, message, unchecked):

@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).uniform(0.3, 0.7, (6, 2, 2, 1)).astype(np.floa
 BATCH = Batch(jnp.asarray(IMAGES), jnp.asarray([0, 1, 2, 0, 1, 2]), jnp.arange(6))
 STATE = ModelState({"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)}, {})
 WARM = losses.scheduled(
-    losses.smoothadv(sigma=0.1, epsilon=0.5, steps=2, num_noise=2), epsilon=losses.ramp(end=0.5, steps=4)
+    losses.smoothing.smoothadv(sigma=0.1, epsilon=0.5, steps=2, num_noise=2), epsilon=losses.ramp(end=0.5, steps=4)
 )
 
 
@@ -36,11 +36,11 @@ def test_a_ramp_of_no_steps_jumps():
 
 def test_a_training_step_uses_the_settings_of_its_step():
     objective, optimizer = (
-        losses.scheduled(losses.stability(sigma=0.1), weight=losses.ramp(end=2.0, steps=4)),
+        losses.scheduled(losses.smoothing.stability(sigma=0.1), weight=losses.ramp(end=2.0, steps=4)),
         optax.sgd(1.0),
     )
     step, state = training.make_step(objective, optimizer), training.init(jax.random.key(0), STATE, optax.sgd(1.0))
-    at = lambda weight, params, key: losses.stability(sigma=0.1, weight=weight)(
+    at = lambda weight, params, key: losses.smoothing.stability(sigma=0.1, weight=weight)(
         key, apply, ModelState(params, {}), BATCH
     )[0]
     gradient = jax.jit(jax.grad(at, argnums=1), static_argnums=0)
@@ -59,13 +59,13 @@ def test_a_ball_may_begin_as_a_point():
 
 def test_by_itself_it_is_its_end():
     key = jax.random.key(2)
-    end = losses.smoothadv(sigma=0.1, epsilon=0.5, steps=2, num_noise=2)
+    end = losses.smoothing.smoothadv(sigma=0.1, epsilon=0.5, steps=2, num_noise=2)
     assert WARM(key, apply, STATE, BATCH)[0] == end(key, apply, STATE, BATCH)[0]
 
 
 def test_equal_settings_share_a_step():
     twin = losses.scheduled(
-        losses.smoothadv(sigma=0.1, epsilon=0.5, steps=2, num_noise=2), epsilon=losses.ramp(end=0.5, steps=4)
+        losses.smoothing.smoothadv(sigma=0.1, epsilon=0.5, steps=2, num_noise=2), epsilon=losses.ramp(end=0.5, steps=4)
     )
     assert twin == WARM
     assert hash(twin) == hash(WARM)
@@ -82,7 +82,7 @@ def test_equal_settings_share_a_step():
 )
 def test_bad_schedules_are_named(ramps, words):
     with pytest.raises(ValueError, match=words):
-        losses.scheduled(losses.smoothadv(), **ramps)
+        losses.scheduled(losses.smoothing.smoothadv(), **ramps)
 
 
 def test_bad_ramps_are_named():

@@ -19,11 +19,11 @@ BATCH = Batch(jnp.asarray(X), jnp.asarray([0, 1, 2, 0, 1]), jnp.arange(5))
 STATE = ModelState({"kernel": jnp.asarray(KERNEL)}, {})
 KEY = jax.random.key(4)
 ALL = [
-    losses.stability(sigma=0.3),
-    losses.consistency(sigma=0.3),
-    losses.macer(sigma=0.3, num_noise=3),
-    losses.smoothadv(sigma=0.3, steps=2, num_noise=2, epsilon=0.2),
-    losses.smoothmix(sigma=0.3, steps=2, step_size=0.2),
+    losses.smoothing.stability(sigma=0.3),
+    losses.smoothing.consistency(sigma=0.3),
+    losses.smoothing.macer(sigma=0.3, num_noise=3),
+    losses.smoothing.smoothadv(sigma=0.3, steps=2, num_noise=2, epsilon=0.2),
+    losses.smoothing.smoothmix(sigma=0.3, steps=2, step_size=0.2),
 ]
 BY_NAME = pytest.mark.parametrize("objective", ALL, ids=lambda objective: type(objective).__name__)
 
@@ -56,7 +56,7 @@ def value(objective):
 def test_stability_is_its_equation():
     clean, noisy = log_softmax_at(X, np.zeros((5, 1, 2, 2, 3)))[:, 0], log_softmax_at(X, noise_of(1))[:, 0]
     expected = -right(clean).mean() - 1.5 * (np.exp(clean) * noisy).sum(-1).mean()
-    assert value(losses.stability(sigma=0.3, weight=1.5)) == pytest.approx(expected, rel=1e-5)
+    assert value(losses.smoothing.stability(sigma=0.3, weight=1.5)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_consistency_is_its_equation():
@@ -65,7 +65,7 @@ def test_consistency_is_its_equation():
     divergence = (mean[:, None] * (np.log(mean)[:, None] - log_p)).sum(-1).mean()
     entropy = -(mean * np.log(mean)).sum(-1).mean()
     expected = -right(log_p).mean() + 3 * divergence + 0.7 * entropy
-    objective = losses.consistency(sigma=0.3, num_noise=4, weight=3.0, entropy_weight=0.7)
+    objective = losses.smoothing.consistency(sigma=0.3, num_noise=4, weight=3.0, entropy_weight=0.7)
     assert value(objective) == pytest.approx(expected, rel=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_macer_is_its_equation(gamma):
     assert not active.all()
     hinge = np.where(active, 0.15 * (gamma - xi), 0)
     expected = -np.log(right(np.exp(log_p).mean(1))).mean() + 6 * hinge.mean()
-    objective = losses.macer(sigma=0.3, num_noise=3, weight=6.0, beta=2.0, gamma=gamma)
+    objective = losses.smoothing.macer(sigma=0.3, num_noise=3, weight=6.0, beta=2.0, gamma=gamma)
     assert value(objective) == pytest.approx(expected, rel=1e-4)
 
 
@@ -185,13 +185,13 @@ def black_out(key, images):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: losses.stability(sigma=0.0), "sigma must be positive and finite, got 0.0"),
-        (lambda: losses.stability(weight=-1.0), "weight must be"),
-        (lambda: losses.consistency(num_noise=1), "num_noise must be .* at least 2, got 1"),
-        (lambda: losses.macer(beta=0.0), "beta must be positive and finite, got 0.0"),
-        (lambda: losses.smoothadv(epsilon=float("nan")), "epsilon must be positive and finite, got nan"),
-        (lambda: losses.smoothadv(steps=0), "steps must be .* at least 1, got 0"),
-        (lambda: losses.smoothmix(step_size=-0.1), "step_size must be positive and finite, got -0.1"),
+        (lambda: losses.smoothing.stability(sigma=0.0), "sigma must be positive and finite, got 0.0"),
+        (lambda: losses.smoothing.stability(weight=-1.0), "weight must be"),
+        (lambda: losses.smoothing.consistency(num_noise=1), "num_noise must be .* at least 2, got 1"),
+        (lambda: losses.smoothing.macer(beta=0.0), "beta must be positive and finite, got 0.0"),
+        (lambda: losses.smoothing.smoothadv(epsilon=float("nan")), "epsilon must be positive and finite, got nan"),
+        (lambda: losses.smoothing.smoothadv(steps=0), "steps must be .* at least 1, got 0"),
+        (lambda: losses.smoothing.smoothmix(step_size=-0.1), "step_size must be positive and finite, got -0.1"),
     ],
 )
 def test_bad_settings_are_named(make, message):

@@ -23,20 +23,20 @@ KINDS = {  # shapes are the same, so that all but the squared one share compiled
     "rbf, sharp": {"scale": 0.004},
     "cbc, sharp": {"absent": True, "scale": 0.004},
 }
-radius = jax.jit(models.prototype_radius, static_argnames="cancel")
+radius = jax.jit(models.prototypes.radius, static_argnames="cancel")
 
 
 @jax.jit
 def log_detections_and_probabilities(network, x):
-    logs = models.prototype_log_detections(network, x)
-    return logs, models.prototype_log_probabilities(network, logs)
+    logs = models.prototypes.log_detections(network, x)
+    return logs, models.prototypes.log_probabilities(network, logs)
 
 
 def network_of(absent=False, scale=0.3, squared=False):
     weights = RNG.dirichlet(np.full((2 if absent else 1) * COUNT, 0.5), (CLASSES, 2))
     positive, negative = weights[..., :COUNT], weights[..., COUNT:] if absent else np.zeros_like(weights)
     arrays = (RNG.uniform(size=(COUNT, DIM)), np.broadcast_to(scale, (COUNT,)), positive, negative)
-    return models.PrototypeNetwork(*(jnp.asarray(a, jnp.float32) for a in arrays), squared)
+    return models.prototypes.PrototypeNetwork(*(jnp.asarray(a, jnp.float32) for a in arrays), squared)
 
 
 NETWORKS = {kind: network_of(**settings) for kind, settings in KINDS.items()}
@@ -120,7 +120,7 @@ def test_a_sharp_network_is_that_of_the_nearest_prototype():
     own = np.array([0, 0, 1, 1, 2]) == np.arange(CLASSES)[:, None]
     weights = jnp.asarray(np.repeat((own / own.sum(1, keepdims=True))[:, None], 2, axis=1), jnp.float32)
     components = NETWORKS["rbf"].components
-    network = models.PrototypeNetwork(components, jnp.full(COUNT, 1e-4), weights, jnp.zeros_like(weights))
+    network = models.prototypes.PrototypeNetwork(components, jnp.full(COUNT, 1e-4), weights, jnp.zeros_like(weights))
     distances = np.linalg.norm(np.asarray(X, np.float64)[:, None] - np.asarray(components) - 3, axis=-1)
     to_class = np.where(own[None], distances[:, None], np.inf).min(-1)
     label = np.asarray(LABELS)[:, None] == np.arange(CLASSES)
@@ -131,8 +131,8 @@ def test_a_sharp_network_is_that_of_the_nearest_prototype():
 
 
 def total(network, x, labels):
-    logs = models.prototype_log_detections(network, x)
-    return models.prototype_log_probabilities(network, logs).sum() + models.prototype_radius(network, x, labels).sum()
+    logs = models.prototypes.log_detections(network, x)
+    return models.prototypes.log_probabilities(network, logs).sum() + models.prototypes.radius(network, x, labels).sum()
 
 
 total_and_gradients = jax.jit(jax.value_and_grad(total, (0, 1)))
@@ -166,8 +166,8 @@ def start():
 @pytest.mark.parametrize(("reasoning", "squared"), [("rbf", False), ("cbc", True)])
 def test_a_module_is_its_network(start, reasoning, squared):
     settings = {"reasoning": reasoning, "squared": squared, "num_reasonings": 2, "scale_per_component": squared}
-    model = models.functional(models.prototypes(jax.random.key(0), *start, num_classes=3, **settings))
-    network = models.prototype_network(model.state.params)
+    model = models.functional(models.prototypes.classifier(jax.random.key(0), *start, num_classes=3, **settings))
+    network = models.prototypes.network(model.state.params)
     assert network.squared == squared
     assert network.positive.shape == (3, 2, 6)
     assert network.scale.shape == ((6,) if squared else ())
@@ -182,8 +182,8 @@ def test_a_module_is_its_network(start, reasoning, squared):
 @pytest.mark.parametrize("squared", [False, True])
 def test_the_start_is_the_images_faintly_detected_and_preferred_by_their_class(start, squared):
     images, labels = start
-    module = models.prototypes(jax.random.key(0), images, labels, num_classes=3, squared=squared)
-    network = models.prototype_network(models.functional(module).state.params)
+    module = models.prototypes.classifier(jax.random.key(0), images, labels, num_classes=3, squared=squared)
+    network = models.prototypes.network(models.functional(module).state.params)
     np.testing.assert_array_equal(network.components, images.reshape(6, 4))
     distances = np.linalg.norm(images.reshape(6, 1, 4) - images.reshape(1, 6, 4), axis=-1)[~np.eye(6, dtype=bool)]
     mean = (distances ** (2 if squared else 1)).mean()
@@ -195,7 +195,8 @@ def test_the_start_is_the_images_faintly_detected_and_preferred_by_their_class(s
 
 def test_a_key_decides_the_weights(start):
     weights = [
-        np.asarray(models.prototypes(jax.random.key(seed), *start, num_classes=3).reasoning[...]) for seed in (0, 0, 1)
+        np.asarray(models.prototypes.classifier(jax.random.key(seed), *start, num_classes=3).reasoning[...])
+        for seed in (0, 0, 1)
     ]
     assert (weights[0] == weights[1]).all()
     assert (weights[0] != weights[2]).any()
@@ -217,10 +218,10 @@ def test_a_key_decides_the_weights(start):
 def test_bad_settings_are_named(start, settings, message, unchecked):
     arguments = {"components": start[0], "labels": start[1], "num_classes": 3, **settings}
     with pytest.raises(ValueError, match=re.escape(message)):
-        models.prototypes(jax.random.key(0), **arguments)
+        models.prototypes.classifier(jax.random.key(0), **arguments)
 
 
 def test_an_image_of_another_shape_is_refused(start):
-    model = models.functional(models.prototypes(jax.random.key(0), *start, num_classes=3))
+    model = models.functional(models.prototypes.classifier(jax.random.key(0), *start, num_classes=3))
     with pytest.raises(ValueError, match=re.escape("x must have shape (batch, 2, 2, 1), got (1, 4, 1, 1).")):
         model.outputs(model.state, jnp.zeros((1, 4, 1, 1)))

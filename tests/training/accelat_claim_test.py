@@ -19,7 +19,7 @@ def robust_accuracy():
     digits, test = data.load("digits", "train").arrays(), data.load("digits", "test").arrays()
     rows = len(digits.label) * 9 // 10
     train, validation = Batch(*(a[:rows] for a in digits)), Batch(*(a[rows:] for a in digits))
-    objective = losses.adversarial_training(attack=attacks.pgd(epsilon=EPSILON, steps=5, keep="last"))
+    objective = losses.adversarial.adversarial_training(attack=attacks.pgd(epsilon=EPSILON, steps=5, keep="last"))
     evaluation = attacks.pgd(epsilon=EPSILON, steps=20)
     optimizer = optax.inject_hyperparams(optax.adam)(LEARNING_RATE)
     step = training.make_step(objective, optimizer)

@@ -13,7 +13,7 @@ import pytest
 from robustjax import losses, training
 
 OPTIMIZER = optax.adam(0.05)
-OBJECTIVE = losses.gaussian_augmentation(sigma=0.1)
+OBJECTIVE = losses.smoothing.gaussian_augmentation(sigma=0.1)
 
 
 @pytest.fixture

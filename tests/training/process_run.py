@@ -58,7 +58,7 @@ class Stream:
 def train(stream, **settings):
     return training.fit(
         network, training.init(jax.random.key(1), model(), OPTIMIZER), stream,
-        objective=losses.gaussian_augmentation(sigma=0.25), optimizer=OPTIMIZER,
+        objective=losses.smoothing.gaussian_augmentation(sigma=0.25), optimizer=OPTIMIZER,
         **{"num_steps": NUM_STEPS, "checkpoint_every": 5, "log_every": 3, "progress": False, **settings},
     )  # fmt: skip
 

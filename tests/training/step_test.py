@@ -32,7 +32,7 @@ def test_step_is_stochastic_gradient_descent_by_hand(problem):
 
 
 def test_each_step_draws_its_own_noise_from_the_key_of_the_run(problem):
-    optimizer, objective = optax.sgd(0.0), losses.gaussian_augmentation(sigma=0.5)
+    optimizer, objective = optax.sgd(0.0), losses.smoothing.gaussian_augmentation(sigma=0.5)
     state = training.init(jax.random.key(4), problem.model, optimizer)
     step, batch = training.make_step(objective, optimizer), jax.device_put(next(problem.Stream()))
     for count in range(2):
@@ -61,7 +61,7 @@ def test_equal_objectives_share_one_trace(problem):
     optimizer = optax.sgd(0.1)
     state = training.init(jax.random.key(0), problem.model, optimizer)
     for _ in range(3):
-        step = training.make_step(losses.gaussian_augmentation(sigma=0.25), optimizer)
+        step = training.make_step(losses.smoothing.gaussian_augmentation(sigma=0.25), optimizer)
         state, _ = step(counting, state, next(problem.Stream()))
     assert len(traces) == 1
 
@@ -72,7 +72,10 @@ def test_eight_devices_equal_one(problem, optimizer):
     for devices in (1, 8):
         mesh = training.make_mesh({"data": devices})
         state = training.replicate(training.init(jax.random.key(0), problem.model, optimizer), mesh)
-        step, stream = training.make_step(losses.gaussian_augmentation(sigma=0.25), optimizer), problem.Stream(16)
+        step, stream = (
+            training.make_step(losses.smoothing.gaussian_augmentation(sigma=0.25), optimizer),
+            problem.Stream(16),
+        )
         for _ in range(5):
             batch = training.shard_batch(next(stream), mesh)
             state, metrics = step(problem.apply, state, batch)

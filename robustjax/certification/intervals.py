@@ -1,0 +1,6 @@
+"""Certificates of the network itself by interval bound propagation, without noise and without sampling."""
+
+from robustjax._intervals import Interval as Interval
+from robustjax._intervals import bounds as bounds
+from robustjax.certification._intervals import Certificate as Certificate
+from robustjax.certification._intervals import certify as certify

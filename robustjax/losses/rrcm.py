@@ -1,0 +1,11 @@
+"""Pre-training that makes the features of an image agree at all levels of noise (rRCM).
+
+Images are in [0, 1] everywhere; noise levels t are those of images in [-1, 1], twice as large, as in the paper.
+"""
+
+from robustjax.losses._rrcm import consistency_pretraining as consistency_pretraining
+from robustjax.losses._rrcm import noise_levels as noise_levels
+from robustjax.losses._rrcm import precondition as precondition
+from robustjax.losses._rrcm import preconditioned as preconditioned
+from robustjax.losses._rrcm import pretrained_model as pretrained_model
+from robustjax.losses._rrcm import pretraining_state as pretraining_state
