@@ -54,9 +54,9 @@ class Trained:
         sigma, augment = self._config.sigma, self._augment
         if method == "gaussian":
             return self._trained_classifier(
-                method, losses.gaussian_augmentation(sigma=sigma, augment=augment)
+                method, losses.smoothing.gaussian_augmentation(sigma=sigma, augment=augment)
             ).logits_fn()
-        consistency = losses.consistency(sigma=sigma, weight=self._config.consistency_weight, augment=augment)
+        consistency = losses.smoothing.consistency(sigma=sigma, weight=self._config.consistency_weight, augment=augment)
         if method == "consistency":
             return self._trained_classifier(method, consistency).logits_fn()
         if method == "rrcm":
@@ -67,13 +67,13 @@ class Trained:
             return logits_fn
         if method == "diffusion":
             network = self._network(models.noise_predictor, method)
-            objective = losses.diffusion(augment=augment)
+            objective = losses.denoising.diffusion(augment=augment)
             noise_fn = self._fit(method, network, objective)
-            return certification.diffusion_denoised(logits_fn, noise_fn, losses.alphas_bar(), sigma=sigma)
+            return certification.diffusion_denoised(logits_fn, noise_fn, losses.denoising.alphas_bar(), sigma=sigma)
         network = self._network(models.denoiser, method)
-        objective: Any = losses.denoising(sigma=sigma, augment=augment)
+        objective: Any = losses.denoising.mse(sigma=sigma, augment=augment)
         if method == "stability":
-            objective = losses.denoising_stability(classify=classifier.functional.outputs, sigma=sigma, augment=augment)
+            objective = losses.denoising.stability(classify=classifier.functional.outputs, sigma=sigma, augment=augment)
             state = network.state._replace(batch_stats={"classifier": classifier.state._asdict()})
             network = network._replace(state=state)
         return certification.denoised(logits_fn, self._fit(method, network, objective))
@@ -114,19 +114,19 @@ class Trained:
         functional = classifiers.build(self._config.model, self._data, dtype="float32", key=self._key("classifier"))
         shape = (1, *self._data.image_shape)
         features = jax.eval_shape(functional.outputs, functional.state, jax.ShapeDtypeStruct(shape, "float32")).features
-        start = losses.pretraining_state(self._key("rrcm"), functional.state, num_features=features.shape[-1])
+        start = losses.rrcm.pretraining_state(self._key("rrcm"), functional.state, num_features=features.shape[-1])
         views = self._augment or functools.partial(perturbations.random_crop, padding=max(1, shape[1] // 8))
         num_epochs = self._config.num_epochs or self._recipe.num_epochs
         first = min(max(1, round(self._config.pretraining_share * num_epochs)), num_epochs - 1)
         trained = self._train(
             "rrcm_pretraining", functional._replace(state=start),
-            losses.consistency_pretraining(augment=views, largest=2 * self._config.pretraining_sigma),
+            losses.rrcm.consistency_pretraining(augment=views, largest=2 * self._config.pretraining_sigma),
             self._recipe, first,
         )  # fmt: skip
         at_sigma = functional._replace(
-            state=losses.pretrained_model(trained.state),
-            apply=losses.Preconditioned(functional.apply, self._config.sigma),
-            outputs=losses.Preconditioned(functional.outputs, self._config.sigma),
+            state=losses.rrcm.pretrained_model(trained.state),
+            apply=losses.rrcm.preconditioned(functional.apply, self._config.sigma),
+            outputs=losses.rrcm.preconditioned(functional.outputs, self._config.sigma),
         )
         return self._train("rrcm", at_sigma, fine_tuning, self._recipe, num_epochs - first)
 

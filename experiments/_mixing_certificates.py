@@ -85,7 +85,7 @@ def certify(
 
 
 @functools.cache
-def _noisy(standard: Callable, smoothed: Callable, measure: certification.Gaussian, scale: float) -> Callable:
+def _noisy(standard: Callable, smoothed: Callable, measure: certification.Measure, scale: float) -> Callable:
     """The mixture with one draw of noise, whose mean probabilities an attack follows."""
 
     def logits(states, alpha, key, x):

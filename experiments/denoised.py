@@ -116,10 +116,10 @@ def check(config: Config) -> tuple[str, ...]:
     if config.name is not None and (config.name in ("", ".", "..") or epath.Path(config.name).name != config.name):
         raise ValueError(f"name must be the name of a folder, got {config.name!r}.")
     certification.gaussian(config.sigma)
-    losses.consistency(weight=config.consistency_weight)
+    losses.smoothing.consistency(weight=config.consistency_weight)
     if not 0 < config.pretraining_share < 1:
         raise ValueError(f"pretraining_share must lie strictly between 0 and 1, got {config.pretraining_share}.")
-    losses.consistency_pretraining(largest=2 * config.pretraining_sigma)
+    losses.rrcm.consistency_pretraining(largest=2 * config.pretraining_sigma)
     methods = tuple(map(str.strip, config.methods.split(","))) if config.methods else tuple(_denoisers.METHODS)
     unknown = [name for name in methods if name not in _denoisers.METHODS]
     if unknown:
@@ -194,7 +194,7 @@ def certify(
 
 
 @functools.cache  # one function, so that compiled programs are shared
-def _noisy_logits_of(measure: certification.Gaussian) -> Callable:
+def _noisy_logits_of(measure: certification.Measure) -> Callable:
     return lambda logits_fn, key, x: logits_fn(measure.sample(key, x[0])[None])
 
 

@@ -144,7 +144,7 @@ def folder_of(config: Config) -> epath.Path:
 
 def train(
     config: Config, seed: int, images: data.Dataset, key: jax.Array, console: Console
-) -> tuple[dict[str, classifiers.Classifier], mixing.Mixture, Any]:
+) -> tuple[dict[str, classifiers.Classifier], mixing.mixture, Any]:
     """The three classifiers by name, the mixture of the first two, and its trained state."""
     folder, recipe = folder_of(config) / f"seed-{seed}", classifiers.recipe_of(config.dataset, config.recipe)
     (epsilon,) = adversaries.epsilons_of(str(config.epsilon))
@@ -152,8 +152,8 @@ def train(
     augment = classifiers.augmentation() if recipe.augment else None
     objectives = {
         "standard": losses.standard(augment=augment),
-        "robust": losses.adversarial_training(attack=attack, augment=augment),
-        "smoothed": losses.gaussian_augmentation(sigma=config.sigma, augment=augment),
+        "robust": losses.adversarial.adversarial_training(attack=attack, augment=augment),
+        "smoothed": losses.smoothing.gaussian_augmentation(sigma=config.sigma, augment=augment),
     }
     log, found = (lambda message: console.print(message, soft_wrap=True)), {}
     for index, (name, objective) in enumerate(objectives.items()):
@@ -208,7 +208,7 @@ def _fixed(standard: Callable, robust: Callable, standard_scale: float, robust_s
 
 
 @functools.cache
-def _blind(mixture: mixing.Mixture) -> mixing.Mixture:
+def _blind(mixture: mixing.mixture) -> mixing.mixture:
     """The mixture as an attack sees it that takes alpha for a constant."""
 
     def network(state, x, *, train=False):
@@ -262,7 +262,7 @@ def attacks_of(config: Config, num_classes: int) -> dict[str, Any]:
 def trade_off(
     config: Config,
     found: dict[str, classifiers.Classifier],
-    mixture: mixing.Mixture,
+    mixture: mixing.mixture,
     state: Any,
     test: data.Dataset,
     key: jax.Array,

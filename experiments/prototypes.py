@@ -150,7 +150,7 @@ def build(config: Config, train: data.Dataset, labels: np.ndarray, seed: int) ->
             f"num_components must be at most {least}, the images of the smallest class, got {config.num_components}."
         )
     start = train[np.concatenate([rng.choice(ids, config.num_components, replace=False) for ids in members])]
-    module = models.prototypes(
+    module = models.prototypes.classifier(
         jax.random.key(seed), start.image, start.label,
         num_classes=train.num_classes, reasoning=config.reasoning, num_reasonings=config.num_reasonings,
     )  # fmt: skip
@@ -220,7 +220,7 @@ def network_of(
         seed=seed,
         log=lambda message: console.print(message, soft_wrap=True),
     )
-    network = models.prototype_network(classifier.state.params)
+    network = models.prototypes.network(classifier.state.params)
     image, label, ids = (np.asarray(part) for part in test[:])
     certify = functools.partial(certification.prototypes.radius, network, image, label)
     certify()  # compiled

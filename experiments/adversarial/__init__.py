@@ -229,7 +229,7 @@ def steps_of(config: Config, target: Target, key: jax.Array) -> dict[str, dict[s
 
 
 def certificate_of(
-    config: Config, target: Target, measure: certification.Gaussian, key: jax.Array
+    config: Config, target: Target, measure: certification.Measure, key: jax.Array
 ) -> certification.Certificate:
     """Certificates of the smoothed model; those on disk are not made again."""
     path = folder_of(config) / "certificates.npz"
@@ -247,7 +247,7 @@ def verified_of(config: Config, target: Target) -> certification.Certificate:
     logits_fn, image = target.classifier.logits_fn(), target.image
     radius, label = np.zeros(len(image)), np.zeros(len(image), np.int32)
     for epsilon in epsilons_of(config)["linf"]:
-        found = certification.certify_intervals(logits_fn, image, epsilon=epsilon, batch_size=INTERVAL_BATCH)
+        found = certification.intervals.certify(logits_fn, image, epsilon=epsilon, batch_size=INTERVAL_BATCH)
         radius, label = np.where(found.verified, epsilon, radius), np.asarray(found.label)
     return certification.Certificate(label, radius, np.where(radius > 0, 1.0, 0.0), np.zeros(len(image), bool))
 

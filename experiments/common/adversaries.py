@@ -172,7 +172,7 @@ def make(name: str, epsilon: float, norm: str, *, samples: int | None = None) ->
     attack = ATTACKS[name].make(epsilon, norm)
     if samples is None:
         return attack
-    if isinstance(attack, attacks.PGD):  # what fools the mean over these draws may not fool that over others
+    if isinstance(attack, attacks.pgd):  # what fools the mean over these draws may not fool that over others
         attack = dataclasses.replace(attack, keep="last")
     return attacks.expectation_over_transformation(attack, samples=samples)
 
@@ -191,9 +191,9 @@ def objective_of(config: Any, *, augment: bool, num_steps: int) -> losses.Object
     if config.training == "standard":
         return losses.standard(augment=images)
     if config.training == "gaussian":
-        return losses.gaussian_augmentation(sigma=config.sigma, augment=images)
+        return losses.smoothing.gaussian_augmentation(sigma=config.sigma, augment=images)
     if config.training == "entropy":
-        return losses.entropy_regularization(augment=images)
+        return losses.adversarial.entropy_regularization(augment=images)
     (epsilon,) = epsilons_of(config.train_epsilon)
     if config.training == "intervals":  # the schedule of the paper on MNIST: of 60,000 steps 2,000 and 10,000
         begin, steps = num_steps // 30, num_steps // 6
@@ -204,13 +204,13 @@ def objective_of(config: Any, *, augment: bool, num_steps: int) -> losses.Object
     beside = dataclasses.replace(attack, random_start=0.001)  # where the papers of TRADES and MART start
     if config.training == "trades":
         beside = dataclasses.replace(beside, loss=losses.kl_divergence)
-        return losses.trades(attack=beside, beta=config.beta, augment=images)
+        return losses.adversarial.trades(attack=beside, beta=config.beta, augment=images)
     if config.training == "mart":
-        return losses.mart(attack=beside, beta=config.beta, augment=images)
+        return losses.adversarial.mart(attack=beside, beta=config.beta, augment=images)
     if config.training == "logit_pairing":
-        return losses.logit_pairing(attack=attack, augment=images)
-    objective = losses.adversarial_training(attack=attack, augment=images)
-    return losses.awp(objective=objective) if config.training == "awp" else objective
+        return losses.adversarial.logit_pairing(attack=attack, augment=images)
+    objective = losses.adversarial.adversarial_training(attack=attack, augment=images)
+    return losses.adversarial.awp(objective=objective) if config.training == "awp" else objective
 
 
 def parts_of(config: Any) -> tuple[data.Dataset, data.Dataset]:

@@ -17,12 +17,12 @@ from robustjax import certification, losses, models, perturbations
 from robustjax.typing import Outputs
 
 TRAINING: dict[str, Any] = {
-    "gaussian": losses.gaussian_augmentation,
-    "stability": losses.stability,
-    "smoothadv": losses.smoothadv,
-    "macer": losses.macer,
-    "consistency": losses.consistency,
-    "smoothmix": losses.smoothmix,
+    "gaussian": losses.smoothing.gaussian_augmentation,
+    "stability": losses.smoothing.stability,
+    "smoothadv": losses.smoothing.smoothadv,
+    "macer": losses.smoothing.macer,
+    "consistency": losses.smoothing.consistency,
+    "smoothmix": losses.smoothing.smoothmix,
 }
 """By name: objectives with a ``sigma``."""
 SETTINGS = {"train_weight": "weight", "train_epsilon": "epsilon", "train_steps": "steps", "train_draws": "num_noise"}

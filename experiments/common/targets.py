@@ -40,7 +40,7 @@ class Target(NamedTuple):
     image: np.ndarray
     label: np.ndarray
     batch_size: int
-    measure: certification.Gaussian | None = None
+    measure: certification.Measure | None = None
     samples: int | None = None
 
     def first(self, most: int) -> Target:
@@ -104,7 +104,7 @@ class Target(NamedTuple):
 
 
 @functools.cache  # one function for each architecture and measure, so that compiled programs are shared
-def _noisy_logits_of(outputs: Callable, measure: certification.Gaussian) -> Callable:
+def _noisy_logits_of(outputs: Callable, measure: certification.Measure) -> Callable:
     return lambda state, key, x: outputs(state, measure.sample(key, x[0])[None]).logits
 
 

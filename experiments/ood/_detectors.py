@@ -201,10 +201,10 @@ def classifier_of(
     num_classes = sets.train.num_classes
     objectives = {
         "standard": lambda: losses.standard(augment=augment),
-        "logit_norm": lambda: losses.LogitNorm(augment=augment),
-        "mixup": lambda: losses.Mixup(num_classes=num_classes, augment=augment),
-        "cutmix": lambda: losses.CutMix(num_classes=num_classes, augment=augment),
-        "outlier_exposure": lambda: losses.OutlierExposure(augment=augment),
+        "logit_norm": lambda: losses.logit_norm(augment=augment),
+        "mixup": lambda: losses.mixup(num_classes=num_classes, augment=augment),
+        "cutmix": lambda: losses.cutmix(num_classes=num_classes, augment=augment),
+        "outlier_exposure": lambda: losses.outliers.outlier_exposure(augment=augment),
         "energy_bounded": lambda: losses.standard(augment=augment),  # and then fine-tuned
     }
     settings: dict[str, Any] = {
@@ -229,7 +229,7 @@ def classifier_of(
         for part in (sets.train, outliers)
     )
     tuning = dataclasses.replace(recipe, algorithm="sgd", learning_rate=1e-3, schedule="cosine", num_epochs=10)
-    margins = losses.EnergyBounded(m_in=min(known, foreign - 1), m_out=foreign, augment=augment)
+    margins = losses.outliers.energy_bounded(m_in=min(known, foreign - 1), m_out=foreign, augment=augment)
     settings |= {"recipe": tuning, "num_epochs": None}
     functional = functional._replace(state=classifier.state)
     classifier, _ = classifiers.train(
