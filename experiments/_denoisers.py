@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import zlib
 from typing import Any
@@ -42,21 +43,23 @@ class Trained:
         self._config, self._seed, self._data, self._folder, self._console = config, seed, train, folder, console
         self._runtime, self._watch = runtime, watch
         self._recipe = classifiers.recipe_of(config.dataset, config.recipe)
-        self._augment = classifiers.augmentation() if self._recipe.augment else None
         epochs = config.denoiser_epochs or (200 if config.dataset == "digits" else 10)
         # The rate of Salman et al.
         self._denoiser_recipe = training.Recipe(
-            algorithm="adam", learning_rate=1e-3, schedule="cosine", batch_size=128, num_epochs=epochs
+            algorithm="adam",
+            learning_rate=1e-3,
+            schedule="cosine",
+            batch_size=128,
+            num_epochs=epochs,
+            augment=self._recipe.augment,
         )
 
     def logits_fn(self, method: str) -> LogitsFn:
         """The base classifier of a method."""
-        sigma, augment = self._config.sigma, self._augment
+        sigma = self._config.sigma
         if method == "gaussian":
-            return self._trained_classifier(
-                method, losses.smoothing.gaussian_augmentation(sigma=sigma, augment=augment)
-            ).logits_fn()
-        consistency = losses.smoothing.consistency(sigma=sigma, weight=self._config.consistency_weight, augment=augment)
+            return self._trained_classifier(method, losses.smoothing.gaussian_augmentation(sigma=sigma)).logits_fn()
+        consistency = losses.smoothing.consistency(sigma=sigma, weight=self._config.consistency_weight)
         if method == "consistency":
             return self._trained_classifier(method, consistency).logits_fn()
         if method == "rrcm":
@@ -67,13 +70,13 @@ class Trained:
             return logits_fn
         if method == "diffusion":
             network = self._network(models.noise_predictor, method)
-            objective = losses.denoising.diffusion(augment=augment)
+            objective = losses.denoising.diffusion()
             noise_fn = self._fit(method, network, objective)
             return certification.diffusion_denoised(logits_fn, noise_fn, losses.denoising.alphas_bar(), sigma=sigma)
         network = self._network(models.denoiser, method)
-        objective: Any = losses.denoising.mse(sigma=sigma, augment=augment)
+        objective: Any = losses.denoising.mse(sigma=sigma)
         if method == "stability":
-            objective = losses.denoising.stability(classify=classifier.functional.outputs, sigma=sigma, augment=augment)
+            objective = losses.denoising.stability(classify=classifier.functional.outputs, sigma=sigma)
             state = network.state._replace(batch_stats={"classifier": classifier.state._asdict()})
             network = network._replace(state=state)
         return certification.denoised(logits_fn, self._fit(method, network, objective))
@@ -84,7 +87,7 @@ class Trained:
 
     @functools.cached_property
     def _standard(self) -> classifiers.Classifier:
-        return self._trained_classifier("standard", losses.standard(augment=self._augment))
+        return self._trained_classifier("standard", losses.standard())
 
     def _key(self, name: str) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self._seed), zlib.crc32(name.encode()))
@@ -115,13 +118,14 @@ class Trained:
         shape = (1, *self._data.image_shape)
         features = jax.eval_shape(functional.outputs, functional.state, jax.ShapeDtypeStruct(shape, "float32")).features
         start = losses.rrcm.pretraining_state(self._key("rrcm"), functional.state, num_features=features.shape[-1])
-        views = self._augment or functools.partial(perturbations.random_crop, padding=max(1, shape[1] // 8))
+        crops = functools.partial(perturbations.random_crop, padding=max(1, shape[1] // 8))
+        views = classifiers.augmentation() if self._recipe.augment else crops
         num_epochs = self._config.num_epochs or self._recipe.num_epochs
         first = min(max(1, round(self._config.pretraining_share * num_epochs)), num_epochs - 1)
         trained = self._train(
             "rrcm_pretraining", functional._replace(state=start),
             losses.rrcm.consistency_pretraining(augment=views, largest=2 * self._config.pretraining_sigma),
-            self._recipe, first,
+            dataclasses.replace(self._recipe, augment=False), first,
         )  # fmt: skip
         at_sigma = functional._replace(
             state=losses.rrcm.pretrained_model(trained.state),

@@ -263,7 +263,7 @@ def run_seed(
     if config.checkpoint is None:
         base, _ = classifiers.train(
             folder / "checkpoints", functional, train, key=train_key,
-            objective=smoothers.objective_of("gaussian", config.sigma, "gaussian", augment=recipe.augment),
+            objective=smoothers.objective_of("gaussian", config.sigma, "gaussian"),
             recipe=recipe, num_epochs=config.num_epochs, seed=seed, runtime=runtime,
             log=lambda message: console.print(message, soft_wrap=True), watch=functools.partial(watch, "training"),
         )  # fmt: skip

@@ -149,11 +149,10 @@ def train(
     folder, recipe = folder_of(config) / f"seed-{seed}", classifiers.recipe_of(config.dataset, config.recipe)
     (epsilon,) = adversaries.epsilons_of(str(config.epsilon))
     attack = attacks.pgd(epsilon=epsilon, steps=10, keep="last")
-    augment = classifiers.augmentation() if recipe.augment else None
     objectives = {
-        "standard": losses.standard(augment=augment),
-        "robust": losses.adversarial.adversarial_training(attack=attack, augment=augment),
-        "smoothed": losses.smoothing.gaussian_augmentation(sigma=config.sigma, augment=augment),
+        "standard": losses.standard(),
+        "robust": losses.adversarial.adversarial_training(attack=attack),
+        "smoothed": losses.smoothing.gaussian_augmentation(sigma=config.sigma),
     }
     log, found = (lambda message: console.print(message, soft_wrap=True)), {}
     for index, (name, objective) in enumerate(objectives.items()):
@@ -189,8 +188,8 @@ def train(
         network._replace(apply=mixture, state=mixture.init(standard.state, robust.state, network.state)),
         images,
         key=train_key,
-        objective=losses.mixing_training(attack=adversary, augment=augment),
-        recipe=NETWORK,
+        objective=losses.mixing_training(attack=adversary),
+        recipe=dataclasses.replace(NETWORK, augment=recipe.augment),
         num_epochs=config.network_epochs,
         seed=seed,
         log=log,

@@ -1,6 +1,8 @@
 """The house itself: which room may import which, where Flax stays, what an import costs, that names are explained."""
 
 import ast
+import importlib
+import inspect
 import pathlib
 import subprocess
 import sys
@@ -133,15 +135,19 @@ def docstring(path: pathlib.Path, name: str) -> str | None:
     return text.value if isinstance(text, ast.Constant) and isinstance(text.value, str) else None
 
 
+def is_module(place: pathlib.Path) -> bool:
+    return place.is_dir() or place.with_suffix(".py").exists()
+
+
 def names_in(place: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
     """Where each public name of a module, or of a package and the modules that it shows, is defined."""
     path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     found = [(path, name) for name in definitions(path) if not name.startswith("_")]
     for node in ast.parse(path.read_text()).body:
-        if path.name == "__init__.py" and isinstance(node, ast.ImportFrom) and node.module.startswith("robustjax."):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("robustjax"):
             source = ROOT / node.module.replace(".", "/")
-            for name in (alias.name for alias in node.names):
-                found += names_in(source / name) if source.is_dir() else [(source.with_suffix(".py"), name)]
+            for name in (alias.name for alias in node.names if alias.asname == alias.name):
+                found += names_in(source / name) if is_module(source / name) else [(source.with_suffix(".py"), name)]
     return found
 
 
@@ -169,3 +175,44 @@ def test_every_public_function_tells_its_arguments_and_its_result():
             wanted -= {line.strip() for line in text.splitlines()}
             missing += [f"{path.relative_to(ROOT)}: {name}: {section}" for section in sorted(wanted)]
     assert not missing
+
+
+def modules_of(room: str) -> dict[str, set[str]]:
+    """The public names of a room and of its public modules, by module."""
+    found, waiting = {}, [PACKAGE / room]
+    while waiting:
+        place = waiting.pop()
+        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+        shown = [(node.module, a.name) for node in nodes for a in node.names if a.asname == a.name]
+        modules = {name for module, name in shown if is_module(ROOT / module.replace(".", "/") / name)}
+        waiting += [place / name for name in modules]
+        names = {name for _, name in shown} | {name for name in definitions(path) if not name.startswith("_")}
+        found[".".join(place.relative_to(ROOT).parts)] = names - modules
+    return found
+
+
+def twice(names: list[str]) -> list[str]:
+    """Those that differ in case and underscores only."""
+    plain = [name.replace("_", "").lower() for name in names]
+    return [name for name, one in zip(names, plain, strict=True) if plain.count(one) > 1]
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if not room.startswith("_")])
+def test_every_thing_has_one_public_name(room):
+    objects = {}
+    for module, names in modules_of(room).items():
+        values = {name: getattr(importlib.import_module(module), name) for name in sorted(names)}
+        # What a function returns may have its name: data.splits gives data.Splits.
+        procedures = [name for name, value in values.items() if not hasattr(value, "_fields")]
+        assert not twice(procedures)
+        for name, value in values.items():
+            if inspect.isclass(value) or inspect.isfunction(value):
+                objects.setdefault(value, []).append(f"{module}.{name}")
+    assert not [names for names in objects.values() if len(names) > 1]
+
+
+def test_two_names_of_one_thing_are_seen():
+    assert twice(["MACER", "macer", "SmoothAdv", "smooth_adv", "mix"]) == ["MACER", "macer", "SmoothAdv", "smooth_adv"]
+    assert {"robustjax.losses", "robustjax.losses.smoothing"} <= modules_of("losses").keys()
+    assert "macer" in modules_of("losses")["robustjax.losses.smoothing"]

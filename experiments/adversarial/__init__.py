@@ -310,7 +310,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
                 functional,
                 train,
                 key=train_key,
-                objective=adversaries.objective_of(config, augment=recipe.augment, num_steps=num_steps),
+                objective=adversaries.objective_of(config, num_steps=num_steps),
                 recipe=recipe,
                 num_epochs=config.num_epochs,
                 seed=config.seed,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from experiments.common import classifiers, folders
+from experiments.common import folders
 from robustjax import attacks, data, losses
 
 NORMS = ("linf", "l2", "l1")
@@ -185,31 +185,30 @@ def print_list(console: Console) -> None:
     console.print(table)
 
 
-def objective_of(config: Any, *, augment: bool, num_steps: int) -> losses.Objective:
+def objective_of(config: Any, *, num_steps: int) -> losses.Objective:
     """What ``config.training`` minimises, in so many steps."""
-    images = classifiers.augmentation() if augment else None
     if config.training == "standard":
-        return losses.standard(augment=images)
+        return losses.standard()
     if config.training == "gaussian":
-        return losses.smoothing.gaussian_augmentation(sigma=config.sigma, augment=images)
+        return losses.smoothing.gaussian_augmentation(sigma=config.sigma)
     if config.training == "entropy":
-        return losses.adversarial.entropy_regularization(augment=images)
+        return losses.adversarial.entropy_regularization()
     (epsilon,) = epsilons_of(config.train_epsilon)
     if config.training == "intervals":  # the schedule of the paper on MNIST: of 60,000 steps 2,000 and 10,000
         begin, steps = num_steps // 30, num_steps // 6
         ball = losses.ramp(end=epsilon, begin=begin, steps=steps)
         share = losses.ramp(start=1.0, end=0.5, begin=begin, steps=steps)
-        return losses.scheduled(losses.interval_training(epsilon=epsilon, augment=images), epsilon=ball, kappa=share)
+        return losses.scheduled(losses.interval_training(epsilon=epsilon), epsilon=ball, kappa=share)
     attack = attacks.pgd(epsilon=epsilon, norm=config.train_norm, steps=config.train_steps, keep="last")
     beside = dataclasses.replace(attack, random_start=0.001)  # where the papers of TRADES and MART start
     if config.training == "trades":
         beside = dataclasses.replace(beside, loss=losses.kl_divergence)
-        return losses.adversarial.trades(attack=beside, beta=config.beta, augment=images)
+        return losses.adversarial.trades(attack=beside, beta=config.beta)
     if config.training == "mart":
-        return losses.adversarial.mart(attack=beside, beta=config.beta, augment=images)
+        return losses.adversarial.mart(attack=beside, beta=config.beta)
     if config.training == "logit_pairing":
-        return losses.adversarial.logit_pairing(attack=attack, augment=images)
-    objective = losses.adversarial.adversarial_training(attack=attack, augment=images)
+        return losses.adversarial.logit_pairing(attack=attack)
+    objective = losses.adversarial.adversarial_training(attack=attack)
     return losses.adversarial.awp(objective=objective) if config.training == "awp" else objective
 
 

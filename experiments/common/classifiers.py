@@ -199,6 +199,8 @@ def train(
             f"mesh must have a number of devices that divides the batch of {batch_size} images, got {devices}; pass "
             "--mesh data=N."
         )
+    if recipe.augment:
+        objective = losses.augmented(augmentation(), objective)
     optimizer = recipe.optimizer(steps_per_epoch, num_epochs)
     total = num_steps(recipe, num_epochs, len(dataset))
     if len(dataset) * math.prod(dataset.image_shape) <= CACHED_BYTES:

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.common import classifiers
 from robustjax import certification, losses, models, perturbations
-from robustjax.typing import Outputs
+from robustjax.typing import Apply, Batch, ModelState, Outputs
 
 TRAINING: dict[str, Any] = {
     "gaussian": losses.smoothing.gaussian_augmentation,
@@ -32,14 +32,15 @@ WARMED_UP = {"smoothadv": ("epsilon", 1 / 9), "smoothmix": ("weight", 1 / 9), "m
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
-    """The noise of a smoothing measure as an augmentation."""
+class OnNoise:
+    """Mean cross-entropy on a copy of each image with the noise of a smoothing measure, not clipped."""
 
     measure: certification.Measure
 
-    def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Returns a noisy copy of each image, not clipped."""
-        return jax.vmap(self.measure.sample)(perturbations.image_keys(key, images), images)
+    def __call__(self, key: jax.Array, apply: Apply, state: ModelState, batch: Batch) -> tuple[jax.Array, losses.Aux]:
+        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        noisy = jax.vmap(self.measure.sample)(perturbations.image_keys(key, batch.image), batch.image)
+        return losses.standard()(key, apply, state, batch._replace(image=noisy))
 
 
 def measure_of(noise: str, sigma: float, grid: int | None, norm: str | None, dimension: int) -> certification.Measure:
@@ -57,13 +58,12 @@ def measure_of(noise: str, sigma: float, grid: int | None, norm: str | None, dim
     return certification.in_norm(measure, norm, dimension)
 
 
-def objective_of(noise: str, sigma: float, training: str, *, augment: bool, **settings: Any) -> losses.Objective:
+def objective_of(noise: str, sigma: float, training: str, **settings: Any) -> losses.Objective:
     """What is minimised; without noise for sigma 0. ``settings`` are those of ``SETTINGS``, None for the objective's.
 
     Raises:
       ValueError: a setting that this training does not have, or noise that it is not made for.
     """
-    images = classifiers.augmentation() if augment else None
     given = {SETTINGS[name]: value for name, value in settings.items() if value is not None}
     known = {field.name for field in dataclasses.fields(TRAINING[training])}
     for name in sorted(set(given) - known):
@@ -72,13 +72,12 @@ def objective_of(noise: str, sigma: float, training: str, *, augment: bool, **se
     if training != "gaussian" and (noise != "gaussian" or not sigma):
         raise ValueError(f"{training} training needs gaussian noise, got {noise} noise with train_sigma {sigma:g}.")
     if not sigma:
-        return losses.standard(augment=images)
+        return losses.standard()
     if noise != "gaussian":
-        noisy = Noise(measure_of(noise, sigma, None, None, 1))
-        return losses.standard(augment=noisy if images is None else perturbations.compose(images, noisy))
+        return OnNoise(measure_of(noise, sigma, None, None, 1))
     if training == "smoothmix":  # the paper's on CIFAR-10, at each of its sigmas
         given["step_size"] = 2 * sigma
-    return TRAINING[training](sigma=sigma, augment=images, **given)
+    return TRAINING[training](sigma=sigma, **given)
 
 
 def warmed_up(training: str, objective: losses.Objective, share: float | None, num_steps: int) -> losses.Objective:

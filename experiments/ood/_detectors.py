@@ -197,15 +197,14 @@ def classifier_of(
         classifier = classifiers.restored(config.checkpoint, functional, console, place["runtime"])
         classifiers.keep_to(classifier, folder)
         return classifier
-    augment = classifiers.augmentation() if recipe.augment else None
     num_classes = sets.train.num_classes
     objectives = {
-        "standard": lambda: losses.standard(augment=augment),
-        "logit_norm": lambda: losses.logit_norm(augment=augment),
-        "mixup": lambda: losses.mixup(num_classes=num_classes, augment=augment),
-        "cutmix": lambda: losses.cutmix(num_classes=num_classes, augment=augment),
-        "outlier_exposure": lambda: losses.outliers.outlier_exposure(augment=augment),
-        "energy_bounded": lambda: losses.standard(augment=augment),  # and then fine-tuned
+        "standard": lambda: losses.standard(),
+        "logit_norm": lambda: losses.logit_norm(),
+        "mixup": lambda: losses.mixup(num_classes=num_classes),
+        "cutmix": lambda: losses.cutmix(num_classes=num_classes),
+        "outlier_exposure": lambda: losses.outliers.outlier_exposure(),
+        "energy_bounded": lambda: losses.standard(),  # and then fine-tuned
     }
     settings: dict[str, Any] = {
         "key": train_key,
@@ -229,7 +228,7 @@ def classifier_of(
         for part in (sets.train, outliers)
     )
     tuning = dataclasses.replace(recipe, algorithm="sgd", learning_rate=1e-3, schedule="cosine", num_epochs=10)
-    margins = losses.outliers.energy_bounded(m_in=min(known, foreign - 1), m_out=foreign, augment=augment)
+    margins = losses.outliers.energy_bounded(m_in=min(known, foreign - 1), m_out=foreign)
     settings |= {"recipe": tuning, "num_epochs": None}
     functional = functional._replace(state=classifier.state)
     classifier, _ = classifiers.train(

@@ -109,11 +109,11 @@ class Config:
         """The smoothing measure of images with so many numbers."""
         return smoothers.measure_of(self.noise, self.sigma, self.grid, self.norm, dimension)
 
-    def objective(self, *, augment: bool, num_steps: int) -> losses.Objective:
+    def objective(self, *, num_steps: int) -> losses.Objective:
         """What the base classifier is trained with, in so many steps."""
         sigma = self.sigma if self.train_sigma is None else self.train_sigma
         settings = {name: getattr(self, name) for name in smoothers.SETTINGS}
-        objective = smoothers.objective_of(self.noise, sigma, self.training, augment=augment, **settings)
+        objective = smoothers.objective_of(self.noise, sigma, self.training, **settings)
         return smoothers.warmed_up(self.training, objective, self.train_warmup, num_steps)
 
     def is_sequential(self) -> bool:
@@ -238,7 +238,7 @@ def check(config: Config) -> None:
         raise ValueError(f"alpha must lie strictly between 0 and 1, got {config.alpha}.")
     if config.train_sigma is not None and not 0 <= config.train_sigma < float("inf"):
         raise ValueError(f"train_sigma must be 0 or positive and finite, got {config.train_sigma}.")
-    config.objective(augment=False, num_steps=1)
+    config.objective(num_steps=1)
     if config.checkpoint is not None:
         defaults = Config()
         given = [name for name in OF_TRAINING if getattr(config, name) != getattr(defaults, name)]
@@ -298,7 +298,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
     if config.checkpoint is None:
         recipe = classifiers.recipe_of(config.dataset, config.recipe, config.learning_rate)
         num_steps = classifiers.num_steps(recipe, config.num_epochs, len(train))
-        objective = config.objective(augment=recipe.augment, num_steps=num_steps)
+        objective = config.objective(num_steps=num_steps)
         settings = {"objective": objective, "recipe": recipe, "num_epochs": config.num_epochs}
     measure = config.measure(math.prod(train.image_shape))
     largest = _report.largest_radius(config, measure)

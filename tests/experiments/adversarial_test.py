@@ -261,7 +261,7 @@ def test_objectives_are_those_of_the_papers():
     assert set(wanted) == set(adversaries.TRAINING)
     for training, objective in wanted.items():
         config = adversarial.resolved(adversarial.Config(training=training))
-        assert adversaries.objective_of(config, augment=False, num_steps=60) == objective
+        assert adversaries.objective_of(config, num_steps=60) == objective
 
 
 def test_what_intervals_verify_is_certified_and_no_attack_breaks_it(tmp_path, capfd):

@@ -20,7 +20,7 @@ from scipy import special
 from experiments import smoothing, smoothing_report
 from experiments.common import certificates, classifiers, command_line, smoothers
 from experiments.smoothing import _report
-from robustjax import certification, data, metrics
+from robustjax import certification, data, losses, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = {"num_epochs": 2, "num_images": 6, "skip": 50, "num_estimation": 300, "sigma": 0.3}
@@ -119,7 +119,7 @@ def test_other_noise_certifies_in_its_norm_and_any_run_in_a_smaller_one(finished
 def test_every_training_has_its_settings(training, settings):
     config = smoothing.Config(**settings, sigma=0.25, training=training)
     assert config.folder().name == f"digits-cnn-0.25-{training}"
-    objective = config.objective(augment=False, num_steps=4)  # of which the usual warm-up, a ninth, is none
+    objective = config.objective(num_steps=4)  # of which the usual warm-up, a ninth, is none
     assert type(objective) is smoothers.TRAINING[training]
     assert objective.sigma == 0.25
     assert all(getattr(objective, smoothers.SETTINGS[name]) == value for name, value in settings.items())
@@ -137,8 +137,8 @@ def test_training_for_smoothing_runs(tmp_path):
 )
 def test_what_is_warmed_up_reaches_its_setting(training, name, at_start, half_way):
     config = smoothing.Config(training=training, train_warmup=0.5)
-    objective = config.objective(augment=False, num_steps=100)
-    at = lambda step: float(getattr(objective.at(jax.numpy.int32(step)), name))
+    objective = config.objective(num_steps=100)
+    at = lambda step: float(getattr(losses.at_step(objective, jax.numpy.int32(step)), name))
     assert (at(0), at(50), at(100)) == (at_start, half_way, half_way)
     assert at(25) == (0.0 if training == "macer" else half_way / 2)
 

@@ -208,20 +208,14 @@ def recorder(calls):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_attack_meets_augmented_images_running_statistics_and_labels_or_logits(state, batch, name):
-    calls, keys = [], []
-
-    def augment(key, images):
-        keys.append(key)
-        return 1 - images
-
+def test_the_attack_meets_running_statistics_and_labels_or_logits(state, batch, name):
+    calls = []
     shifted = state._replace(batch_stats=state.batch_stats | {"offset": jnp.asarray([1.0, 2.0, 3.0])})
-    _, aux = run(OBJECTIVES[name](attack=recorder(calls), augment=augment), shifted, batch)
-    ((key, logits, x, labels),) = calls  # one attack, under AWP too
-    np.testing.assert_array_equal(x, 1 - batch.image)
+    _, aux = run(OBJECTIVES[name](attack=recorder(calls)), shifted, batch)
+    ((_, logits, x, labels),) = calls  # one attack, under AWP too
+    np.testing.assert_array_equal(x, batch.image)
     np.testing.assert_allclose(logits, apply(shifted, x)[0].logits, rtol=1e-6)
     np.testing.assert_array_equal(labels, logits if name in ("trades", "awp") else batch.label)
-    assert (jax.random.key_data(key) != jax.random.key_data(keys[0])).any()
     assert aux.state.params is shifted.params
 
 
@@ -331,13 +325,10 @@ def test_eight_devices_equal_one(state, batch):
         np.testing.assert_allclose(one, many, rtol=1e-5, atol=1e-6)
 
 
-def test_defaults_are_those_of_the_papers_and_equal_settings_are_equal():
+def test_defaults_are_those_of_the_papers():
     assert losses.adversarial.trades(attack=brighter).beta == losses.adversarial.mart(attack=brighter).beta == 6.0
     assert losses.adversarial.logit_pairing(attack=brighter).weight == 0.5
     assert losses.adversarial.awp(objective=losses.adversarial.trades(attack=brighter)).gamma == 0.01
-    awp = lambda: losses.adversarial.awp(objective=losses.adversarial.mart(attack=attacks.pgd(epsilon=0.1)))
-    assert awp() == awp()
-    assert hash(awp()) == hash(awp())
 
 
 @pytest.mark.parametrize(

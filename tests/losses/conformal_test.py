@@ -1,7 +1,5 @@
 """Conformal training beside its equation in float64, and the smooth quantile beside the hard one."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +67,7 @@ def test_the_gradient_of_the_quantile_is_that_of_its_equation():
 
 
 def test_the_loss_is_its_equation():
-    noise = np.asarray(_smoothing._images_and_noise(KEY, BATCH.image, None, 0.3, 4)[1], np.float64)
+    noise = np.asarray(_smoothing._images_and_noise(KEY, BATCH.image, 0.3, 4)[1], np.float64)
     copies = (np.asarray(BATCH.image, np.float64)[:, None] + noise).reshape(12, 4, -1)
     scores = special.ndtri(special.softmax(copies @ KERNEL.astype(np.float64), -1).mean(1))
     right = lambda a: a[np.arange(12), np.asarray(LABELS)]
@@ -82,7 +80,7 @@ def test_the_loss_is_its_equation():
     assert float(aux.metrics["size"]) == pytest.approx(size.mean(), rel=1e-4)
 
 
-def test_it_trains_smaller_sets_and_is_one_value():
+def test_it_trains_smaller_sets():
     objective = losses.conformal_training(epsilon=0.05, alpha=0.2, num_noise=4)
     optimizer, zero = optax.adam(0.1), ModelState({"kernel": 0.01 * STATE.params["kernel"]}, {})
     step, state = training.make_step(objective, optimizer), training.init(jax.random.key(0), zero, optimizer)
@@ -95,8 +93,6 @@ def test_it_trains_smaller_sets_and_is_one_value():
     assert last[0] < 1.3
     assert last[1] > 0.9
     assert last[2] < first[2] - 1
-    twin = dataclasses.replace(objective)
-    assert (twin, hash(twin)) == (objective, hash(objective))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e4])

@@ -121,29 +121,6 @@ def test_schedules_are_the_published_ones():
 
 
 @pytest.mark.parametrize(
-    "objective",
-    [losses.denoising.mse(), losses.denoising.stability(classify=classify), losses.denoising.diffusion()],
-    ids=lambda objective: type(objective).__name__,
-)
-def test_an_objective_is_one_value_and_augments_before_the_noise(objective):
-    import dataclasses
-
-    twin = type(objective)(**{name: getattr(objective, name) for name in vars(objective)})
-    assert (twin, hash(twin)) == (objective, hash(objective))
-    apply = lambda state, x, *time, train: (0.5 * x, state)
-    state = state_of(1.0, classifier=CLASSIFIER)
-    black = dataclasses.replace(objective, augment=black_out)
-    dark = BATCH._replace(image=jnp.zeros_like(BATCH.image))
-    found = float(black(KEY, apply, state, BATCH)[0])
-    assert found == pytest.approx(float(objective(KEY, apply, state, dark)[0]), rel=1e-5)
-    assert found != pytest.approx(float(objective(KEY, apply, state, BATCH)[0]), rel=1e-3)
-
-
-def black_out(key, images):
-    return 0 * images
-
-
-@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: losses.denoising.mse(sigma=0.0), "sigma must be positive and finite, got 0.0"),
@@ -151,7 +128,7 @@ def black_out(key, images):
         (lambda: losses.denoising.stability(classify=classify)(KEY, shrink, state_of(1.0), BATCH), "'classifier', got"),
         (lambda: losses.denoising.diffusion(schedule="sine"), "schedule must be 'cosine' or 'linear', got 'sine'"),
         (lambda: losses.denoising.diffusion(num_steps=1), "num_steps must be an integer of at least 2, got 1"),
-        (lambda: losses.denoising.alphas_bar(20, schedule="linear"), "num_steps must be an integer of at least 21, got 20"),
+        (lambda: losses.denoising.alphas_bar(20, schedule="linear"), "num_steps must be .* of at least 21, got 20"),
         (
             lambda: losses.denoising.mse()(KEY, lambda s, x, train: (classify(ModelState(**CLASSIFIER), x), s),
                                        state_of(1.0), BATCH),

@@ -136,30 +136,6 @@ def test_a_group_without_rows_adds_nothing(state, batch, name, absent):
         assert aux.metrics["outlier_loss"] == 0
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_both_groups_are_augmented(state, batch, name):
-    flipped = type(OBJECTIVES[name])(augment=lambda key, images: 1 - images)
-    got, _ = flipped(jax.random.key(0), apply, state, batch)
-    want, _ = type(OBJECTIVES[name])()(jax.random.key(0), apply, state, batch._replace(image=1 - batch.image))
-    assert got == want
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: losses.outliers.outlier_exposure(weight=0.2), lambda: losses.outliers.energy_bounded(m_in=-9.0)]
-)
-def test_equal_settings_trace_once(state, batch, make):
-    traces = []
-
-    def counting(state, x, *, train=False):
-        traces.append(x.shape)
-        return apply(state, x, train=train)
-
-    run = jax.jit(lambda objective, key: objective(key, counting, state, batch), static_argnums=0)
-    for _ in range(3):
-        run(make(), jax.random.key(0))
-    assert len(traces) == 1
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -47,18 +47,6 @@ def test_the_radius_is_the_certified_one(cancel, target):
     assert aux.metrics["accuracy"] == pytest.approx((radius > 0).mean())
 
 
-def test_images_are_augmented_first():
-    shift = lambda key, images: images + 1
-    state = ModelState(jnp.float32(0.5), {})
-    for plain, augmented in ((losses.prototype_margin(), losses.prototype_margin(augment=shift)),):
-        loss = augmented(jax.random.key(0), said, state, BATCH)[0]
-        assert loss == plain(jax.random.key(0), said, state, BATCH._replace(image=IMAGES + 1))[0]
-        assert loss != plain(jax.random.key(0), said, state, BATCH)[0]
-    plain, augmented = losses.prototype_radius(), losses.prototype_radius(augment=shift)
-    loss = augmented(jax.random.key(0), MODEL.apply, MODEL.state, BATCH)[0]
-    assert loss == plain(jax.random.key(0), MODEL.apply, MODEL.state, BATCH._replace(image=IMAGES + 1))[0]
-
-
 def test_steps_down_the_loss_make_the_radius_larger():
     objective = losses.prototype_radius()
 

@@ -53,7 +53,7 @@ def test_a_training_step_uses_the_settings_of_its_step():
 
 
 def test_a_ball_may_begin_as_a_point():
-    now = WARM.at(jnp.int32(0))
+    now = losses.at_step(WARM, jnp.int32(0))
     assert np.isfinite(now(jax.random.key(0), apply, STATE, BATCH)[0])
 
 
@@ -63,12 +63,15 @@ def test_by_itself_it_is_its_end():
     assert WARM(key, apply, STATE, BATCH)[0] == end(key, apply, STATE, BATCH)[0]
 
 
-def test_equal_settings_share_a_step():
-    twin = losses.scheduled(
-        losses.smoothing.smoothadv(sigma=0.1, epsilon=0.5, steps=2, num_noise=2), epsilon=losses.ramp(end=0.5, steps=4)
-    )
-    assert twin == WARM
-    assert hash(twin) == hash(WARM)
+def test_an_augmented_objective_follows_its_schedule_either_way_round():
+    negative = lambda key, images: 1 - images
+    objective, weight = losses.smoothing.stability(sigma=0.1), losses.ramp(end=2.0, steps=4)
+    inside = losses.augmented(negative, losses.scheduled(objective, weight=weight))
+    assert losses.scheduled(losses.augmented(negative, objective), weight=weight) == inside
+    now = losses.at_step(inside, jnp.int32(2))
+    assert now.augment is negative
+    assert now.objective.weight == 1.0
+    assert losses.at_step(objective, jnp.int32(2)) is objective
 
 
 @pytest.mark.parametrize(

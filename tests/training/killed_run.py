@@ -50,7 +50,7 @@ def main(folder, result):
     augment = perturbations.compose(perturbations.random_crop, perturbations.random_horizontal_flip)
     state, history = training.fit(
         convnet, training.init(jax.random.key(1), model, optimizer), Stream(),
-        objective=losses.smoothing.gaussian_augmentation(sigma=0.25, augment=augment), optimizer=optimizer,
+        objective=losses.augmented(augment, losses.smoothing.gaussian_augmentation(sigma=0.25)), optimizer=optimizer,
         num_steps=NUM_STEPS, folder=folder, checkpoint_every=4, log_every=3,
     )  # fmt: skip
     leaves = jax.tree.leaves((state._replace(key=jax.random.key_data(state.key)), history))
