@@ -1,8 +1,8 @@
 """Bounds of a function over a box, by interval arithmetic on its jaxpr.
 
-Arrays that do not depend on the input are computed as they are; the others are known up to an interval. Where an array
-is affine in earlier ones, how is kept too: the difference of two logits is bounded through all that is affine behind
-the last activation, not from bounds of the two.
+Arrays that do not depend on the input are computed as usual; the others are known up to an interval. Where an array is
+an affine function of earlier ones, the map is kept too: the difference of two logits is bounded through all affine
+steps after the last activation, not from separate bounds of the two logits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
     """Bounds of an array, element by element.
 
     Attributes:
-      lower: least values.
+      lower: smallest values.
       upper: largest values, of the same shape.
     """
 
@@ -39,8 +39,8 @@ class Margins(NamedTuple):
 
     Attributes:
       lower: ``(batch, classes)``, of :math:`f_y - f_j` over the box; 0 for the class y itself.
-      scale: ``(batch, classes)``, the sum of the absolute terms of both logits, to which rounding errors are in
-        proportion however much of it cancels.
+      scale: ``(batch, classes)``, the sum of the absolute terms of both logits; rounding errors are proportional
+        to it, however much of it cancels.
     """
 
     lower: Float[Array, "batch classes"]
@@ -55,30 +55,30 @@ def bounds(
     .. math:: \underline z \le f(x) \le \overline z \quad \text{for all } \underline x \le x \le \overline x
 
     An affine step maps centre and radius, :math:`c' = W c + b` and :math:`r' = |W|\, r`; a monotone one maps the ends.
-    Each step is exact by itself, all together are not, since an interval forgets how its elements belong together: the
-    bounds are exact for one affine map, and for networks of weights that are at least 0 and increasing activations.
+    Each step is exact, but their composition is not, because an interval forgets how its elements depend on each other.
+    The bounds are exact for one affine map, and for networks with nonnegative weights and increasing activations.
 
-    Known are matrix products and convolutions with weights that do not depend on the input, arithmetic, increasing
-    functions, absolute values, powers, sums, maxima, pooling, and what only moves elements. Gradients go through, to
-    the bounds and to the arrays that the function holds.
+    Supported are matrix products and convolutions with weights that do not depend on the input, arithmetic, increasing
+    functions, absolute values, powers, sums, maxima, pooling, and operations that only move elements. Gradients reach
+    the bounds and the arrays that the function holds.
 
     Args:
-      function: maps an array of the shape of ``lower`` to one array; a plain function, or a pytree that brings its
-        arrays itself. Its matrix products are in full float32 here, wherever it does not say otherwise.
-      lower: least inputs, float32 or float64.
+      function: maps an array of the shape of ``lower`` to one array; a plain function, or a pytree that holds its
+        arrays. Its matrix products are computed in full float32 unless it asks for another precision.
+      lower: smallest inputs, float32 or float64.
       upper: largest inputs, of the same shape; nowhere below ``lower``.
 
     Returns:
-      Bounds of the shape of the output; infinite where nothing is known, as for the logarithm of an interval that
+      Bounds of the shape of the output; infinite where no bound is known, as for the logarithm of an interval that
       reaches below 0.
 
     Raises:
-      ValueError: for shapes or dtypes that do not fit, for lower bounds above upper ones, and for a step of the
-        function whose bounds are not known, by its name among JAX's primitives.
+      ValueError: shapes or dtypes do not fit, a lower bound exceeds its upper bound, or the function contains a JAX
+        primitive whose bounds are not known; the message names the primitive.
 
     Guarantee:
-      In exact arithmetic, for every input in the box. Computed in the arithmetic of the inputs and not rounded
-      outwards: an output may leave the bounds by rounding errors.
+      Holds for every input in the box, in exact arithmetic. The bounds are computed in the precision of the inputs and
+      are not rounded outwards: an output may leave them by rounding errors.
 
     Reference:
       Gowal et al. 2018, On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models,
@@ -93,7 +93,7 @@ def bounds(
     with jax.ensure_compile_time_eval():  # a constant is seen under jit too
         known = not any(isinstance(end, jax.core.Tracer) for end in (lower, upper))
         if known and not bool((lower <= upper).all()):
-            raise ValueError("lower must be at most upper everywhere, and neither NaN.")
+            raise ValueError("lower must be at most upper everywhere, and neither may be NaN.")
     return _interval_bounds(function, lower, upper)
 
 
@@ -109,22 +109,22 @@ def margin_bounds(
     upper: Float[AnyArray, "batch ..."],
     labels: Int[AnyArray, " batch"],
 ) -> Margins:
-    """Bounds how far each class stays below the label of its input, for every input of a batch by itself.
+    """Bounds how far each class stays below the label of its input, separately for every input of a batch.
 
-    The model is traced for a batch of one, so that what holds for an input does not rest on the others. The map from
-    the last activations to a difference of logits is affine, and its bound over their box is exact.
+    The model is traced for a batch of one, so that the bounds of an input do not depend on the other inputs. The map
+    from the last activations to a difference of logits is affine, and its bound over their box is exact.
 
     Args:
       logits_fn: maps ``(1, ...)`` to ``(1, classes)``.
-      lower: ``(batch, ...)``, least inputs.
+      lower: ``(batch, ...)``, smallest inputs.
       upper: ``(batch, ...)``, largest inputs.
       labels: ``(batch,)``, the classes y.
 
     Returns:
-      The bounds, ``-inf`` where nothing is known.
+      The bounds, ``-inf`` where no bound is known.
 
     Raises:
-      ValueError: for a step of the model whose bounds are not known.
+      ValueError: the model contains a primitive whose bounds are not known.
     """
     jaxpr = _trace(logits_fn, (1, *lower.shape[1:]), lower.dtype)
 
@@ -169,7 +169,7 @@ class _Node:
     affine: Callable[..., Array] | None = None
 
 
-# Not decreasing in any operand, and affine: what adds, and what only moves elements.
+# Not decreasing in any operand, and affine: addition, and operations that only move elements.
 _MOVES = {
     "add", "add_any", "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "cumsum",
     "dynamic_slice", "gather", "pad", "reduce_sum", "reduce_window_sum", "reshape", "rev", "select_n",
@@ -213,14 +213,14 @@ def _interpret(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any
 
 
 def _step(equation: core.JaxprEqn, operands: list[Any]) -> list[Any]:
-    """What an equation gives, arrays or nodes."""
+    """The results of an equation, arrays or nodes."""
     name = equation.primitive.name
     places = {i for i, operand in enumerate(operands) if isinstance(operand, _Node)}
     if not places:
         return _bind(equation, operands)
     if name == "stop_gradient":  # moves no bound; left in, it would hide an affine map from its Jacobian
         return operands
-    whole = name == "custom_jvp_call" and _is_increasing(equation)  # with the gradient that its author gave it
+    whole = name == "custom_jvp_call" and _is_increasing(equation)  # with the gradient that its author defined
     if name in _CALLS and not whole:
         inner = equation.params[_CALLS[name]]
         return _interpret(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands)
@@ -248,7 +248,7 @@ def _bind(equation: core.JaxprEqn, operands: Sequence[Any]) -> list[Any]:
 def _node(equation: core.JaxprEqn, lower: Array, upper: Array, operands: tuple, affine: Callable | None) -> _Node:
     if lower.dtype not in (jnp.float32, jnp.float64):
         name = equation.primitive.name
-        raise ValueError(f"interval bounds need float32 or float64, primitive {name!r} gives {lower.dtype}.")
+        raise ValueError(f"interval bounds need float32 or float64, but the primitive {name!r} gives {lower.dtype}.")
     # NaN, from inf - inf or from outside a domain, is no bound, and a maximum may lose it on the way.
     unknown = jnp.isnan(lower) | jnp.isnan(upper)
     lower, upper = jnp.where(unknown, -jnp.inf, lower), jnp.where(unknown, jnp.inf, upper)
@@ -268,7 +268,7 @@ def _upper(operands: Sequence[Any]) -> list[Any]:
 
 
 def _is_increasing(equation: core.JaxprEqn) -> bool:
-    """Whether all that is called increases in all its operands, wherever the intervals may enter."""
+    """Whether every called function increases in all its operands, wherever intervals may enter."""
     inner = equation.params[_CALLS[equation.primitive.name]]
     return all(
         _is_increasing(e) if e.primitive.name in _CALLS else e.primitive.name in (_MOVES | _INCREASING) - set(_PLACES)
@@ -344,7 +344,7 @@ def _reciprocal_root(_, operands):
 
 
 _LINEAR = {"conv_general_dilated": {0, 1}, "div": {0}, "dot_general": {0, 1}, "mul": {0, 1}, "neg": {0}}
-"""Where one interval among known operands may stand for the rule to be that of an affine map."""
+"""Positions at which one interval among known operands makes the primitive an affine map."""
 _RULES: dict[str, Callable[[core.JaxprEqn, list[Any]], tuple[Array, Array]]] = {
     "abs": lambda _, operands: _absolute(*operands),
     "conv_general_dilated": _bilinear,
@@ -360,7 +360,7 @@ _RULES: dict[str, Callable[[core.JaxprEqn, list[Any]], tuple[Array, Array]]] = {
 
 
 def _bases(output: _Node) -> list[_Node]:
-    """The nodes that an output is affine in and that are not affine in others."""
+    """The nodes that an output is affine in, and that are not affine in other nodes themselves."""
     seen, waiting = {}, [output]
     while waiting:
         node = waiting.pop()
@@ -371,7 +371,7 @@ def _bases(output: _Node) -> list[_Node]:
 
 
 def _value(node: Any, values: dict[_Node, Array]) -> Any:
-    """What a node is where its bases have these values; notes what it computes on the way."""
+    """The value of a node for these values of its bases; caches intermediate results."""
     if not isinstance(node, _Node):
         return node
     if node not in values:

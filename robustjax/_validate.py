@@ -1,4 +1,4 @@
-"""Checks of values that are known in Python; what is traced has no value to read and passes."""
+"""Checks of values that are known in Python; a traced value cannot be read, and passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def number(value: Any) -> float:
-    """``value`` as a float; NaN, which no range holds, for what is not a number."""
+    """``value`` as a float; NaN, which lies in no range, if it is not a number."""
     try:
         return math.nan if isinstance(value, (str, bool, np.bool_)) else float(value)
     except (TypeError, ValueError):
@@ -22,7 +22,7 @@ def number(value: Any) -> float:
 def _is_integer(value: Any) -> bool:
     try:
         return not isinstance(value, bool) and operator.index(value) is not None
-    except TypeError:  # also from arrays of one integer
+    except TypeError:  # arrays of one integer pass too
         return False
 
 
@@ -74,7 +74,7 @@ def labels(labels: Any, batch: int, classes: int) -> None:
 
 
 def floating(ndim: int, **values: Any) -> None:
-    """Raises ValueError for what is no array of finite floating numbers with so many axes."""
+    """Raises ValueError unless ``value`` is an array of finite floating numbers with ``ndim`` axes."""
     for name, value in values.items():
         if getattr(value, "ndim", None) != ndim or not jnp.issubdtype(value.dtype, jnp.floating):
             got = f"{value.dtype} of shape {value.shape}" if hasattr(value, "ndim") else type(value).__name__
@@ -94,10 +94,10 @@ def key(key: Any, batch: int | None = None) -> None:
 
 
 def as_pytree(**functions: Any) -> Any:
-    """Returns the one function given by name as a pytree whose arrays are arguments of compiled programs.
+    """Returns the function, given by its name, as a pytree whose arrays are arguments of compiled programs.
 
-    A pytree (``Partial``, a module) brings its arrays itself; a plain function is traced once, as under ``jit``.
-    Raises ValueError for what cannot be called.
+    A pytree (``Partial``, a module) already holds its arrays; a plain function is traced once, as under ``jit``.
+    Raises ValueError if it cannot be called.
     """
     [(name, function)] = functions.items()
     if not callable(function):

@@ -10,17 +10,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 AnyArray = jax.Array | np.ndarray
-"""On a device or on the host, for shape annotations: ``Float[AnyArray, "batch ..."]``."""
+"""An array on a device or on the host, for shape annotations: ``Float[AnyArray, "batch ..."]``."""
 
 ArrayLike = jax.Array | np.ndarray | np.generic | int | float | Sequence
-"""What ``np.asarray`` takes: for functions that compute on the host."""
+"""Anything that ``np.asarray`` takes: for functions that compute on the host."""
 
 LogitsFn = Callable[[Array], Array]
-"""``x (batch, ...) -> logits (batch, classes)``: all that a certificate or an attack needs to know of a model."""
+"""``x (batch, ...) -> logits (batch, classes)``: all that a certificate or an attack needs from a model."""
 
 
 class Outputs(NamedTuple):
-    """What a model gives for a batch.
+    """The outputs of a model for a batch.
 
     Attributes:
       logits: ``(batch, classes)``, float32.
@@ -35,8 +35,8 @@ class ModelState(NamedTuple):
     """The arrays of a model, apart from its code; both are plain nested dictionaries.
 
     Attributes:
-      params: what the optimizer moves, float32.
-      batch_stats: what training moves without a gradient (running means and variances); empty for most models.
+      params: changed by the optimizer, float32.
+      batch_stats: changed by training without a gradient (running means and variances); empty for most models.
     """
 
     params: Any
@@ -45,10 +45,10 @@ class ModelState(NamedTuple):
 
 @runtime_checkable
 class Apply(Protocol):
-    """A model as a pure function; batch statistics are used when ``train`` is False, and renewed when it is True."""
+    """A model as a pure function; batch statistics are used if ``train`` is False, and updated if it is True."""
 
     def __call__(self, state: ModelState, x: Array, *, train: bool = False) -> tuple[Outputs, ModelState]:
-        """Returns the outputs for ``x`` and the state with renewed batch statistics."""
+        """Returns the outputs for ``x`` and the state with updated batch statistics."""
         ...
 
 
@@ -57,8 +57,8 @@ class Batch(NamedTuple):
 
     Attributes:
       image: ``(batch, height, width, channels)``, float32 in [0, 1].
-      label: ``(batch,)``, int32; -1 for an input of no class, as ``data.with_outliers`` makes them.
-      id: ``(batch,)``, int32, the position in the split: what a per-image PRNG key is folded with.
+      label: ``(batch,)``, int32; -1 for an input of no class, as in ``data.with_outliers``.
+      id: ``(batch,)``, int32, the position in the split; PRNG keys of images are folded with it.
     """
 
     image: Float[Array, "batch height width channels"]

@@ -15,7 +15,7 @@ from robustjax.typing import Batch
 
 @runtime_checkable
 class BatchIterator(Protocol):
-    """An iterator over batches that can be taken up again where it was left."""
+    """An iterator over batches that can resume where it stopped."""
 
     def __iter__(self) -> BatchIterator:
         """Returns itself."""
@@ -26,11 +26,11 @@ class BatchIterator(Protocol):
         ...
 
     def get_state(self) -> Any:
-        """Returns the position, as something that JSON can hold."""
+        """Returns the position, as a value that JSON can hold."""
         ...
 
     def set_state(self, state: Any) -> None:
-        """Goes to a position that ``get_state`` has returned."""
+        """Moves to a position that ``get_state`` returned."""
         ...
 
 
@@ -46,32 +46,33 @@ def batches(
     drop_remainder: bool = True,
     prefetch: int = 2,
 ) -> BatchIterator:
-    """Iterates over a data set in batches, epoch after epoch, in an order that the seed alone decides.
+    """Iterates over a data set in batches, epoch after epoch, in an order that depends only on the seed.
 
     Each epoch is one permutation of the split, cut into batches; each process reads its share of every batch, the
-    ``process_index``-th of ``process_count`` pieces. Put together in the order of the processes, the batches are
-    therefore those of a single process, row by row, and so is the position that ``get_state`` returns.
+    ``process_index``-th of ``process_count`` pieces. Joined in the order of the processes, these pieces equal the
+    batches of a single process, row by row, and ``get_state`` returns the same position.
 
     Args:
       dataset: what to read.
       batch_size: images per batch over all processes, a multiple of ``process_count``.
       seed: of the permutations, in ``[0, 2**32)``; each epoch has its own.
       shuffle: False to read every epoch in the order of the split.
-      num_epochs: how many times to go through the data set; None to go on for ever.
+      num_epochs: how many times to go through the data set; None for no end.
       process_index: which share to read; by default this process's index in JAX.
       process_count: how many shares there are; by default the number of JAX processes.
-      drop_remainder: whether to leave out what does not fill a batch at the end of each epoch (under ``shuffle``,
-        other images in each epoch). Otherwise the last batch is smaller, for some processes perhaps by one image more
-        than for others, or empty.
-      prefetch: how many batches to read ahead, each in a thread of its own; 0 to read only when asked. The result does
-        not depend on it. More helps with images large enough that decoding them outweighs Python's own work.
+      drop_remainder: whether to drop the images that do not fill a batch at the end of each epoch (under ``shuffle``,
+        different images in each epoch). Otherwise the last batch is smaller; processes may differ by one image, and
+        some may get none.
+      prefetch: how many batches to read ahead, each in its own thread; 0 to read only when asked. The result does not
+        depend on it. More threads help with images so large that decoding takes longer than Python's own work.
 
     Returns:
       A grain iterator over :class:`robustjax.typing.Batch` of NumPy arrays, with ``get_state``, ``set_state`` and
       ``close``.
 
     Raises:
-      ValueError: if a setting is out of its range, or ``batch_size`` exceeds the data set or cannot be shared evenly.
+      ValueError: if a setting is out of its range, or ``batch_size`` exceeds the data set or is no multiple of
+        ``process_count``.
     """
     import grain
 
@@ -97,7 +98,7 @@ def batches(
     def order(epoch: int) -> np.ndarray:
         if not shuffle:
             return np.arange(len(dataset))
-        # RandomState, because NumPy promises that its streams never change: a run resumed years later goes on alike.
+        # RandomState: NumPy promises that its streams never change, so a run resumed years later sees the same order.
         return np.random.RandomState([seed, epoch]).permutation(len(dataset))
 
     per_epoch = len(dataset) // batch_size if drop_remainder else -(-len(dataset) // batch_size)

@@ -1,4 +1,4 @@
-"""What the literature has agreed on for each data set: which images to select on, how to normalise, at which size."""
+"""The conventions of the literature for each data set: splits for selection, normalisation, image size."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from robustjax.data._dataset import Dataset
 
 
 class Splits(NamedTuple):
-    """Which part of a data set serves what; each is a split for :func:`robustjax.data.load`.
+    """The parts of a data set; each is a split for :func:`robustjax.data.load`.
 
     Attributes:
-      train: what the parameters are fitted on.
-      validation: the end of the training split, what every choice is made on.
-      test: what is reported; nothing is selected on it.
+      train: fits the parameters.
+      validation: the end of the training split; every choice is made on it.
+      test: gives the reported numbers; nothing is selected on it.
     """
 
     train: str
@@ -28,15 +28,15 @@ class ChannelStatistics(NamedTuple):
     """Normalisation constants, one number per channel, in the units of images in [0, 1].
 
     Attributes:
-      mean: ``(channels,)``, what is subtracted.
-      std: ``(channels,)``, what is divided by.
+      mean: ``(channels,)``, subtracted from images.
+      std: ``(channels,)``, divides images.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-# The smoothing literature feeds MNIST to its models as it is. CIFAR-10 and ImageNet: Cohen et al. (2019).
+# The smoothing literature does not normalise MNIST. CIFAR-10 and ImageNet: Cohen et al. (2019).
 _PUBLISHED = {
     "digits": ChannelStatistics((0.0,), (1.0,)),
     "mnist": ChannelStatistics((0.0,), (1.0,)),
@@ -44,7 +44,7 @@ _PUBLISHED = {
     "imagenet2012": ChannelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-# Data sets whose images differ in size: ImageNet, at the size of its models, and what these are tested on.
+# Data sets whose images differ in size: ImageNet, at the size of its models, and sets that these are tested on.
 _IMAGE_SIZES = dict.fromkeys(
     (
         "imagenet2012", "imagenet2012_fewshot", "imagenet2012_subset", "imagenet_a", "imagenet_r", "imagenet_sketch",
@@ -55,7 +55,7 @@ _IMAGE_SIZES = dict.fromkeys(
 
 
 def image_size(name: str) -> int | None:
-    """Height and width that images of different sizes are brought to by default; None where nothing is agreed on."""
+    """Default height and width for data sets whose images differ in size; None where there is no convention."""
     return _IMAGE_SIZES.get(_base(name))
 
 
@@ -67,8 +67,8 @@ def splits(name: str, *, validation: float = 0.1) -> Splits:
       validation: fraction of the training split that is held out, in (0, 1).
 
     Returns:
-      The three splits. The labels of ImageNet's test split are not public: there, as is usual, its validation split
-      is the test split.
+      The three splits. The labels of ImageNet's test split are not public; as usual, its validation split serves as
+      the test split.
 
     Raises:
       ValueError: if ``validation`` is outside (0, 1).
@@ -83,14 +83,14 @@ def splits(name: str, *, validation: float = 0.1) -> Splits:
 def channel_statistics(dataset: Dataset) -> ChannelStatistics:
     """Returns the published mean and standard deviation of each channel or, for other data sets, measures them.
 
-    Published are the constants of digits and mnist (0 and 1), cifar10 and imagenet2012. Measured are up to 10,000
-    images, evenly spaced over the split, with the pixels of all of them in one population.
+    Constants are published for digits and mnist (0 and 1), cifar10 and imagenet2012. Other data sets are measured on up
+    to 10,000 images, evenly spaced over the split, with the pixels of all images pooled.
 
     Args:
       dataset: the training split.
 
     Returns:
-      What a model subtracts and divides by.
+      The mean that a model subtracts and the standard deviation that it divides by.
 
     Raises:
       ValueError: if a channel is constant, so that it cannot be divided by its standard deviation.
@@ -110,7 +110,7 @@ def channel_statistics(dataset: Dataset) -> ChannelStatistics:
     mean = total / pixels / dataset.white
     std = np.sqrt(np.maximum(squares / pixels / dataset.white**2 - mean**2, 0.0))
     if not (std > 1e-6).all():
-        raise ValueError(f"Every channel of {dataset.name} must vary, got the standard deviations {std.tolist()}.")
+        raise ValueError(f"Every channel of {dataset.name} must vary, got standard deviations {std.tolist()}.")
     return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
 
 

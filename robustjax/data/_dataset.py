@@ -14,20 +14,20 @@ from robustjax.typing import Batch
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A split of labelled images, read when they are asked for.
+    """A split of labelled images, read on demand.
 
     ``dataset[17]`` is one example, and ``dataset[indices]``, ``dataset[:100]`` and ``dataset[mask]`` are batches: host
-    NumPy arrays in a :class:`robustjax.typing.Batch`, whose ``id`` is the position in the split. Only the images asked
-    for are read and decoded, so that a data set may be larger than memory.
+    NumPy arrays in a :class:`robustjax.typing.Batch`, whose ``id`` is the position in the split. Only the requested
+    images are read and decoded, so a data set may be larger than memory.
 
     Attributes:
       name: as given to :func:`robustjax.data.load`.
       split: as given to :func:`robustjax.data.load`.
-      num_classes: how many classes the labels name; 0 where they are plain integers.
+      num_classes: number of classes; 0 if the labels are plain integers.
       image_shape: ``(height, width, channels)`` of every image.
       size: the number of images, ``len(dataset)``.
       read: ``(n,)`` positions to ``(n, height, width, channels)`` uint8 images and their ``(n,)`` labels.
-      white: the stored value that stands for 1.0.
+      white: the stored value that means 1.0.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Dataset:
         """Reads the whole split once and keeps it in memory, 1 byte per pixel and channel.
 
         Returns:
-          The same data set, with identical values, that no longer touches a file: for sets like MNIST, whose images
-          would otherwise be decoded anew in each epoch.
+          The same data set, with identical values, that no longer reads files: for sets like MNIST, whose images would
+          otherwise be decoded again in each epoch.
         """
         images, labels = self.read(self._ids)
         return dataclasses.replace(self, read=lambda ids: (images[ids], labels[ids]))

@@ -1,4 +1,4 @@
-"""Data sets by name: scikit-learn's digits, and whatever TFDS has prepared on disk."""
+"""Data sets by name: scikit-learn's digits, and every data set that TFDS has prepared on disk."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from robustjax.data._dataset import Dataset
 
 _DIGITS_TRAIN, _DIGITS_TEST = 1297, 500
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_RECORDS_PER_READ = 1024  # bounds the encoded bytes held while a whole split is decoded
+_RECORDS_PER_READ = 1024  # bounds the encoded bytes in memory while a whole split is decoded
 
 
 def load(
     name: str, split: str, data_dir: str | os.PathLike[str] | None = None, *, image_size: int | None = None
 ) -> Dataset:
-    """Opens a split of a data set of labelled images; nothing is read before it is asked for.
+    """Opens a split of a data set of labelled images; images are read on demand.
 
     Args:
       name: ``"digits"``, the 1,797 images of 8x8 pixels that come with scikit-learn (after one fixed permutation the
@@ -31,18 +31,18 @@ def load(
       split: in the TFDS syntax: ``"train"``, ``"train[:90%]"``, ``"test[:500]"``, ``"train+test"``.
       data_dir: folder of the prepared TFDS data sets; by default ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
         TensorFlow is not needed to read them, only to prepare them: ``python -m robustjax.data.prepare NAME``.
-      image_size: height and width to bring the images to, in pixels, as ImageNet models are evaluated: the shorter side
-        is resized to 256/224 of it (bilinear), then the centre is cropped. None leaves images as they are stored and,
-        where these differ in size, is 224 for imagenet2012, its relatives (imagenet2012_subset, imagenet_v2, ...) and
-        dtd; for other data sets of that kind a size must be given.
+      image_size: height and width of the images, in pixels, made as ImageNet models are evaluated: the shorter side is
+        resized to 256/224 of it (bilinear), then the centre is cropped. None keeps the stored size. For data sets whose
+        images differ in size, None means 224 for imagenet2012, its relatives (imagenet2012_subset, imagenet_v2, ...)
+        and dtd; others need a size.
 
     Returns:
       The data set, of :class:`robustjax.typing.Batch` with images in [0, 1].
 
     Raises:
       FileNotFoundError: if the data set is not prepared in ``data_dir``.
-      ValueError: if the name is unknown, ``data_dir`` is no folder, the split is malformed, missing or empty, the data
-        set has no labelled images, is stored in a format without random access, or needs ``image_size``.
+      ValueError: if the name is unknown, ``data_dir`` is not a folder, the split is malformed, missing or empty, or the
+        data set has no labelled images, is stored in a format without random access, or needs ``image_size``.
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}.")
@@ -94,7 +94,7 @@ def _prepared(name: str, split: str, data_dir: str | os.PathLike[str] | None, im
         raise FileNotFoundError(f"{missing[0]} is missing: prepare {name} again with {_command(name, data_dir)}.")
     records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
-    # Decoded here, not by TFDS, which would decode every feature, and with OpenCV where that happens to be installed.
+    # Decoded here: TFDS would decode every feature, and use OpenCV if it happens to be installed.
     def decode(data: bytes) -> np.ndarray:
         picture = Image.open(io.BytesIO(data)).convert(_MODES[shape[-1]])
         if image_size is not None:
@@ -140,14 +140,14 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
                 + (f" Did you mean {' or '.join(close)}?" if close else "")
             ) from None
         raise FileNotFoundError(
-            f"{name} is not prepared in {folder}. Prepare it once with {_command(name, folder)}, or say with data_dir "
-            "or the environment variable TFDS_DATA_DIR where it lies."
+            f"{name} is not prepared in {folder}. Prepare it once with {_command(name, folder)}, or give its place "
+            "with data_dir or the environment variable TFDS_DATA_DIR."
         ) from None
     stored = builder.info.file_format
     if stored is None or stored.value != "array_record":
         raise ValueError(
-            f"{name} lies in {builder.data_path} as {stored and stored.value}, which has no random access: prepare it "
-            f"again after deleting that folder, with {_command(name, folder)}, or into another one."
+            f"{name} is stored in {builder.data_path} as {stored and stored.value}, which has no random access: "
+            f"delete that folder and prepare it again with {_command(name, folder)}, or prepare it in another folder."
         )
     return builder
 

@@ -11,16 +11,16 @@ from robustjax.typing import Batch
 
 
 def with_outliers(batches: BatchIterator, outlier_batches: BatchIterator) -> BatchIterator:
-    """Joins each batch with one of outliers: inputs of no class, for objectives such as outlier exposure.
+    """Joins each batch with a batch of outliers: inputs of no class, for objectives such as outlier exposure.
 
     Rows of ``batches`` come first and are unchanged; rows of ``outlier_batches`` follow with label -1, whatever label
     they had, and id ``-1 - id``, so that no two rows of a joined batch share an id. The two iterators keep their own
-    batch sizes, orders and epochs; several processes each join their shares. What follows is decided by the positions
-    of both, which is the position of the joined iterator.
+    batch sizes, orders and epochs; each of several processes joins its own shares. The position of the joined iterator
+    consists of the positions of both.
 
     Args:
       batches: labelled batches, from :func:`robustjax.data.batches`.
-      outlier_batches: as many or more, with images of the same shape; best without end.
+      outlier_batches: at least as many batches, with images of the same shape; best without end.
 
     Returns:
       An iterator over the joined batches, which ends when either ends.

@@ -1,4 +1,4 @@
-"""Data sets made of others: a choice of classes, another shape of image, pixels out of order."""
+"""Data sets made from others: a choice of classes, another image shape, permuted pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _READ = 4096  # images decoded at once to learn their labels
 
 
 def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
-    """Keeps the images of some classes and numbers these anew: the closed world of the open-set protocols.
+    """Keeps the images of some classes and renumbers these classes: the known classes of open-set protocols.
 
     Reads all labels once.
 
@@ -26,18 +26,18 @@ def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
       The images with these labels, in their order, with ``len(classes)`` classes.
 
     Raises:
-      ValueError: for no class, one named twice, one that the data set does not have, or one without an image.
+      ValueError: if ``classes`` is empty, names a class twice, or names one that the data set lacks or has no image of.
     """
     classes = [int(c) for c in classes]
     if not classes or len(set(classes)) < len(classes):
-        raise ValueError(f"classes must be distinct labels, at least one, got {classes}.")
+        raise ValueError(f"classes must be one or more distinct labels, got {classes}.")
     if dataset.num_classes and not all(0 <= c < dataset.num_classes for c in classes):
         raise ValueError(f"classes must lie in 0, ..., {dataset.num_classes - 1} of {dataset.name}, got {classes}.")
     blocks = np.array_split(np.arange(len(dataset)), max(1, -(-len(dataset) // _READ)))
     labels = np.concatenate([dataset.read(block)[1] for block in blocks])
     missing = [c for c in classes if not (labels == c).any()]
     if missing:
-        raise ValueError(f"classes must each have an image in {dataset.name} {dataset.split}, {missing} have none.")
+        raise ValueError(f"classes must each have an image in {dataset.name} {dataset.split}, but {missing} have none.")
     kept = np.flatnonzero(np.isin(labels, classes))
     renumbered = np.zeros(max(classes) + 1, np.int64)
     renumbered[classes] = np.arange(len(classes))
@@ -50,21 +50,21 @@ def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
 
 
 def match_images(dataset: Dataset, image_shape: Sequence[int], *, invert: bool = False) -> Dataset:
-    """Brings images to the shape that a model takes: grey or colour first, then resized as a whole.
+    """Converts images to the shape that a model takes: first grey or colour, then resized as a whole.
 
     Colour becomes grey by ITU-R 601 luma, grey becomes colour by repetition; pixels are averaged where the image
     shrinks and interpolated linearly where it grows.
 
     Args:
       dataset: images with 1 or 3 channels.
-      image_shape: height, width and channels (1 or 3) wanted.
-      invert: whether black and white change places, as for Omniglot, whose strokes are black, beside MNIST.
+      image_shape: the wanted height, width and channels (1 or 3).
+      invert: whether to swap black and white, as for Omniglot, whose strokes are black, beside MNIST.
 
     Returns:
-      The same images and labels; the same data set where nothing has to be done.
+      The same images and labels; the data set itself if nothing has to change.
 
     Raises:
-      ValueError: for a shape that is not as above.
+      ValueError: if a shape is not as above.
     """
     from PIL import Image
 
@@ -94,11 +94,11 @@ def match_images(dataset: Dataset, image_shape: Sequence[int], *, invert: bool =
 
 
 def permute_pixels(dataset: Dataset, *, seed: int) -> Dataset:
-    """Puts the pixels of every image in a random order of its own: the same grey levels and colours, no shapes.
+    """Permutes the pixels of every image at random: the same grey levels and colours, but no shapes.
 
     Args:
       dataset: any images.
-      seed: of the orders, in ``[0, 2**32)``; the order of an image also depends on its position.
+      seed: of the permutations, in ``[0, 2**32)``; the permutation of an image also depends on its position.
 
     Returns:
       The data set with its pixels permuted and its labels kept.
@@ -116,7 +116,7 @@ def permute_pixels(dataset: Dataset, *, seed: int) -> Dataset:
 
 
 def synthetic(name: str, image_shape: Sequence[int], size: int, *, seed: int = 0) -> Dataset:
-    r"""Makes images that are of no class, for use as far out-of-distribution inputs.
+    r"""Makes images of no class, for use as far out-of-distribution inputs.
 
     Args:
       name: ``"uniform_noise"``, each value uniform; ``"gaussian_noise"``, each value normal around 1/2 with standard
@@ -124,13 +124,13 @@ def synthetic(name: str, image_shape: Sequence[int], size: int, *, seed: int = 0
         :math:`(1 + \cos(2 \pi k \cdot p + \phi)) / 2` of random direction and phase, with 1 to 8 periods in the image.
       image_shape: height, width and channels.
       size: number of images.
-      seed: in ``[0, 2**32)``; an image depends on it and on its position alone.
+      seed: in ``[0, 2**32)``; an image depends only on the seed and its position.
 
     Returns:
       Images in 256 levels, all with label 0 and without classes.
 
     Raises:
-      ValueError: for an unknown name, or numbers out of range.
+      ValueError: if the name is unknown or a number is out of range.
     """
     height, width, channels = map(int, image_shape)
     shape = (height, width, channels)

@@ -7,7 +7,7 @@ import importlib.util
 
 
 def prepare(name: str, data_dir: str | None = None) -> None:
-    """Prepares a data set with random access (array_record files); the one step that needs TensorFlow.
+    """Prepares a data set with random access (array_record files); this is the only step that needs TensorFlow.
 
     Args:
       name: TFDS name, as in ``"mnist"`` and ``"cifar10_corrupted/fog_1"``.
@@ -18,11 +18,11 @@ def prepare(name: str, data_dir: str | None = None) -> None:
       ValueError: if the name is ``"digits"``, which needs no preparation.
     """
     if name == "digits":
-        raise ValueError("digits comes with scikit-learn and needs no preparation: load it as it is.")
+        raise ValueError("digits comes with scikit-learn and needs no preparation: load it directly.")
     if importlib.util.find_spec("tensorflow") is None:
         raise ModuleNotFoundError(
             f'Preparing {name} needs TensorFlow, which is not installed: run `pip install "robustjax[tfds]"`, here or '
-            "in any other environment; reading the result does not need it."
+            "in another environment; reading the result does not need it."
         )
     import tensorflow_datasets as tfds
 

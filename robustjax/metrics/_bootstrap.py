@@ -40,29 +40,30 @@ def bootstrap_interval(
 ) -> BootstrapInterval:
     """Computes percentile bootstrap confidence intervals of a metric of one or several samples.
 
-    Each sample is resampled by itself, rows with replacement, so their sizes stay. For out-of-distribution detection::
+    Each sample is resampled separately, rows with replacement, so sizes stay the same. For out-of-distribution
+    detection::
 
         bootstrap_interval(key, detection_metrics_on_device, *ranks(scores_in, scores_out))
 
-    gives an interval for each of the metrics; the scores themselves would be rounded to float32, as all samples are.
-    Two detectors are compared on the same inputs with scores of shape ``(m, 2)`` and a metric that returns a difference
-    of its columns.
+    gives an interval for each of the metrics. Ranks are used because samples are rounded to float32, which could tie
+    scores. To compare two detectors on the same inputs, pass scores of shape ``(m, 2)`` and a metric that returns a
+    difference of its columns.
 
     Args:
       key: one typed key.
       metric: ``metric(*samples)`` to a floating scalar or a pytree of them; traceable by JAX, and hashable: calls with
-        one function share a compilation, a new lambda compiles anew.
+        the same function share a compilation, a new lambda compiles again.
       *samples: ``(rows, ...)`` arrays; rows are taken to be independent.
-      num_resamples: number of resamples, of which the first r are the same for any number of at least r.
+      num_resamples: number of resamples; the first r do not change when more are drawn.
       alpha: the interval has level 1 - alpha, per metric and not jointly.
 
     Returns:
-      The estimate and both ends. The level holds in the limit of many rows; from few rows the interval is too short,
-      and a metric at its bound (an AUROC of 1) has one of length zero.
+      The estimate and both ends. The level holds in the limit of many rows; with few rows the interval is too short,
+      and a metric at its bound (an AUROC of 1) has an interval of length zero.
 
     Raises:
-      ValueError: for a key that is none, no samples, a sample without rows or with NaN, ``num_resamples`` below 2 or
-        ``alpha`` outside (0, 1).
+      ValueError: if ``key`` is not a key, there are no samples, a sample has no rows or a NaN, ``num_resamples`` is
+        below 2, or ``alpha`` is outside (0, 1).
 
     Reference:
       Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13.
@@ -71,7 +72,7 @@ def bootstrap_interval(
     _validate.at_least(2, num_resamples=num_resamples)
     _validate.probability(alpha=alpha)
     if not samples:
-        raise ValueError("samples must be one array at least, got none.")
+        raise ValueError("samples must be one or more arrays, got none.")
     arrays = tuple(map(jnp.asarray, samples))
     for number, sample in enumerate(arrays):
         if not sample.ndim or not sample.shape[0]:
@@ -93,7 +94,7 @@ def _resampled(key: Array, metric: Callable[..., Any], samples: tuple[Array, ...
         rows = [jax.random.randint(k, sample.shape[:1], 0, sample.shape[0]) for k, sample in zip(keys, samples)]
         return metric(*(sample[index] for sample, index in zip(samples, rows)))
 
-    # Batches of one size, because a remainder would compile the metric once more.
+    # Batches of one size: a remainder would compile the metric once more.
     fewest = min(num_resamples, math.ceil(num_resamples * sum(sample.size for sample in samples) / _BATCH_SIZE))
     batches = next(number for number in range(fewest, num_resamples + 1) if num_resamples % number == 0)
     resampled = jax.lax.map(jax.vmap(resample), jnp.arange(num_resamples).reshape(batches, -1))

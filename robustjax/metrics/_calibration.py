@@ -23,23 +23,23 @@ def expected_calibration_error(
 
     .. math:: \sum_b \frac{n_b}{n}\, |\mathrm{accuracy}_b - \mathrm{confidence}_b|
 
-    over bins of the confidence, the largest probability of a row. It is biased upwards: a calibrated model has a
-    positive error from few rows, so report the number of rows with it.
+    over bins of the confidence, the largest probability of a row. The estimate is biased upwards: with few rows a
+    calibrated model has a positive error, so report the number of rows too.
 
     Args:
       probabilities: ``(batch, classes >= 2)``, rows that sum to 1.
       labels: ``(batch,)`` integer true classes.
       num_bins: number of bins.
       binning: ``"width"`` cuts [0, 1] into bins of equal width, closed on the right, with edges in the dtype of the
-        probabilities; ``"mass"`` cuts the rows, sorted by confidence, into parts of equal size (adaptive ECE), but for
-        equal confidences, which all go to the part of their first.
+        probabilities; ``"mass"`` cuts the rows, sorted by confidence, into parts of equal size (adaptive ECE), except
+        that equal confidences all go to the part of the first of them.
 
     Returns:
       The error in [0, 1].
 
     Raises:
-      ValueError: for probabilities that are not ``(batch, classes)`` rows of numbers >= 0 with sum 1 (within 1e-3),
-        labels that do not fit them, ``num_bins`` below 1 or an unknown ``binning``.
+      ValueError: if probabilities are not ``(batch, classes)`` rows of numbers >= 0 with sum 1 (within 1e-3), labels do
+        not fit them, ``num_bins`` is below 1, or ``binning`` is unknown.
 
     Reference:
       Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., arXiv:1706.04599. Adaptive: Nguyen and O'Connor,
@@ -91,7 +91,7 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
       The score in [0, 2]; for two classes it is twice the ``(p - y)^2`` of the binary convention.
 
     Raises:
-      ValueError: for probabilities or labels as in ``expected_calibration_error``.
+      ValueError: as ``expected_calibration_error``.
 
     Reference:
       Brier, Monthly Weather Review 78, 1950.
@@ -111,11 +111,11 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> floa
       labels: ``(batch,)`` integer true classes.
 
     Returns:
-      The mean in nats; infinite where the probability of a label is 0, for nothing is clipped. A float32 softmax gives
-      0 for logits about 100 below the largest: from logits, take the mean of ``losses.cross_entropy``.
+      The mean in nats; infinite if the probability of a label is 0, because nothing is clipped. A float32 softmax is 0
+      for logits about 100 below the largest: if you have logits, take the mean of ``losses.cross_entropy``.
 
     Raises:
-      ValueError: for probabilities or labels as in ``expected_calibration_error``.
+      ValueError: as ``expected_calibration_error``.
     """
     probabilities, labels = _checked(probabilities, labels)
     of_label = probabilities[np.arange(labels.size), labels].astype(np.float64)
@@ -128,8 +128,8 @@ def aurc(scores: ArrayLike, errors: ArrayLike) -> float:
 
     .. math:: \frac 1 n \sum_{k=1}^n \frac 1 k \sum_{i \le k} e_{(i)}
 
-    the mean error among the k inputs of lowest score, averaged over k. Where scores tie it is the expectation over the
-    orders of the tied inputs.
+    the mean error among the k inputs with the lowest scores, averaged over k. For tied scores it is the expectation
+    over the orders of the tied inputs.
 
     Args:
       scores: ``(batch,)`` uncertainty, higher = less certain: minus the largest probability, or any score of
@@ -140,7 +140,7 @@ def aurc(scores: ArrayLike, errors: ArrayLike) -> float:
       The area, lower is better; 1 minus it is the AURRA of Hendrycks et al.
 
     Raises:
-      ValueError: for scores and errors that are not two vectors of one length, none at all, or NaN.
+      ValueError: if scores and errors are not two vectors of one length, are empty, or hold a NaN.
 
     Reference:
       Geifman, Uziel and El-Yaniv, arXiv:1805.08206.
@@ -149,7 +149,7 @@ def aurc(scores: ArrayLike, errors: ArrayLike) -> float:
     if scores.ndim != 1 or scores.shape != errors.shape:
         raise ValueError(f"scores and errors must be vectors of one length, got {scores.shape} and {errors.shape}.")
     if not scores.size:
-        raise ValueError("scores must not be empty: a risk over no inputs has no value.")
+        raise ValueError("scores must not be empty: the risk of no inputs is undefined.")
     for name, values in (("scores", scores), ("errors", errors)):
         bad = int(np.isnan(values).sum())
         if bad:
@@ -160,7 +160,7 @@ def aurc(scores: ArrayLike, errors: ArrayLike) -> float:
 
 
 def _bins(probabilities: ArrayLike, labels: ArrayLike, num_bins: int, binning: str) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the rows in each bin that has any, and the distance of its accuracy from its confidence."""
+    """Share of the rows in each nonempty bin, and the distance of its accuracy from its confidence."""
     _validate.at_least(1, num_bins=num_bins)
     probabilities, labels = _checked(probabilities, labels)
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -169,7 +169,7 @@ def _bins(probabilities: ArrayLike, labels: ArrayLike, num_bins: int, binning: s
         index = np.searchsorted(edges[1:-1], confidence, side="left")
     elif binning == "mass":
         sizes = [part.size for part in np.array_split(confidence, num_bins)]
-        first = np.searchsorted(np.sort(confidence), confidence)  # among the sorted, so that no order of rows matters
+        first = np.searchsorted(np.sort(confidence), confidence)  # sorted: no order of rows matters
         index = np.repeat(np.arange(num_bins), sizes)[first]
     else:
         raise ValueError(f"binning must be 'width' or 'mass', got {binning!r}.")

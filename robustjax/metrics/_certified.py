@@ -23,7 +23,7 @@ def _correct(certificate: AnyCertificate, labels: ArrayLike) -> np.ndarray:
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}.")
     if not labels.size:
-        raise ValueError("labels must not be empty: an accuracy over no images has no value.")
+        raise ValueError("labels must not be empty: the accuracy of no images is undefined.")
     return (np.asarray(certificate.label) == labels) & ~np.asarray(certificate.abstained)
 
 
@@ -41,7 +41,7 @@ def certified_accuracy(certificate: AnyCertificate, labels: ArrayLike, radii: Ar
       ``(k,)`` float64 in [0, 1].
 
     Raises:
-      ValueError: for labels of another length or none at all, or radii that are negative or not ``(k,)``.
+      ValueError: if labels have another length or are empty, or radii are negative or not ``(k,)``.
 
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918 ("approximate certified accuracy").
@@ -66,7 +66,7 @@ def average_certified_radius(certificate: AnyCertificate, labels: ArrayLike) -> 
       The average, in the units and norm of the certificate.
 
     Raises:
-      ValueError: for labels of another length or none at all.
+      ValueError: if labels have another length or are empty.
 
     Reference:
       Zhai et al., "MACER", arXiv:2001.02378.
@@ -77,7 +77,7 @@ def average_certified_radius(certificate: AnyCertificate, labels: ArrayLike) -> 
 def certified_accuracy_lower_bound(
     certificate: AnyCertificate, labels: ArrayLike, radii: ArrayLike, *, alpha: float = 0.001, rho: float = 0.001
 ) -> np.ndarray:
-    r"""Bounds from below the certified accuracy of these inputs, allowing for certificates that are wrong.
+    r"""Computes a lower bound of the certified accuracy of these inputs that allows for wrong certificates.
 
     .. math:: a - \alpha - \sqrt{\alpha (1 - \alpha) \ln(1/\rho) / m} - \ln(1/\rho) / (3 m)
 
@@ -88,13 +88,13 @@ def certified_accuracy_lower_bound(
       labels: ``(m,)`` integer true classes.
       radii: ``(k,)`` radii >= 0.
       alpha: the level that each certificate was made at.
-      rho: probability that the bound fails, at each radius by itself.
+      rho: probability that the bound fails, separately for each radius.
 
     Returns:
       ``(k,)`` float64, not below 0.
 
     Raises:
-      ValueError: as ``certified_accuracy``, and for alpha or rho outside (0, 1).
+      ValueError: as ``certified_accuracy``, and if alpha or rho is outside (0, 1).
 
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918, appendix ("high-probability certified accuracy").

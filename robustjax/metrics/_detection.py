@@ -1,7 +1,7 @@
-"""How well scores tell out-of-distribution inputs from in-distribution ones; exact, with the textbook rule for ties.
+"""How well scores separate out-of-distribution from in-distribution inputs; exact, with the textbook rule for ties.
 
-Every metric reads the same curve, the numbers of in-distribution and out-of-distribution scores at or below each
-distinct score, as whole numbers from the host and in float32 from a device. The formulas at the end serve both.
+Every metric reads the same curve: how many in-distribution and how many out-of-distribution scores are at or below each
+distinct score. The host counts in integers, a device in float32; the formulas at the end serve both.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class DetectionMetrics(NamedTuple):
     Attributes:
       auroc: area under the ROC curve; it is the same for either positive class.
       aupr_in: average precision with in-distribution as the positive class; depends on the ratio of the two sets.
-      aupr_out: average precision with out-of-distribution as the positive class; likewise.
-      fpr_id_positive: share of out-of-distribution inputs that pass while a share ``tpr`` of in-distribution ones does.
-      fpr_ood_positive: share of in-distribution inputs flagged while a share ``tpr`` of out-of-distribution ones is.
-      detection_error: least mean of the two error rates over all thresholds.
+      aupr_out: average precision with out-of-distribution as the positive class; it depends on the ratio too.
+      fpr_id_positive: share of out-of-distribution inputs that pass when a share ``tpr`` of in-distribution ones pass.
+      fpr_ood_positive: share of in-distribution inputs flagged when a share ``tpr`` of out-of-distribution ones are.
+      detection_error: smallest mean of the two error rates over all thresholds.
     """
 
     auroc: float | Array
@@ -43,17 +43,17 @@ def auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
 
     .. math:: P(s_{out} > s_{in}) + \tfrac 1 2 P(s_{out} = s_{in})
 
-    Ties are those of the given dtype: scores rounded to float32 may tie where float64 ones do not.
+    Ties depend on the dtype: scores rounded to float32 may tie where float64 scores do not.
 
     Args:
-      scores_in: ``(m,)`` scores of in-distribution inputs, higher = more out-of-distribution; infinite ones are ranks.
+      scores_in: ``(m,)`` scores of in-distribution inputs, higher = more out-of-distribution; may be infinite.
       scores_out: ``(n,)`` scores of out-of-distribution inputs.
 
     Returns:
       The area in [0, 1], from integer counts: 0.5 for constant scores and 1 for separated ones, without rounding.
 
     Raises:
-      ValueError: for scores that are no vector, none at all, not real, or NaN.
+      ValueError: if scores are not a vector, are empty, not real, or hold a NaN.
 
     Reference:
       Hendrycks and Gimpel, arXiv:1610.02136.
@@ -73,12 +73,12 @@ def aupr(
     .. math:: \sum_i (R_i - R_{i-1}) P_i
 
     over distinct thresholds (average precision), so that constant scores give the share of positives. It depends on
-    the ratio m : n, which belongs beside it in a table.
+    the ratio m : n, so report the ratio too.
 
     Args:
       scores_in: ``(m,)`` scores of in-distribution inputs, higher = more out-of-distribution.
       scores_out: ``(n,)`` scores of out-of-distribution inputs.
-      positive: the class that is to be found; ``"id"`` takes low scores for it.
+      positive: the class to find; for ``"id"``, low scores mean positive.
       interpolation: ``"trapezoid"`` takes :math:`(P_i + P_{i-1}) / 2` with :math:`P_0 = 1`, which flatters tied scores;
         OpenOOD and pytorch-ood publish it.
 
@@ -86,7 +86,7 @@ def aupr(
       The area in [0, 1].
 
     Raises:
-      ValueError: as ``auroc``, and for an unknown ``positive`` or ``interpolation``.
+      ValueError: as ``auroc``, and if ``positive`` or ``interpolation`` is unknown.
 
     Reference:
       Hendrycks and Gimpel, arXiv:1610.02136; Davis and Goadrich, ICML 2006, on the interpolation.
@@ -103,21 +103,21 @@ def fpr_at_tpr(
     Two conventions are in print, and their numbers may differ by a factor of two:
 
     - ``positive="ood"`` (OpenOOD since 1.5, pytorch-ood): a share ``tpr`` of out-of-distribution inputs is flagged;
-      the result is the share of in-distribution inputs flagged with them.
+      the result is the share of in-distribution inputs that are flagged too.
     - ``positive="id"`` (ODIN, energy; 1 minus the TNR@TPR95 of Mahalanobis): a share ``tpr`` of in-distribution inputs
-      passes; the result is the share of out-of-distribution inputs that pass with them.
+      passes; the result is the share of out-of-distribution inputs that pass too.
 
     Args:
       scores_in: ``(m,)`` scores of in-distribution inputs, higher = more out-of-distribution.
       scores_out: ``(n,)`` scores of out-of-distribution inputs.
-      tpr: wanted true positive rate, in (0, 1]; thresholds are scores that occur, nothing is interpolated.
-      positive: the class whose rate ``tpr`` is.
+      tpr: wanted true positive rate, in (0, 1]; thresholds are scores that occur, without interpolation.
+      positive: the class that ``tpr`` refers to.
 
     Returns:
       The rate in [0, 1].
 
     Raises:
-      ValueError: as ``auroc``, and for ``tpr`` outside (0, 1] or an unknown ``positive``.
+      ValueError: as ``auroc``, and if ``tpr`` is outside (0, 1] or ``positive`` is unknown.
 
     Reference:
       Liang, Li and Srikant, "ODIN", arXiv:1706.02690; Zhang et al., "OpenOOD v1.5", arXiv:2306.09301.
@@ -133,7 +133,7 @@ def fpr_at_tpr(
 
 
 def detection_error(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
-    r"""Computes the least error of detection over all thresholds, the two classes being equally likely.
+    r"""Computes the smallest detection error over all thresholds, with the two classes equally likely.
 
     .. math:: \min_t\ \tfrac 1 2 P(s_{out} < t) + \tfrac 1 2 P(s_{in} \ge t)
 
@@ -148,14 +148,14 @@ def detection_error(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
       ValueError: as ``auroc``.
 
     Reference:
-      Liang, Li and Srikant, "ODIN", arXiv:1706.02690, which fixes the true positive rate at 95%; the least over all
-      thresholds is that of Lee et al., arXiv:1807.03888.
+      Liang, Li and Srikant, "ODIN", arXiv:1706.02690, which fixes the true positive rate at 95%; Lee et al.,
+      arXiv:1807.03888, take the minimum over all thresholds.
     """
     return float(_detection_error(*_counts(scores_in, scores_out)))
 
 
 def detection_metrics(scores_in: ArrayLike, scores_out: ArrayLike, *, tpr: float = 0.95) -> DetectionMetrics:
-    """Computes all metrics of detection from one sort of the scores.
+    """Computes all detection metrics from one sort of the scores.
 
     Args:
       scores_in: ``(m,)`` scores of in-distribution inputs, higher = more out-of-distribution.
@@ -163,10 +163,10 @@ def detection_metrics(scores_in: ArrayLike, scores_out: ArrayLike, *, tpr: float
       tpr: the true positive rate of the two false positive rates, in (0, 1].
 
     Returns:
-      What ``auroc``, ``aupr``, ``fpr_at_tpr`` and ``detection_error`` return, in floats.
+      The values of ``auroc``, ``aupr``, ``fpr_at_tpr`` and ``detection_error``, as floats.
 
     Raises:
-      ValueError: as ``auroc``, and for ``tpr`` outside (0, 1].
+      ValueError: as ``auroc``, and if ``tpr`` is outside (0, 1].
     """
     below_in, below_out = (below.astype(np.float64) for below in _counts(scores_in, scores_out))
     needed = _needed(tpr, int(below_in[-1])), _needed(tpr, int(below_out[-1]))
@@ -176,7 +176,7 @@ def detection_metrics(scores_in: ArrayLike, scores_out: ArrayLike, *, tpr: float
 def detection_metrics_on_device(
     scores_in: Float[AnyArray, " m"], scores_out: Float[AnyArray, " n"], *, tpr: float = 0.95
 ) -> DetectionMetrics:
-    """Computes ``detection_metrics`` in float32 with JAX alone: for ``jit``, ``vmap`` and loops that are compiled.
+    """Computes ``detection_metrics`` in float32 and only with JAX: for ``jit``, ``vmap`` and compiled loops.
 
     Args:
       scores_in: ``(m,)`` scores of in-distribution inputs, higher = more out-of-distribution.
@@ -184,11 +184,11 @@ def detection_metrics_on_device(
       tpr: the true positive rate of the two false positive rates, in (0, 1]; a Python float.
 
     Returns:
-      float32 scalars, equal to those of ``detection_metrics`` within 1e-6; all NaN where a score is NaN.
+      float32 scalars, within 1e-6 of ``detection_metrics``; all are NaN if a score is NaN.
 
     Raises:
-      ValueError: for scores that are no vector, none at all or of two dtypes, for more than 2^24 scores (float32 counts
-        no further) and for ``tpr`` outside (0, 1].
+      ValueError: if scores are not vectors, are empty or differ in dtype, if there are more than 2^24 of them (float32
+        counts no further), or if ``tpr`` is outside (0, 1].
     """
     for name, scores in (("scores_in", scores_in), ("scores_out", scores_out)):
         _shape(name, scores)
@@ -203,7 +203,7 @@ def detection_metrics_on_device(
     has_nan = jnp.isnan(scores_in).any() | jnp.isnan(scores_out).any()
     scores_in = jnp.sort(_ordered_bits(scores_in))
     scores = jnp.sort(jnp.concatenate([scores_in, _ordered_bits(scores_out)]))
-    # Shapes are fixed, so tied scores repeat the point of their last: steps of length zero, which add nothing.
+    # Shapes are fixed, so tied scores repeat the point of the last of them: steps of length zero, which add nothing.
     is_last = jnp.append(scores[1:] != scores[:-1], True)
     below = jax.lax.cummin(jnp.where(is_last, jnp.arange(1, m + n + 1, dtype=jnp.int32), m + n), reverse=True)
     below_in = jnp.searchsorted(scores_in, scores, side="right").astype(jnp.int32)
@@ -213,9 +213,9 @@ def detection_metrics_on_device(
 
 
 def ranks(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Replaces scores by their places in the order of all, tied scores by one place.
+    """Replaces scores by their ranks among all scores; tied scores share a rank.
 
-    Every metric of this page is the same for ranks, and float32 holds them where it would tie float64 scores::
+    Detection metrics are the same for ranks, and float32 keeps ranks apart where it would tie float64 scores::
 
         bootstrap_interval(key, detection_metrics_on_device, *ranks(scores_in, scores_out))
 
@@ -236,7 +236,7 @@ def ranks(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.n
 
 
 def _ordered_bits(scores: AnyArray) -> AnyArray:
-    """Integers in the order of the scores: XLA on CPUs sorts them four times as fast as floats."""
+    """Integers in the same order as the scores: XLA on CPUs sorts them four times as fast as floats."""
     if scores.dtype.itemsize > 4:
         return scores
     bits = jax.lax.bitcast_convert_type(jnp.asarray(scores, jnp.float32), jnp.int32)
@@ -244,9 +244,9 @@ def _ordered_bits(scores: AnyArray) -> AnyArray:
 
 
 def _counts(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of scores of either set at or below each distinct score, ascending, from (0, 0) to (m, n)."""
+    """How many scores of each set are at or below each distinct score, ascending, from (0, 0) to (m, n)."""
     scores_in, scores_out = _on_host("scores_in", scores_in), _on_host("scores_out", scores_out)
-    # Two quick sorts of plain numbers and a stable one of what is then two ascending runs, which only merges them:
+    # Two fast sorts of plain numbers, then a stable sort of two ascending runs, which only merges them:
     # twice as fast as one argsort of all.
     scores = np.concatenate([np.sort(scores_in), np.sort(scores_out)])
     order = np.argsort(scores, kind="stable")
@@ -302,7 +302,7 @@ def _all(below_in: Any, below_out: Any, needed_in: int, needed_out: int) -> Dete
 
 
 def _needed(tpr: float, total: int) -> int:
-    """The least k with k / total >= tpr; ``ceil`` by itself may be one off, since tpr * total is rounded."""
+    """The smallest k with k / total >= tpr; ``ceil`` may be off by one, because tpr * total is rounded."""
     if not 0 < _validate.number(tpr) <= 1:
         raise ValueError(f"tpr must lie in (0, 1], got {tpr!r}.")
     near = math.ceil(tpr * total)
@@ -319,12 +319,12 @@ def _shape(name: str, scores: Any) -> None:
     if len(scores.shape) != 1:
         raise ValueError(f"{name} must be a vector, one score per input, got shape {scores.shape}.")
     if not scores.shape[0]:
-        raise ValueError(f"{name} must not be empty: a rate over no inputs has no value.")
+        raise ValueError(f"{name} must not be empty: a rate of no inputs is undefined.")
 
 
 def _on_host(name: str, scores: ArrayLike) -> np.ndarray:
     if isinstance(scores, jax.core.Tracer):
-        raise ValueError(f"{name} is traced, and this metric is computed on the host: use detection_metrics_on_device.")
+        raise ValueError(f"{name} is traced, but this metric is computed on the host: use detection_metrics_on_device.")
     scores = np.asarray(scores)
     _shape(name, scores)
     if jnp.issubdtype(scores.dtype, jnp.floating):

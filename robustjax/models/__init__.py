@@ -1,4 +1,4 @@
-"""Image classifiers as Flax modules, and the border at which they become pure functions."""
+"""Image classifiers as Flax modules, and ``functional``, which turns them into pure functions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
 
 
 def create(name: str, key: Key[Array, ""], **settings: Any) -> Classifier:
-    """Builds a model by its name, as a configuration gives it.
+    """Builds a model by its name, for configurations.
 
     Args:
       name: one of ``MODELS``.
@@ -56,7 +56,7 @@ def create(name: str, key: Key[Array, ""], **settings: Any) -> Classifier:
       The module.
 
     Raises:
-      ValueError: if there is no model of that name.
+      ValueError: if no model has this name.
     """
     if name not in MODELS:
         raise ValueError(f"name must be one of {', '.join(MODELS)}, got {name!r}.")

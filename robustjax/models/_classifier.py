@@ -1,4 +1,4 @@
-"""What all models share: checked input, normalisation, a body that makes features, and a linear head."""
+"""The parts that all models share: input checks, normalisation, a body that computes features, a linear head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ImageShape = tuple[int, int, int]
 
 
 class Body(Protocol):
-    """What a model has between normalisation and head: an ``nnx.Module`` that knows how many features it makes."""
+    """The part between normalisation and head: an ``nnx.Module`` that knows its number of features."""
 
     num_features: int
 
@@ -28,7 +28,7 @@ class Body(Protocol):
         ...
 
 
-# Uniform in +-1/sqrt(fan_in), where PyTorch's layers start, and so the models of published recipes. He's weights have 6
+# Uniform in +-1/sqrt(fan_in), as PyTorch's layers and so the models of published recipes start. He's weights have 6
 # times the variance: under noise of sigma 1 the units of a LeNet die in the first steps.
 torch_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -36,15 +36,15 @@ torch_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def _per_channel(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
     values = (float(value),) * channels if isinstance(value, (int, float)) else tuple(float(v) for v in value)
     if len(values) != channels or not all(map(math.isfinite, values)):
-        raise ValueError(f"{name} must be a finite number or one for each of {channels} channels, got {value!r}.")
+        raise ValueError(f"{name} must be a finite number, or one for each of {channels} channels, got {value!r}.")
     return values
 
 
 class Classifier(nnx.Module):
     r"""Image classifier that normalises its input: :math:`W\,f((x - \mu) / \sigma) + b`.
 
-    Normalisation and head are computed in float32 whatever ``dtype`` is, so that neither the noise on an image nor the
-    difference between two logits is rounded away. The constants :math:`\mu, \sigma` are no parameters.
+    Normalisation and head are computed in float32 whatever ``dtype`` is, so that rounding removes neither the noise on
+    an image nor the difference between two logits. The constants :math:`\mu, \sigma` are not parameters.
 
     Args:
       key: typed PRNG key of the initial parameters.

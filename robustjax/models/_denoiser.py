@@ -19,9 +19,9 @@ from robustjax.typing import ModelState
 
 
 class _Convolutions(nnx.Module):
-    """3x3 convolutions with ReLU between them, on ``fold`` x ``fold`` pixels as the channels of one.
+    """3x3 convolutions with ReLU between them, on blocks of ``fold`` x ``fold`` pixels folded into channels.
 
-    The last begins at zero. ``shift`` is added to what the others give, before ReLU.
+    The last one is initialised to zero. ``shift`` is added to the outputs of the others, before ReLU.
     """
 
     def __init__(self, channels: int, width: int, depth: int, fold: int, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -76,7 +76,7 @@ def _check_images(x: Array, image_shape: tuple[int, int, int]) -> None:
 
 
 class Denoiser(nnx.Module):
-    r"""Residual denoiser :math:`D(x) = x - r(x)`, which begins as the identity; see :func:`denoiser`."""
+    r"""Residual denoiser :math:`D(x) = x - r(x)`, initially the identity; see :func:`denoiser`."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Denoiser(nnx.Module):
         """
         _check_images(x, self.image_shape)
         x = x.astype(jnp.float32)
-        # From the middle of the range, so that the border, which convolutions fill with zeros, is grey and not black.
+        # Centred on the middle of the range, so that the zero padding of convolutions is grey and not black.
         return x - self.body((x - 0.5).astype(self.dtype)).astype(jnp.float32)
 
 
@@ -165,8 +165,9 @@ def denoiser(
 ) -> Denoiser:
     r"""Residual denoiser for one level of noise: :math:`D(x) = x - r(x)` with a stack of 3x3 convolutions for r.
 
-    39,332 parameters for images of one channel. The stack is that of DnCNN, which has 17 layers of 64 units and batch
-    normalisation; here the pixels are first folded into channels, which sees twice as far at a quarter of the cost.
+    39,332 parameters for images of one channel. The stack follows DnCNN, which has 17 layers of 64 units and batch
+    normalisation. Here the pixels are first folded into channels, which doubles the receptive field at a quarter of the
+    cost.
 
     Args:
       key: typed PRNG key of the initial parameters.
@@ -198,9 +199,9 @@ def noise_predictor(
     image_shape: Sequence[int] = (28, 28, 1),
     dtype: DTypeLike = jnp.float32,
 ) -> NoisePredictor:
-    r"""Network :math:`\epsilon(x_t, t)` of a small diffusion model: a stack of 3x3 convolutions that is told the time.
+    r"""Network :math:`\epsilon(x_t, t)` of a small diffusion model: a stack of 3x3 convolutions that takes the time.
 
-    Sines and cosines of the time pass through a hidden layer, and are added to the units of every layer.
+    Sines and cosines of the time pass through a hidden layer and are added to the units of every layer.
 
     Args:
       key: typed PRNG key of the initial parameters.
@@ -226,7 +227,7 @@ class ImageFunctional(NamedTuple):
     """A network that gives images, as pure functions and the arrays they start from.
 
     Attributes:
-      apply: ``apply(state, *inputs, train=False) -> (image, state)``; the state comes back as it was.
+      apply: ``apply(state, *inputs, train=False) -> (image, state)``; the state is returned unchanged.
       outputs: ``outputs(state, *inputs) -> image``.
       state: the initial arrays, copied from the module; no batch statistics.
     """
@@ -250,16 +251,16 @@ def _pure_functions(graph: nnx.GraphDef) -> tuple[Callable, Callable]:
 
 
 def image_functional(module: nnx.Module) -> ImageFunctional:
-    """Pure functions of a Flax module that gives images, as :func:`functional` makes them of one that classifies.
+    """Makes pure functions of a Flax module that returns images, as :func:`functional` does for a classifier.
 
     Args:
-      module: a module whose variables are all ``nnx.Param``; it is left as it is.
+      module: a module whose variables are all ``nnx.Param``; it is not changed.
 
     Returns:
-      The pure functions, static arguments of ``jax.jit`` as they are, and the module's state.
+      The pure functions, which can be static arguments of ``jax.jit``, and the module's state.
 
     Raises:
-      ValueError: if the module has variables of other kinds.
+      ValueError: if the module has other kinds of variables.
     """
     state = functional(module).state
     if state.batch_stats:

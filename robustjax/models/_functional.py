@@ -1,4 +1,4 @@
-"""The border between Flax and the rest: a module becomes pure functions and plain dictionaries."""
+"""Turns a Flax module into pure functions and plain dictionaries; no Flax type leaves this room."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Functional(NamedTuple):
 
     Attributes:
       apply: ``apply(state, x, *, train=False) -> (outputs, state)``. With ``train`` the batch is normalised by its own
-        statistics and the returned state holds the moved running ones; without, the state comes back as it was.
+        statistics, and the returned state holds the updated running statistics; without, the state is unchanged.
       outputs: ``outputs(state, x) -> outputs``, which is ``apply`` without training.
       state: the initial arrays, copied from the module and therefore free to be donated.
-      activations: ``activations(state, x, offsets=None) -> {name: array}``, what every submodule gives at inference, by
-        its path: ``"body/conv1"``, ``"body/blocks/0"``, ``"head"``. Under ``jit`` those that are not used are not
-        computed. To the output of a submodule named in ``offsets`` that array is added before it goes on, broadcast
-        over axes of size 1: the gradient with respect to an offset at zero is the gradient with respect to the
-        activation, and with offsets ``(batch, 1, 1, channels)`` its sum over space. A submodule that is called several
-        times shows its last call.
+      activations: ``activations(state, x, offsets=None) -> {name: array}``, the output of every submodule at inference,
+        by its path: ``"body/conv1"``, ``"body/blocks/0"``, ``"head"``. Under ``jit``, unused outputs are not computed.
+        ``offsets`` maps names to arrays that are added to the outputs of these submodules, broadcast over axes of size
+        1: the gradient with respect to an offset at zero is the gradient with respect to the activation, and with
+        offsets ``(batch, 1, 1, channels)`` its sum over space. A submodule that is called several times returns its
+        last output.
     """
 
     apply: Apply
@@ -37,12 +37,12 @@ class Functional(NamedTuple):
 
 
 def _plain(tree: Any) -> Any:
-    # Checkpoints know string keys only, while nnx.List counts in integers.
+    # Checkpoints allow only string keys, but nnx.List has integer keys.
     return {str(name): _plain(value) for name, value in tree.items()} if isinstance(tree, dict) else tree
 
 
 class _Tap:
-    """Stands where a submodule stood: adds the offset of that name, if there is one, and notes what goes on."""
+    """Replaces a submodule: adds the offset of its name, if there is one, and records the output."""
 
     def __init__(self, module: nnx.Module, name: str, offsets: Mapping[str, Array], noted: dict[str, Array]):
         self._module, self._name, self._offsets, self._noted = module, name, offsets, noted
@@ -91,19 +91,19 @@ def _pure_functions(training: nnx.GraphDef, inference: nnx.GraphDef) -> tuple[Ca
 
 
 def functional(module: nnx.Module) -> Functional:
-    """Pure functions of a Flax module that maps images to ``Outputs``.
+    """Makes pure functions of a Flax module that maps images to ``Outputs``.
 
-    The functions hold no arrays and no Flax type crosses them. Modules of equal architecture give the same functions,
-    which can therefore be static arguments of ``jax.jit``.
+    The functions hold no arrays, and neither take nor return Flax types. Modules of equal architecture give the same
+    functions, which can therefore be static arguments of ``jax.jit``.
 
     Args:
-      module: a module whose variables are all ``nnx.Param`` or ``nnx.BatchStat``; it is left as it is.
+      module: a module whose variables are all ``nnx.Param`` or ``nnx.BatchStat``; it is not changed.
 
     Returns:
       The pure functions and the module's state: nested dictionaries with string keys.
 
     Raises:
-      ValueError: if the module has variables of other kinds, such as the random state of a dropout layer.
+      ValueError: if the module has other kinds of variables, such as the random state of a dropout layer.
     """
     training, inference = (
         nnx.view(module, use_running_average=average, raise_if_not_found=False) for average in (False, True)
@@ -120,7 +120,7 @@ def functional(module: nnx.Module) -> Functional:
 
 
 def num_parameters(params: Any) -> int:
-    """Number of scalars in a tree of arrays, or of their shapes.
+    """Counts the scalars in a tree of arrays or of shapes.
 
     Args:
       params: a tree of arrays or ``jax.ShapeDtypeStruct``, such as ``state.params``.

@@ -23,9 +23,9 @@ def conv_general_dilated(
 ) -> Float[Array, "b h2 w2 d"]:
     """Computes ``lax.conv_general_dilated`` without groups; for ``nnx.Conv``.
 
-    The tangent of x is written with the last two axes of the kernel swapped, so that JAX's transpose of it, the
-    gradient, has them in XLA's order. In a loop, such as an attack's, XLA does not bring them there itself, and leaves
-    the gradient to a convolution that takes up to nine times as long on a CPU.
+    The tangent of x is written with the last two axes of the kernel swapped, so that its transpose, the gradient, has
+    them in XLA's order. In a loop, such as an attack's, XLA does not reorder them itself, and the gradient
+    becomes a convolution that takes up to nine times as long on a CPU.
     """
     outputs, inputs, *window = dimension_numbers.rhs_spec
     swapped = dimension_numbers._replace(rhs_spec=(inputs, outputs, *window))
@@ -50,7 +50,7 @@ def conv_general_dilated(
 
 @jax.custom_jvp
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """Computes the maxima of blocks of 2x2 pixels; equal ones share the gradient."""
+    """Computes the maxima of blocks of 2x2 pixels; equal maxima share the gradient."""
     return nnx.max_pool(x, (2, 2), (2, 2))
 
 
@@ -85,7 +85,7 @@ def conv(inputs: int, outputs: int, size: int, stride: int = 1, *, dtype: DTypeL
 
 
 class Norm(nnx.BatchNorm):
-    r"""Batch normalisation that keeps its statistics and does its arithmetic in float32.
+    r"""Batch normalisation with statistics and arithmetic in float32.
 
     Running statistics move as :math:`m \leftarrow 0.9\,m + 0.1\,\hat m`, with the biased variance of the batch.
     """

@@ -1,4 +1,4 @@
-"""Residual networks: with the small stem for CIFAR, and with the large one for ImageNet."""
+"""Residual networks: with a small stem for CIFAR, and with a large one for ImageNet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Shortcut(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Convolutions of the given sizes, each normalised, around which the input is added."""
+    """Convolutions of the given sizes, each normalised, with the input added to their output."""
 
     def __init__(self, inputs: int, layers: Sequence[tuple[int, int, int]], *, dtype: DTypeLike, rngs: nnx.Rngs):
         width, stride = inputs, 1

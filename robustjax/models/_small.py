@@ -38,7 +38,7 @@ class _Mlp(nnx.Module):
 
 
 class _ConvNet(nnx.Module):
-    """Twice convolution, pooling unless the first convolution has a stride, ReLU; then a dense layer with ReLU."""
+    """Two blocks of convolution, pooling (unless convolutions have a stride) and ReLU; then a dense layer with ReLU."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ def strided_cnn(
     std: float | Sequence[float] = 1.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Classifier:
-    """Small convolutional network without pooling, the "small" one of interval bound propagation.
+    """Small convolutional network without pooling, the "small" network of interval bound propagation.
 
     16 kernels of 4x4 with stride 2 and 32 of 4x4, without padding, and 100 hidden units; 329,606 parameters for 28x28x1
     images and 10 classes.

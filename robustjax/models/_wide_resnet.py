@@ -16,7 +16,7 @@ from robustjax.models._layers import Norm, conv
 
 
 class _Block(nnx.Module):
-    """Normalisation and ReLU before each of two convolutions; a projection sees the first of them too."""
+    """Normalisation and ReLU before each of two convolutions; a projection comes after the first of them too."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm1 = Norm(inputs, rngs=rngs)

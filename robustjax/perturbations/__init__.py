@@ -1,4 +1,4 @@
-"""Functions from inputs to inputs that look at no gradient: noise and the usual training augmentations."""
+"""Functions from inputs to inputs that use no gradient: noise and the usual training augmentations."""
 
 from robustjax.perturbations._augment import compose as compose
 from robustjax.perturbations._augment import random_crop as random_crop

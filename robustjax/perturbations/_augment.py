@@ -1,4 +1,4 @@
-"""Augmentations of training images; each takes a key and a batch, and draws afresh for every image."""
+"""Augmentations of training images; each takes a key and a batch, and draws independently for every image."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def random_horizontal_flip(
 
 @dataclasses.dataclass(frozen=True)
 class Compose:
-    """Perturbations applied one after another, each with a key of its own; equal when their functions are equal.
+    """Perturbations applied one after another, each with its own key; equal when their functions are equal.
 
     Attributes:
       functions: ``(key, x) -> x``, in the order of application.

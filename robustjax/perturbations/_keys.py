@@ -15,8 +15,8 @@ def image_keys(key: Key[Array, "..."], x: Float[AnyArray, "batch ..."]) -> Key[A
 
     Args:
       key: one key, into which a 64-bit fingerprint of each input's float32 bits is folded; or ``(batch,)`` keys, one
-        for each input, which are returned as they are (for example ``fold_in`` of the example's id, or ``split`` where
-        the same input shall be treated several times independently).
+        for each input, which are returned unchanged (for example ``fold_in`` of the example's id, or ``split`` to treat
+        the same input several times independently).
       x: ``(batch, ...)``, floating.
 
     Returns:
@@ -30,7 +30,7 @@ def image_keys(key: Key[Array, "..."], x: Float[AnyArray, "batch ..."]) -> Key[A
         bits = jax.lax.bitcast_convert_type(jnp.where(pixels == 0, 0.0, pixels), jnp.uint32)  # -0.0 is 0.0
         zero = jnp.zeros((), jnp.uint32)
         low, high = threefry_2x32((zero, zero), (bits, jnp.arange(bits.size, dtype=jnp.uint32)))
-        # Integer sums are exact in any order, hence the same on every device and under every sharding.
+        # Integer sums are exact in any order, so they agree on every device and under every sharding.
         return jax.random.fold_in(jax.random.fold_in(key, low.sum(dtype=jnp.uint32)), high.sum(dtype=jnp.uint32))
 
     return jax.vmap(of_image)(x)

@@ -12,10 +12,10 @@ from robustjax import _validate
 
 
 class Mixed(NamedTuple):
-    """Mixed images and what they are mixed of.
+    """Mixed images and their labels.
 
     Attributes:
-      image: ``(batch, height, width, channels)``, the dtype of the images that were given.
+      image: ``(batch, height, width, channels)``, in the dtype of the given images.
       label_probabilities: ``(batch, classes)``, float32, rows that sum to 1.
     """
 
@@ -31,7 +31,7 @@ def mixup(
     num_classes: int,
     alpha: float | Float[Array, ""] = 1.0,
 ) -> Mixed:
-    r"""Mixes each image with another of the batch, pixel by pixel.
+    r"""Mixes each image with another image of the batch, pixel by pixel.
 
     .. math:: \lambda x + (1 - \lambda) x_{\pi}, \qquad \lambda\, e_y + (1 - \lambda)\, e_{y_\pi},
        \qquad \lambda \sim \mathrm{Beta}(\alpha, \alpha)
@@ -41,7 +41,7 @@ def mixup(
     Args:
       key: typed PRNG key.
       images: ``(batch, height, width, channels)``.
-      labels: ``(batch,)``, in ``0, ..., num_classes - 1``; a label outside gives probabilities of NaN.
+      labels: ``(batch,)``, in ``0, ..., num_classes - 1``; other labels give probabilities of NaN.
       num_classes: number of classes, at least 2.
       alpha: of the Beta distribution, positive; may be traced.
 
@@ -75,15 +75,15 @@ def cutmix(
 
     .. math:: m \odot x + (1 - m) \odot x_{\pi}, \qquad \bar m\, e_y + (1 - \bar m)\, e_{y_\pi}
 
-    The mask :math:`m` is 0 in a box around a uniform pixel with sides :math:`\sqrt{1 - \lambda}` of the image's,
-    :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`, cut off at the border. Labels are mixed by the mean
-    :math:`\bar m` of the mask, the share of pixels that stay, and not by :math:`\lambda`. As in the authors' code,
-    there is one box for the whole batch, and a side of an odd number of pixels is one shorter.
+    The mask :math:`m` is 0 in a box around a uniformly drawn pixel; its sides are :math:`\sqrt{1 - \lambda}` times the
+    image's, :math:`\lambda \sim \mathrm{Beta}(\alpha, \alpha)`, and the border cuts it off. Labels are mixed by the
+    mean :math:`\bar m` of the mask, the share of pixels that stay, and not by :math:`\lambda`. As in the authors' code,
+    there is one box for the whole batch, and sides with an odd number of pixels are one pixel shorter.
 
     Args:
       key: typed PRNG key.
       images: ``(batch, height, width, channels)``.
-      labels: ``(batch,)``, in ``0, ..., num_classes - 1``; a label outside gives probabilities of NaN.
+      labels: ``(batch,)``, in ``0, ..., num_classes - 1``; other labels give probabilities of NaN.
       num_classes: number of classes, at least 2.
       alpha: of the Beta distribution, positive; may be traced.
 

@@ -17,7 +17,7 @@ def gaussian_noise(
     .. math:: x + \sigma z, \qquad z \sim \mathcal{N}(0, I)
 
     Noise is drawn and added in float32 whatever the dtype of ``x``: in bfloat16 the sum has too few bits to follow a
-    Gaussian, and what is trained or certified on it is another distribution. The result is not clipped.
+    Gaussian distribution, and a model would be trained or certified on another one. The result is not clipped.
 
     Args:
       key: typed PRNG key.

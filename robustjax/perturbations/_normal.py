@@ -16,10 +16,10 @@ _PARITY = 0x1BD11BDA
 def threefry_2x32(
     key: tuple[UInt32[Array, "..."], UInt32[Array, "..."]], count: tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 ) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
-    """Encrypts two words of counter under two words of key: Threefry-2x32 with 20 rounds.
+    """Encrypts a counter of two words with a key of two words: Threefry-2x32 with 20 rounds.
 
-    JAX computes the same function, but on CPU as a loop over rounds that no fusion crosses. Unrolled, bits, quantile
-    and whatever follows are one loop over memory.
+    JAX computes the same function, but on a CPU as a loop over rounds that blocks fusion. Unrolled, the bits, the
+    quantile and later elementwise steps become one loop over memory.
 
     Args:
       key: two uint32 arrays.
@@ -47,11 +47,11 @@ def standard_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array,
 
     .. math:: z = \sqrt 2\, \mathrm{erf}^{-1}(u), \qquad u \sim \mathrm{Uniform}(-1, 1) \text{ on a grid of } 2^{-22}
 
-    The recipe is that of ``jax.random.normal`` with both words of every Threefry block used, so it costs half as much.
-    The numbers differ from ``jax.random.normal`` for the same key. As there, 23 bits of uniform end the tails at 5.2.
+    The method is that of ``jax.random.normal``, but uses both words of every Threefry block, so it costs half as much.
+    The numbers differ from ``jax.random.normal`` for the same key. As there, uniforms of 23 bits end the tails at 5.2.
 
     Args:
-      key: one typed key. Another implementation than ``threefry2x32`` is handed to ``jax.random.normal``.
+      key: one typed key. Keys of other implementations than ``threefry2x32`` go to ``jax.random.normal``.
       shape: of the result.
 
     Returns:

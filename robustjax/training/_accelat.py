@@ -13,12 +13,12 @@ from robustjax import _validate
 
 
 class AccelATState(NamedTuple):
-    """What the rule remembers from one epoch to the next.
+    """The state of the rule between two epochs.
 
     Attributes:
-      learning_rate: of the coming epoch.
-      accuracies: those of the last ``window`` epochs, the newest last; 0 before the first.
-      epochs: number of epochs seen.
+      learning_rate: of the next epoch.
+      accuracies: of the last ``window`` epochs, the newest last; 0 before the first epoch.
+      epochs: number of epochs so far.
       quiet: epochs since the last reduction, counted as the authors do.
     """
 
@@ -49,16 +49,16 @@ def accelat(
     patience: int = 5,
     threshold: float = 0.005,
 ) -> AccelAT:
-    r"""Makes the rule that multiplies the learning rate by a factor where accuracy no longer rises.
+    r"""Makes the rule that multiplies the learning rate by a factor when accuracy stops rising.
 
     .. math:: \eta_{t+1} = \max(\rho\, \eta_t, \eta_{\min}) \quad\text{if}\quad \bar a_t - \bar a_{t-1} < \tau
 
-    with :math:`\bar a_t` the mean accuracy of the last W epochs. The first decision falls at epoch W + 2, and after a
-    reduction the next one is at least Q epochs away. The paper validates on adversarial images that were made once,
+    with :math:`\bar a_t` the mean accuracy of the last W epochs. The first decision is made at epoch W + 2, and after a
+    reduction the next one comes at least Q epochs later. The paper validates on adversarial images that were made once,
     before training.
 
-    The rate reaches an optimizer that has it in its state, ``optax.inject_hyperparams(optax.sgd)(learning_rate=1e-3)``,
-    between two epochs of steps::
+    Use an optimizer with the rate in its state, ``optax.inject_hyperparams(optax.sgd)(learning_rate=1e-3)``, and set
+    the rate between two epochs::
 
         controller, rate = rule.update(controller, validation_accuracy)
         state = state._replace(opt_state=optax.tree.set(state.opt_state, learning_rate=rate))
@@ -69,13 +69,13 @@ def accelat(
       minimum: the learning rate never falls below it; at most ``learning_rate``.
       window: W, number of epochs averaged.
       patience: Q, number of epochs.
-      threshold: tau, gain of the mean accuracy in one epoch, in units of [0, 1].
+      threshold: tau, smallest gain of the mean accuracy in one epoch that keeps the rate, in units of [0, 1].
 
     Returns:
       The pair ``(init, update)``.
 
     Raises:
-      ValueError: an argument is out of range; from ``update``, for an accuracy outside [0, 1].
+      ValueError: an argument is out of range; ``update`` raises it for an accuracy outside [0, 1].
 
     Reference:
       Nikfam et al. 2022, AccelAT: A Framework for Accelerating the Adversarial Training of Deep Neural Networks Through
@@ -95,12 +95,12 @@ def accelat(
         if not isinstance(validation_accuracy, jax.core.Tracer) and not 0 <= _validate.number(validation_accuracy) <= 1:
             raise ValueError(f"validation_accuracy must lie in [0, 1], got {validation_accuracy!r}.")
         newest = jnp.asarray(validation_accuracy, jnp.float32)
-        gain = (newest - state.accuracies[0]) / window  # of the mean, which loses its oldest term
+        gain = (newest - state.accuracies[0]) / window  # of the mean, which drops its oldest term
         quiet = state.quiet + 1
         reduce = (state.epochs > window) & (quiet > patience) & (gain < threshold)
         rate = jnp.maximum(jnp.where(reduce, factor * state.learning_rate, state.learning_rate), minimum)
         accuracies = jnp.append(state.accuracies[1:], newest)
-        # The rate that is given away may be donated by the step that it goes into.
+        # A copy: the step that receives the rate may donate it.
         return AccelATState(rate, accuracies, state.epochs + 1, jnp.where(reduce, 1, quiet)), jnp.copy(rate)
 
     return AccelAT(init, update)

@@ -1,11 +1,11 @@
 """Checkpoints of a run; the only file that knows Orbax.
 
-A folder holds one folder per step, named by it. Each is written under another name and moved when it is complete, so
-that a process killed at any moment leaves only whole ones; ``SHA256SUMS`` inside covers every file, so that later
+A folder holds one folder per step, named by the step. Each is written under another name and moved when it is
+complete, so a process that is killed leaves only whole checkpoints. ``SHA256SUMS`` covers every file, so that later
 damage is seen before Orbax reads it (``sha256sum -c SHA256SUMS`` checks by hand). Object stores move a folder file by
-file: there it is written in its place, and what has no ``SHA256SUMS``, the last to be written, is unfinished. Orbax
-itself goes to ``gs://`` alone, and takes names for patterns; to and from other stores, such as ``s3://``, and folders
-with ``*?[`` in their names a temporary folder is copied.
+file: there a checkpoint is written in place, and counts as unfinished until ``SHA256SUMS``, its last file, exists.
+Orbax itself writes only to local paths and ``gs://``, and reads names as patterns; for other stores, such as ``s3://``,
+and for folders with ``*?[`` in their names, a temporary folder is copied.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _READ_ANOTHER = "name the folder of another run, one of this model"
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read.
+    """A restored checkpoint.
 
     Attributes:
-      state: with the placement of the template.
-      metadata: what :func:`save` was given.
+      state: placed as the template is.
+      metadata: as given to :func:`save`.
     """
 
     state: TrainState
@@ -51,7 +51,7 @@ class Restored(NamedTuple):
 
 
 def as_folder(path: str | os.PathLike[str]) -> epath.Path:
-    """The folder as a path of :mod:`etils.epath`; a local one absolute, as Orbax wants it."""
+    """The folder as a path of :mod:`etils.epath`; local paths are made absolute, as Orbax needs."""
     text = os.fspath(path)
     if "://" in text:
         return epath.Path(text)
@@ -61,7 +61,7 @@ def as_folder(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def check_shared(folder: epath.Path) -> None:
-    """Raises ValueError where Orbax cannot write from several processes."""
+    """Raises ValueError if Orbax cannot write to the folder from several processes."""
     if jax.process_count() > 1 and _is_staged(folder):
         raise ValueError(
             f"folder={str(folder)!r} must lie on a file system that the {jax.process_count()} processes share or on "
@@ -76,10 +76,10 @@ def save(folder: epath.Path, state: TrainState, metadata: dict[str, Any], *, kee
       folder: from :func:`as_folder`, on a file system that all processes share.
       state: train state.
       metadata: anything that JSON can hold.
-      keep: number of checkpoints left.
+      keep: number of checkpoints to keep.
 
     Raises:
-      OSError: it could not be written; those written before stay.
+      OSError: the checkpoint could not be written; earlier checkpoints stay.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -105,31 +105,31 @@ def save(folder: epath.Path, state: TrainState, metadata: dict[str, Any], *, kee
                 _delete(_from(folder, step))
                 written.rename(final)
             _delete(_found(folder)[:-keep])
-    except Exception as error:  # of any kind: what a full disk raises is up to Orbax and TensorStore
+    except Exception as error:  # any kind: Orbax and TensorStore raise different errors when a disk is full
         if first:
-            with contextlib.suppress(Exception):  # room for others
+            with contextlib.suppress(Exception):  # frees space
                 _delete(_unfinished(folder))
         raise OSError(
-            f"the checkpoint of step {step} could not be written to {folder} ({_first_line(error)}); those written "
-            "before are kept, and the same run started again continues from them."
+            f"the checkpoint of step {step} could not be written to {folder} ({_first_line(error)}); earlier ones "
+            "are kept: free some space, if the disk is full, and start the same run again to resume from them."
         ) from error
-    if jax.process_count() > 1:  # none reads the folder, or ends, before the first has moved it
+    if jax.process_count() > 1:  # no process reads the folder, or ends, before the first one has moved it
         multihost_utils.sync_global_devices(f"checkpoint {final}")
 
 
 def restore(folder: epath.Path, template: TrainState, log: Callable[[str], None]) -> Restored | None:
-    """Reads the newest whole checkpoint, in all processes the one that the first finds.
+    """Reads the newest whole checkpoint; all processes read the one that the first process finds.
 
     Args:
       folder: as for :func:`save`.
-      template: a train state with the shapes, dtypes and placement wanted.
-      log: told of every damaged checkpoint that was passed over.
+      template: a train state with the wanted shapes, dtypes and placement.
+      log: called with a line for every damaged checkpoint that is skipped.
 
     Returns:
-      The checkpoint, or None where the folder has none.
+      The checkpoint, or None if the folder has none.
 
     Raises:
-      ValueError: all checkpoints are damaged, or the newest whole one is of another model or optimizer.
+      ValueError: all checkpoints are damaged, or the newest whole one belongs to another model or optimizer.
     """
     step = _newest_whole(folder, log) if jax.process_index() == 0 else _NONE
     if jax.process_count() > 1:
@@ -145,27 +145,27 @@ def restore(folder: epath.Path, template: TrainState, log: Callable[[str], None]
 def restore_model(
     folder: str | os.PathLike[str], template: ModelState, *, log: Callable[[str], None] | None = None
 ) -> ModelState:
-    """Reads parameters and batch statistics alone from the newest whole checkpoint of a run.
+    """Reads only parameters and batch statistics from the newest whole checkpoint of a run.
 
-    Each of several processes reads for itself; since Orbax counts what it does, all should.
+    With several processes, call it in all of them: each reads its own copy, and Orbax keeps count across processes.
 
     Args:
       folder: the checkpoint folder that :func:`robustjax.training.fit` was given, a path or URL.
-      template: a state of the same model; gives shapes, dtypes and placement.
-      log: told, in the first process, of every damaged checkpoint that was passed over; None for standard error.
+      template: a state of the same model, with the wanted shapes, dtypes and placement.
+      log: called in the first process with a line for every skipped, damaged checkpoint; None for standard error.
 
     Returns:
       The trained model state.
 
     Raises:
       FileNotFoundError: the folder has no checkpoint.
-      ValueError: all checkpoints are damaged, or they are of another model.
+      ValueError: all checkpoints are damaged, or they belong to another model.
     """
     path, log = as_folder(folder), log or to_stderr
     step = _newest_whole(path, log if jax.process_index() == 0 else lambda message: None)
     found = _checkpoint_of(path, step, _READ_ANOTHER)
     if found is None:
-        raise FileNotFoundError(f"no checkpoint in {folder}; train first, or name the folder that fit was given.")
+        raise FileNotFoundError(f"no checkpoint in {folder}; train first, or pass the folder that was given to fit.")
     return _load(found, {"model": template}, _READ_ANOTHER)[0]["model"]
 
 
@@ -175,7 +175,7 @@ def to_stderr(message: str) -> None:
 
 
 def clear(folder: epath.Path) -> None:
-    """Deletes all checkpoints of the folder, and nothing else."""
+    """Deletes only the checkpoints of the folder."""
     _delete([*_found(folder), *_unfinished(folder)])
 
 
@@ -194,7 +194,7 @@ def _is_staged(folder: epath.Path) -> bool:
 
 @contextlib.contextmanager
 def _near(path: epath.Path) -> Iterator[epath.Path]:
-    """The path itself or, where Orbax cannot go there, one in a temporary folder in its place."""
+    """The path itself or, if Orbax cannot use it, a path in a temporary folder instead."""
     if not _is_staged(path):
         yield path
         return
@@ -211,7 +211,7 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
 
 def _delete(paths: Iterable[epath.Path]) -> None:
     for path in paths:
-        (path / _SUMS).unlink(missing_ok=True)  # at once no checkpoint, however far the rest gets
+        (path / _SUMS).unlink(missing_ok=True)  # from now on no checkpoint, even if the rest is not deleted
         path.rmtree()
 
 
@@ -225,7 +225,7 @@ def _found(folder: epath.Path) -> list[epath.Path]:
 
 
 def _from(folder: epath.Path, step: int) -> list[epath.Path]:
-    """Checkpoints of this step and later ones: damaged, or they would have been restored."""
+    """Checkpoints of this step and later: they are damaged, otherwise they would have been restored."""
     return [path for path in _found(folder) if int(path.name) >= step]
 
 
@@ -244,7 +244,7 @@ def _newest_whole(folder: epath.Path, log: Callable[[str], None]) -> int:
         sums = path / _SUMS
         if sums.exists() and sums.read_bytes() == _sums(path).encode():
             return int(path.name)
-        log(f"The checkpoint {path} is damaged; falling back to the one before.")
+        log(f"The checkpoint {path} is damaged; falling back to the previous one.")
     return _ALL_DAMAGED if found else _NONE
 
 
@@ -276,7 +276,7 @@ def _sums(path: epath.Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Orbax's log of the error that it raises too."""
+    """Silences Orbax's log of an error that it also raises."""
     logger = logging.getLogger("absl")
     disabled, logger.disabled = logger.disabled, True
     try:
@@ -303,12 +303,12 @@ def _load(path: epath.Path, template: dict[str, Any], advice: str) -> tuple[dict
     for name in sorted({*there, *wanted}):
         if there.get(name) != wanted.get(name):
             raise ValueError(
-                f"the checkpoint {path} is of another model or optimizer: at {name} it has "
-                f"{there.get(name, 'nothing')}, wanted is {wanted.get(name, 'nothing')}; {advice}."
+                f"the checkpoint {path} belongs to another model or optimizer: at {name} it has "
+                f"{there.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}; {advice}."
             )
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
     context = ocp.Context()
-    if jax.process_count() > 1:  # each process reads what it needs and waits for no other
+    if jax.process_count() > 1:  # each process reads its part and waits for no other
         context.multiprocessing.primary_host = jax.process_index()
         context.multiprocessing.active_processes = {jax.process_index()}
     with _near(path) as near, context:

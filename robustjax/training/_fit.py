@@ -27,19 +27,19 @@ from robustjax.typing import Apply
 
 _SECONDS_BETWEEN_LINES = 60
 _STEPS_AHEAD = 2
-"""Steps that the host may be ahead of the device: enough that the device never waits, few enough to bound memory."""
+"""How many steps the host may run ahead: enough that the device never waits, few enough to bound memory."""
 
 
 class Preempted(Exception):
-    """Training was asked to stop before its end; its words say what was kept."""
+    """Training was asked to stop before its end; the message says what was kept."""
 
 
 class FitResult(NamedTuple):
-    """What training leaves.
+    """The result of training.
 
     Attributes:
       state: after the last step.
-      history: columns by name: ``step``, and the mean of each metric over the steps since the row before.
+      history: columns by name: ``step``, and the mean of each metric over the steps since the previous row.
     """
 
     state: TrainState
@@ -66,52 +66,53 @@ def fit(
     stop: Callable[[int], bool] | None = None,
     on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> FitResult:
-    """Trains for a number of steps, and can be killed at any moment and started again.
+    """Trains for a number of steps; it can be killed at any moment and started again.
 
-    With a ``folder``, the run continues from the newest whole checkpoint in it: state of model and optimizer, PRNG key,
-    position of the iterator and history. A run that was killed and started again with the same arguments on the same
-    machine ends with the same parameters, bit for bit where the device computes deterministically, as CPUs do; on
-    another number of devices or processes it ends with the same up to rounding. The loop runs two steps ahead of the
-    device, so that this never waits and few batches are held; it stops for it only to save.
+    With a ``folder``, the run resumes from the newest whole checkpoint in it: state of model and optimizer, PRNG key,
+    position of the iterator and history. A run that is killed and started again with the same arguments on the same
+    machine ends with the same parameters, bit for bit if the device computes deterministically, as CPUs do; on another
+    number of devices or processes, the parameters agree up to rounding. The loop runs two steps ahead of the device, so
+    that the device never waits and few batches are in memory; it waits for the device only to save.
 
-    With several processes (``jax.distributed``), all call it alike with a mesh of all devices, and each gives its rows
-    of every batch. Process 0 alone shows progress, logs and reports metrics.
+    With several processes (``jax.distributed``), all call it with the same arguments and a mesh of all devices, and
+    each passes its rows of every batch. Only process 0 shows progress, logs and reports metrics.
 
     Args:
       apply: the model.
       state: from :func:`robustjax.training.init`, at step 0; it is copied, not donated.
-      batches: training batches, each of the same size; nothing else is looked at.
+      batches: training batches, all of the same size; the only data that is read.
       objective: what to minimise.
       optimizer: the one that ``state`` was made with.
-      num_steps: steps to take in all, those before a resumption included.
+      num_steps: total number of steps, including those before the run resumed.
       folder: where checkpoints go, shared by all processes: a path, or a URL that :mod:`etils.epath` and Orbax know,
-        such as ``gs://bucket/run``; None for none.
+        such as ``gs://bucket/run``; None for no checkpoints.
       checkpoint_every: steps between checkpoints; one more is written at the end.
       keep: number of checkpoints kept.
-      config: settings of the run, kept with its checkpoints; other settings on the same folder are refused.
+      config: settings of the run, kept with its checkpoints; a folder with other settings is refused.
       overwrite: whether checkpoints in the folder are deleted first.
       mesh: devices to train on; None for all.
       log_every: steps between rows of the history.
-      progress: whether to show a progress bar or, where standard error is no terminal, to log a line a minute.
-      log: told of resumption, of damaged checkpoints and of progress without a terminal; None for standard error.
-      stop: asked after each step, with its number. Once it is true, a checkpoint is written, if there is a folder, and
-        training ends with :class:`Preempted`. With several processes it is enough that one is asked to stop: all do,
-        after the same step, which may be the one that follows.
-      on_metrics: told of each row of the history when it is recorded: the step and the metrics.
+      progress: whether to show a progress bar or, if standard error is not a terminal, to log a line every minute.
+      log: called with a line when a run resumes, for damaged checkpoints, and for progress without a terminal; None for
+        standard error.
+      stop: called after each step with its number. Once it returns True, a checkpoint is written, if there is a folder,
+        and training ends with :class:`Preempted`. With several processes it is enough that one returns True: all stop
+        after the same step, which may be the next one.
+      on_metrics: called with the step and the metrics of each row of the history when it is recorded.
 
     Returns:
       The trained state and the history.
 
     Raises:
-      FloatingPointError: the loss or the parameters are no longer finite; checkpoints written before stay.
-      OSError: a checkpoint could not be written, for want of room perhaps; those written before stay.
-      Preempted: ``stop`` was true.
+      FloatingPointError: the loss or the parameters are no longer finite; earlier checkpoints stay.
+      OSError: a checkpoint could not be written, perhaps because the disk is full; earlier checkpoints stay.
+      Preempted: ``stop`` returned True.
       ValueError: an argument is out of range, the folder belongs to another run, or it has no readable checkpoint.
     """
     _validate.at_least(1, num_steps=num_steps, checkpoint_every=checkpoint_every, keep=keep, log_every=log_every)
     mesh = make_mesh() if mesh is None else mesh
     log, first = log or _checkpoint.to_stderr, jax.process_index() == 0
-    if not first:  # what all know is said once
+    if not first:  # one process speaks for all
         log, progress, on_metrics = lambda message: None, False, None
     folder = None if folder is None else _checkpoint.as_folder(folder)
     config = json.loads(json.dumps(config))
@@ -141,8 +142,8 @@ def fit(
     ahead = 0 if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu" else _STEPS_AHEAD
     stopping = _agreed(stop, mesh, steps_late=min(ahead, 1))
     under_way: collections.deque[dict[str, jax.Array]] = collections.deque()
-    waiting: list[dict[str, jax.Array]] = []  # metrics of the last interval, which the device has had time to compute
-    recent: list[dict[str, jax.Array]] = []  # and of the present one
+    waiting: list[dict[str, jax.Array]] = []  # metrics of the last interval, which the device has computed by now
+    recent: list[dict[str, jax.Array]] = []  # and of the current one
     with _progress(start, num_steps, shown=progress, log=log) as report:
         for count in range(start + 1, num_steps + 1):
             batch = next(batches, None)
@@ -152,7 +153,7 @@ def fit(
             state, metrics = step(apply, state, batch)
             recent.append(metrics)
             under_way.append(metrics)
-            if len(under_way) > ahead:  # each holds a batch; left alone, JAX lets 32 of them wait
+            if len(under_way) > ahead:  # each holds a batch; by default, JAX queues 32 of them
                 jax.block_until_ready(under_way.popleft())
             preempted = stopping(count)
             closing = preempted or count == num_steps or (folder is not None and count % checkpoint_every == 0)
@@ -168,13 +169,13 @@ def fit(
                     metadata = {"config": config, "batches": batches.get_state(), "history": columns}
                     _checkpoint.save(folder, state, metadata, keep=keep)
             if preempted:
-                kept = "without a folder nothing was kept" if folder is None else f"its checkpoint is in {folder}"
+                kept = "without a folder, nothing was kept" if folder is None else f"its checkpoint is in {folder}"
                 raise Preempted(f"training was stopped after step {count} of {num_steps}; {kept}.")
     return FitResult(state, {name: np.asarray(column) for name, column in columns.items()})
 
 
 def _agreed(stop: Callable[[int], bool] | None, mesh: Mesh, *, steps_late: int) -> Callable[[int], bool]:
-    """``stop``, true in all processes at the same step, so many after the first one said so."""
+    """``stop``, but true in all processes at the same step, a fixed number of steps after it was first true in one."""
     if stop is None or not mesh.is_multi_process:
         return lambda step: stop is not None and bool(stop(step))
     sharding, any_asked = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), jax.jit(jnp.any)
@@ -189,11 +190,11 @@ def _agreed(stop: Callable[[int], bool] | None, mesh: Mesh, *, steps_late: int) 
 
 
 def _check_spans_processes(mesh: Mesh) -> None:
-    """Processes that write one folder must train together: a mesh of some of them would leave the others waiting."""
+    """Processes that write to one folder must train together: with a mesh of some of them, the others would wait."""
     there, count = {device.process_index for device in mesh.devices.flat}, jax.process_count()
     if len(there) < count:
         raise ValueError(
-            f"mesh must have devices of all {count} processes to train with a folder, got those of {len(there)}."
+            f"mesh must have devices of all {count} processes to train with a folder, got devices of {len(there)}."
         )
 
 
@@ -203,7 +204,7 @@ def _record(
     metrics: Sequence[Mapping[str, jax.Array]],
     on_metrics: Callable[[int, Mapping[str, float]], None] | None,
 ) -> None:
-    """Appends one row, the means over the steps that end with ``last_step``."""
+    """Appends one row: the means over the steps up to ``last_step``."""
     if not metrics:
         return
     fetched = jax.device_get(metrics)
@@ -218,15 +219,15 @@ def _record(
 
 
 def _check_finite(state: TrainState) -> None:
-    """Stops before parameters that are not finite are written over good ones."""
+    """Raises before parameters that are not finite replace good ones."""
     if not all(jax.device_get([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.model)])):
         raise FloatingPointError(_not_finite("a parameter or batch statistic is not finite", int(state.step)))
 
 
 def _not_finite(what: str, step: int) -> str:
     return (
-        f"{what} at step {step}; training stopped, checkpoints written before are kept. Try a lower learning rate, and "
-        "look for labels out of range."
+        f"{what} at step {step}; training stopped, earlier checkpoints are kept. Try a lower learning rate, and "
+        "check for labels out of range."
     )
 
 
@@ -249,7 +250,7 @@ def _check_same_run(
 def _progress(
     start: int, num_steps: int, *, shown: bool, log: Callable[[str], None]
 ) -> Iterator[Callable[[int, int, Mapping[str, list]], None]]:
-    """Gives ``report(step, batch_size, columns)``: a bar on a terminal, elsewhere a line a minute."""
+    """Yields ``report(step, batch_size, columns)``: a bar on a terminal, otherwise a line every minute."""
     from rich import console, progress
 
     terminal = console.Console(stderr=True)

@@ -22,15 +22,15 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
 
     Args:
       axes: how many devices along each axis, by name, the slowest first, for example ``{"data": 4, "noise": 2}``; None
-        for one axis ``data`` of all devices. Fewer than there are take the first ones.
-      devices: the devices to take; None for ``jax.devices()``, those of all processes.
+        for one axis ``data`` of all devices. If it needs fewer devices than there are, the first ones are used.
+      devices: the devices to use; None for ``jax.devices()``, the devices of all processes.
 
     Returns:
       The mesh; its axes are ``Auto``, so plain functions under ``jit`` are partitioned by the compiler.
 
     Raises:
-      ValueError: an axis is shorter than 1; there are not that many devices; or there are more, of several processes,
-        one of which might be left out.
+      ValueError: an axis is shorter than 1, there are too few devices, or several processes have more devices than the
+        axes need, so that a process might be left out.
     """
     devices = jax.devices() if devices is None else list(devices)
     axes = {"data": len(devices)} if axes is None else dict(axes)
@@ -41,8 +41,8 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
         raise ValueError(f"axes must name at least 1 and at most {len(devices)} devices, got {text}.")
     if processes > 1 and wanted < len(devices):
         raise ValueError(
-            f"axes must take all {len(devices)} devices of the {processes} processes, got {text}; "
-            "pass devices=jax.local_devices() for a mesh of this process alone."
+            f"axes must use all {len(devices)} devices of the {processes} processes, got {text}; "
+            "pass devices=jax.local_devices() for a mesh of only this process."
         )
     return jax.make_mesh(
         tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes), devices=devices[:wanted]
@@ -53,8 +53,8 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies a pytree onto every device of the mesh; the copies share no memory with the argument.
 
     Args:
-      tree: pytree of arrays, the same in every process, which is not checked; a tree that is replicated over another
-        mesh, of all processes perhaps, is one.
+      tree: pytree of arrays, equal in every process, which is not checked; a tree that is replicated over another
+        mesh, even of all processes, is accepted.
       mesh: from :func:`make_mesh`.
 
     Returns:
@@ -73,11 +73,11 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Splits a batch along its first axis over the devices of the mesh, over all its axes.
+    """Splits a batch along its first axis over all devices of the mesh.
 
     Args:
-      batch: host arrays; with several processes, the rows of this one: the whole batch is those of the processes in
-        the order of their devices in the mesh.
+      batch: host arrays; with several processes, the rows of this process. The whole batch consists of the rows of all
+        processes, in the order of their devices in the mesh.
       mesh: from :func:`make_mesh`.
 
     Returns:

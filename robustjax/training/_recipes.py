@@ -1,4 +1,4 @@
-"""Published settings of the optimizer, by the name of what they train."""
+"""Published optimizer settings, by name of the data set or table."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Recipe:
       momentum: of SGD.
       nesterov: whether SGD uses Nesterov's momentum.
       weight_decay: L2 penalty on all parameters, added to the gradient before momentum, as PyTorch's optimizers do.
-      schedule: ``step`` multiplies the learning rate by ``decay`` every ``step_size`` epochs; ``cosine`` lets it
-        fall to zero along half a cosine, step by step.
-      step_size: epochs.
-      decay: factor.
+      schedule: ``step`` multiplies the learning rate by ``decay`` every ``step_size`` epochs; ``cosine`` lowers it
+        to zero along half a cosine, step by step.
+      step_size: in epochs.
+      decay: factor, per ``step_size``.
       augment: whether training images are cropped and flipped at random.
     """
 
@@ -53,7 +53,7 @@ class Recipe:
 
         Args:
           steps_per_epoch: steps that one pass over the training set takes.
-          num_epochs: length of the run where it is not the recipe's; milestones move in proportion.
+          num_epochs: length of the run; None: as the recipe. Milestones move in proportion.
 
         Returns:
           ``step -> learning rate``.
@@ -78,7 +78,7 @@ class Recipe:
 
         Args:
           steps_per_epoch: steps that one pass over the training set takes.
-          num_epochs: length of the run where it is not the recipe's; milestones move in proportion.
+          num_epochs: length of the run; None: as the recipe. Milestones move in proportion.
 
         Returns:
           Optax gradient transformation.
@@ -101,7 +101,7 @@ RECIPES = {
     "mnist_short": Recipe(learning_rate=0.03, weight_decay=1e-4, schedule="cosine", batch_size=256, num_epochs=20),
     # Cohen, Rosenfeld and Kolter 2019, arXiv 1902.02918. Batches are those of the paper; the script's default is 256.
     "cohen_cifar10": Recipe(learning_rate=0.1, weight_decay=1e-4, batch_size=400, num_epochs=90, augment=True),
-    # The random crop that the paper uses here resizes pictures of any size, which is the data pipeline's work.
+    # The paper's random crop resizes pictures of any size; that belongs to the data pipeline.
     "cohen_imagenet": Recipe(learning_rate=0.1, weight_decay=1e-4, batch_size=400, num_epochs=90, augment=True),
 }
 """Recipes by name."""

@@ -17,7 +17,7 @@ from robustjax.typing import Apply, Batch, ModelState
 
 
 class TrainState(NamedTuple):
-    """All that training carries from one step to the next.
+    """Everything that training carries from one step to the next.
 
     Attributes:
       step: number of steps taken, int32.
@@ -40,7 +40,7 @@ def init(key: Array, model: ModelState, optimizer: optax.GradientTransformation)
 
     Args:
       key: typed PRNG key of the run.
-      model: initial parameters and batch statistics; copied, so that steps that donate their state leave them alone.
+      model: initial parameters and batch statistics; copied, so that steps that donate their state do not touch them.
       optimizer: Optax gradient transformation.
 
     Returns:
@@ -58,7 +58,7 @@ def init(key: Array, model: ModelState, optimizer: optax.GradientTransformation)
 def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> Step:
     """Compiles one step of training.
 
-    The step differentiates the objective with respect to the parameters alone, takes the renewed batch statistics from
+    The step differentiates the objective only with respect to the parameters, takes the updated batch statistics from
     it, and is data-parallel by the placement of its arguments: with the state replicated and the batch split over a
     mesh (:func:`replicate`, :func:`shard_batch`), gradients and batch statistics are those of the whole batch. Equal
     arguments give the same step, hence one trace.

@@ -66,5 +66,5 @@ def test_a_constant_channel_is_refused():
     dataset = data.Dataset(
         "flat", "train", 2, (1, 1, 1), 3, lambda ids: (np.full((len(ids), 1, 1, 1), 77, np.uint8), ids)
     )
-    with pytest.raises(ValueError, match="Every channel of flat must vary, got the standard deviations"):
+    with pytest.raises(ValueError, match="Every channel of flat must vary, got standard deviations"):
         data.channel_statistics(dataset)

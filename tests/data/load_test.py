@@ -268,7 +268,7 @@ def test_an_empty_split_is_refused(tiny, split):
         ),
         ({"dtype": "uint16"}, "The images of mine must be uint8 with 1, 3 or 4 channels, got Image(shape=(4, 4, 1)"),
         ({"shape": (None, None, 1)}, "The images of mine differ in size: pass image_size"),
-        ({"file_format": "tfrecord"}, "as tfrecord, which has no random access: prepare it again"),
+        ({"file_format": "tfrecord"}, "as tfrecord, which has no random access: delete that folder"),
     ],
 )
 def test_data_sets_of_another_kind_are_refused(tmp_path, write_dataset, settings, message):

@@ -19,7 +19,7 @@ def test_missing_tensorflow_is_one_clear_error(monkeypatch, capsys):
 def test_digits_need_no_preparation(capsys):
     with pytest.raises(SystemExit):
         prepare.main(["digits"])
-    assert capsys.readouterr().err == "digits comes with scikit-learn and needs no preparation: load it as it is.\n"
+    assert capsys.readouterr().err == "digits comes with scikit-learn and needs no preparation: load it directly.\n"
 
 
 def test_preparation_asks_tfds_for_random_access(monkeypatch):

@@ -26,7 +26,7 @@ def test_classes_and_the_rest_are_a_partition(digits):
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [((), "at least one"), ((1, 1), "distinct"), ((3, 10), r"0, \.\.\., 9"), ((-1,), r"0, \.\.\., 9")],
+    [((), "one or more distinct labels"), ((1, 1), "distinct"), ((3, 10), r"0, \.\.\., 9"), ((-1,), r"0, \.\.\., 9")],
 )
 def test_select_classes_refuses(digits, classes, message):
     with pytest.raises(ValueError, match=message):

@@ -198,7 +198,7 @@ FUNCTIONS = ["auroc", "aupr", "fpr_at_tpr", "detection_error", "detection_metric
     [
         (np.array([1, np.nan, np.nan]), ONE, "scores_in must have no NaN, got 2 among 3 scores"),
         (ONE, np.array([np.nan, np.inf]), "scores_out must have no NaN, got 1 among 2 scores"),
-        ([], ONE, "scores_in must not be empty: a rate over no inputs has no value"),
+        ([], ONE, "scores_in must not be empty: a rate of no inputs is undefined"),
         (ONE, ONE[:0], "scores_out must not be empty"),
         (np.ones((3, 2)), ONE, r"scores_in must be a vector, one score per input, got shape \(3, 2\)"),
         (ONE, 1.0, r"scores_out must be a vector, one score per input, got shape \(\)"),

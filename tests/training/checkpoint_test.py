@@ -89,7 +89,7 @@ def test_what_an_object_store_has_in_part_is_no_checkpoint(bucket, whole, before
     if before:
         train(FOLDER, before)
     bucket.writes_left = writes
-    message = f"step {before + 5} could not be written to {FOLDER} (connection lost); those written before are kept"
+    message = f"step {before + 5} could not be written to {FOLDER} (connection lost); earlier ones are kept"
     with pytest.raises(OSError, match=re.escape(message)):
         train(FOLDER)
     assert any("/SHA256SUMS" in path for path in bucket.store) == bool(before)
@@ -105,7 +105,7 @@ def test_damage_in_an_object_store_is_seen(bucket, whole):
     (epath.Path(FOLDER) / "00000015" / "metadata.json").write_text("{}")
     said = []
     assert same(train(FOLDER, log=said.append).model, whole)
-    assert said[0] == f"The checkpoint {FOLDER}/00000015 is damaged; falling back to the one before."
+    assert said[0] == f"The checkpoint {FOLDER}/00000015 is damaged; falling back to the previous one."
 
 
 def test_a_url_that_was_a_path_is_refused(monkeypatch, tmp_path):
@@ -158,7 +158,7 @@ def test_any_failure_to_write_is_an_oserror(monkeypatch, tmp_path, whole):
     train(tmp_path, 10)
     with monkeypatch.context() as patched:
         patched.setattr(ocp, "save_checkpointables", fails)
-        with pytest.raises(OSError, match=re.escape("(RESOURCE_EXHAUSTED: No space left on device); those written")):
+        with pytest.raises(OSError, match=re.escape("(RESOURCE_EXHAUSTED: No space left on device); earlier ones")):
             train(tmp_path)
     assert names(tmp_path) == ["00000005", "00000010"]
     assert same(train(tmp_path).model, whole)

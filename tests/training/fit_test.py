@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(fit, tmp_path, rng, t
     said = []
     again = fit(15, folder=tmp_path, log=said.append)
     assert len(said) == 2, (rng[0], file)
-    assert said[0] == f"The checkpoint {tmp_path / '00000015'} is damaged; falling back to the one before."
+    assert said[0] == f"The checkpoint {tmp_path / '00000015'} is damaged; falling back to the previous one."
     assert said[1].startswith("Resuming from step 10 of 15")
     assert same(again.state, whole.state)
     assert steps(tmp_path) == [10, 15]
@@ -272,7 +272,7 @@ def test_a_run_that_is_asked_to_stop_saves_at_once_and_continues(fit, tmp_path, 
 
 
 def test_a_run_without_a_folder_that_is_asked_to_stop_keeps_nothing(fit):
-    with pytest.raises(training.Preempted, match="stopped after step 2 of 20; without a folder nothing was kept"):
+    with pytest.raises(training.Preempted, match="stopped after step 2 of 20; without a folder, nothing was kept"):
         fit(20, stop=lambda step: step == 2)
 
 

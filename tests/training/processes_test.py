@@ -82,7 +82,7 @@ def test_a_run_of_two_processes_is_stopped_by_either_and_continued_by_one(start,
         message = f"training was stopped after step 6 of 20; its checkpoint is in {tmp_path / 'run'}."
         assert result["error"] == [f"Preempted: {message}"], result["stderr"][-2000:]
         assert [text.split(";")[0].split(" to train")[0] for text in result["refused"]] == [
-            "axes must take all 4 devices of the 2 processes, got data=1 = 1",
+            "axes must use all 4 devices of the 2 processes, got data=1 = 1",
             "mesh must have devices of all 2 processes",
             "folder='s3://bucket/run' must lie on a file system that the 2 processes share or on gs://, and have none "
             "of *?[ in its name.",
@@ -113,7 +113,7 @@ def test_a_run_of_one_process_is_continued_by_two_though_one_is_killed(start, wh
     with pytest.raises(training.Preempted):
         alone(tmp_path / "run", stop=lambda step: step == 6)
     (tmp_path / "run" / "00000006" / "metadata.json").write_text("{")
-    damaged = f"The checkpoint {tmp_path / 'run' / '00000006'} is damaged; falling back to the one before."
+    damaged = f"The checkpoint {tmp_path / 'run' / '00000006'} is damaged; falling back to the previous one."
     resuming = f"Resuming from step {{}} of 20, checkpoint in {tmp_path / 'run'}."
     result = kill(start(pause=0.05), index=1, step=12)
     assert says_why(result)
