@@ -1,1 +1,1 @@
-"""What robustjax costs, measured against what it could cost and what others cost: ``python -m benchmarks.certify``."""
+"""What robustjax costs, beside the machine's limit and other libraries: ``python -m benchmarks.certify``."""

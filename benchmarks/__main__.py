@@ -1,8 +1,8 @@
-"""All benchmarks beside their peers, in one table, and the page of performance.
+"""All benchmarks beside their peers, in one table, and the page docs/performance.md.
 
-Each part runs in a process of its own: certify, scoring and attacks beside their peers, growth by itself. A peer that
-is not installed is said to be missing, and nothing fails. `--write` renews docs/performance.md, its plot and the
-figures behind it; parts that are not run keep what was measured of them before, with their own date and machine.
+Each part runs in its own process: certify, scoring and attacks beside their peers, and growth. A peer that is not
+installed is reported as missing, and nothing fails. `--write` rewrites docs/performance.md, its plot and the figures
+behind it; parts that do not run keep their earlier figures, with their own date and machine.
 
     python -m benchmarks
     python -m benchmarks --quick --only certify attacks
@@ -38,17 +38,17 @@ class Config:
     only: tuple[Literal["certify", "scoring", "attacks", "growth"], ...] = ("certify", "scoring", "attacks", "growth")
     """Parts to run."""
     quick: bool = False
-    """A tenth of the work: shows that it works, and measures little."""
+    """Do a tenth of the work: shows that it runs, and measures little."""
     write: bool = False
-    """Renew docs/performance.md."""
+    """Rewrite docs/performance.md."""
     keep_json: str | None = None
-    """Folder for the figures of finished parts; the same command takes them up again. Delete it to measure anew."""
+    """Keep the figures of finished parts in this folder; the same command reuses them. Delete it to measure again."""
 
 
 def measured(part: str, config: Config, folder: pathlib.Path, load: float) -> dict[str, Any]:
-    """The figures of a part and their date, from a process of its own or from an earlier run of the same command.
+    """The figures of a part and their date, from its own process or from an earlier run of the same command.
 
-    The load of the machine is that given, from before all parts: the part's own counts those before it.
+    ``load`` is the load of the machine before all parts; the load that a part measures itself includes earlier parts.
 
     Raises:
       ValueError: the process failed; the message is its last line.
@@ -78,7 +78,7 @@ def measured(part: str, config: Config, folder: pathlib.Path, load: float) -> di
 
 
 def write_page(parts: dict[str, Any]) -> None:
-    """Renews the page: these parts, and those that it already has."""
+    """Rewrites the page with these parts and those that it already has."""
     figures = DOCS / "performance.json"
     known = json.loads(figures.read_bytes()) if figures.exists() else {}
     known = {name: (known | parts)[name] for name in MODULES if name in known | parts}
@@ -104,14 +104,14 @@ def run(config: Config) -> dict[str, Any]:
         figures = found["figures"]
         notes.append(f"{part}, {found['date']}: {_report.about(figures['machine'])}.")
         if figures["machine"]["load"] > _report.BUSY:
-            notes.append(f"The machine was busy (load {figures['machine']['load']:.1f}): these are not its figures.")
+            notes.append(f"The machine was busy (load {figures['machine']['load']:.1f}): idle, it gives others.")
         if part != "growth":
             sheet = _report.peer_sheet(part, figures)
             rows += [[f"{part}, {_report.UNITS[part]}"], *sheet.rows]
             notes += sheet.notes
     if rows:
         console.print(_report.as_table(_report.Sheet(_report.PEERS, rows)))
-        console.print("Medians; ratio: how many times as fast as its peer, or as its limit, robustjax is.")
+        console.print("Medians; ratio: how many times as fast as its peer, or as the limit, robustjax is.")
     if "growth" in parts:
         for sheet in _report.growth_sheets(parts["growth"]["figures"]):
             console.print(_report.as_table(sheet))
@@ -132,4 +132,4 @@ if __name__ == "__main__":
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; with --keep-json the same command continues from here.")
+        sys.exit("interrupted; with --keep-json the same command resumes from here.")

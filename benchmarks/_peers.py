@@ -1,4 +1,4 @@
-"""What users of PyTorch run today: the same networks, sampled by a plain loop and IBM's toolbox, or attacked."""
+"""What users of PyTorch run: the same networks, sampled by a plain loop and by IBM's toolbox, or attacked."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def logits(model: nn.Module, x: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def sample_counts(model: Cnn, x: np.ndarray, *, sigma: float, num_samples: int, batch_size: int) -> np.ndarray:
-    """Votes under Gaussian noise around one image ``(height, width, channels)``, by the loop that everybody writes."""
+    """Votes under Gaussian noise around one image ``(height, width, channels)``, by the usual loop."""
     image = torch.tensor(x).permute(2, 0, 1)
     counts = torch.zeros(10, dtype=torch.int64)
     for start in range(0, num_samples, batch_size):
@@ -88,7 +88,7 @@ def sample_counts(model: Cnn, x: np.ndarray, *, sigma: float, num_samples: int, 
 def art_certify(
     model: Cnn, x: np.ndarray, *, sigma: float, alpha: float, num_selection: int, num_estimation: int, batch_size: int
 ) -> Callable[[], int]:
-    """Certifying one image ``(height, width, channels)`` by IBM's toolbox; the call gives its label."""
+    """Certification of one image ``(height, width, channels)`` by IBM's toolbox; the call returns its label."""
     from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing  # pyrefly: ignore
 
     classifier = PyTorchRandomizedSmoothing(
@@ -106,7 +106,7 @@ def art_certify(
 
 
 Attack = Callable[[], np.ndarray]
-"""Gives adversarial images ``(batch, height, width, channels)``."""
+"""Returns adversarial images ``(batch, height, width, channels)``."""
 
 
 def pgd(model: nn.Module, x: np.ndarray, labels: np.ndarray, *, epsilon: float, steps: int) -> Attack:

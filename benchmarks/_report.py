@@ -1,4 +1,4 @@
-"""Figures in, tables and the page of performance out."""
+"""Makes tables and the page docs/performance.md from measured figures."""
 
 from __future__ import annotations
 
@@ -28,67 +28,70 @@ QUANTITIES = ("samples", "images", "classes", "dimension", "devices")
 PAGE = """\
 # Performance
 
-What robustjax costs, beside its peers and by itself. `python -m benchmarks --write` measures it and writes this page
-from the figures in [performance.json](performance.json); each part says when, where and with which versions it was
-measured, and parts may be of different days. A ratio is how many times as fast as its peer robustjax is: the median
-over rounds in which both take turns, with the least and the largest. Bars are what a release has to reach.
+What robustjax costs, beside other libraries and by itself. `python -m benchmarks --write` measures it and writes this
+page from the figures in [performance.json](performance.json). Each part says when, where and with which versions it was
+measured; dates may differ between parts. A ratio says how many times as fast as its peer robustjax is: the median over
+rounds in which both take turns, with the smallest and the largest. Bars are what a release has to reach.
 
 {parts}
 
 ## What is not covered
 
-{unmeasured}- No speed-up by several devices was measured: virtual devices share the cores of one machine.
-- Weights are untrained, or trained for seconds. Where speed depends on them (attacks that stop early), others differ.
+{unmeasured}- The speed-up by several devices was not measured: virtual devices share the cores of one machine.
+- Weights are untrained, or trained for seconds. Where speed depends on them (attacks that stop early), it differs for
+  other weights.
 - Peers run in float32 on the CPU, and PyTorch is not compiled (`torch.compile`).
 - Training, data pipelines and the experiments around these functions are not timed.
 """
-NO_CARD = "- No accelerator was at hand. Nothing was measured on a GPU or a TPU; what is said of them is predicted.\n"
+NO_CARD = "- Nothing was measured on a GPU or a TPU; their times are predictions.\n"
 GROWTH = """\
 ![Seconds against samples, images, classes, dimension and devices, and predicted beside measured seconds](growth.png)
 
-Medians of {seconds}, after a call that compiles. The exponent is that of a power law through all points
-(1 is in proportion), beside it that between the two largest. `certify` draws 400 noisy copies of an image of 16x16
-pixels for a small cnn of 10 classes, `pgd` takes 10 steps on 16 such images, `mahalanobis` fits and scores 4,000 rows
-of 256 features; one of these numbers varies. Dimension is the number of pixels, for the detector that of features.
-In the plot, dotted lines are in proportion, and bars reach from the least to the largest."""
+Medians of {seconds}, after a call that compiles. The exponent belongs to a power law through all
+points (1 means proportional); the last column has the exponent between the two largest points. `certify` draws 400
+noisy copies of an image of 16x16 pixels for a small cnn of 10 classes, `pgd` takes 10 steps on 16 such images,
+`mahalanobis` fits and scores 4,000 rows of 256 features; one of these numbers varies. Dimension is the number of pixels
+or, for the detector, the number of features. In the plot, dotted lines are proportional, and bars reach from the
+smallest to the largest measurement."""
 DEVICES = """\
 ### Several devices
 
-Eight images, 1,600 draws each, on virtual CPU devices, which share the cores of the machine: the ratio to one device is
-what it costs to use several, and says nothing of speed-up. Images are split over the devices, or the draws of every
-image are shared."""
+Eight images, 1,600 draws each, on virtual CPU devices, which share the cores of the machine: the ratio to one device
+shows the overhead of using several, not a speed-up. Either images are split over the devices, or devices share the
+draws of every image."""
 MODEL = """\
 ### A model of the time
 
-Certifying is a loop over images and blocks, so that its time follows from that of one block of noisy copies, from the
+Certifying is a loop over images and blocks of noisy copies, so its time follows from the time of one block, from the
 noise to the logits (`benchmarks.cost.predicted_seconds`):
 
     seconds = overhead + ceil(images / (devices / s)) * ceil(ceil(samples / batch) / s) * seconds_per_block
 
-where s devices share the draws of an image. Predicted from a block, beside what certifying took:"""
+where s devices share the draws of an image. Predicted from one block, beside the measured time:"""
 STANDARD = """\
 ### The standard runs
 
-The field's standard runs, {num_images} images and {num_samples:,} draws each, **predicted, not measured**. Here: from a
-measured block, in the seconds of the tables above. On one card: from the operations of a forward pass, as XLA counts
-them (two for a multiply-add), and an assumed share of the peak of its dense arithmetic. Matrix units are given 1 to 10%
-of their peak for resnet110, whose 16 to 64 channels fill little of them, and 5 to 40% for resnet50; float32, which does
-without, 15 to 50% and 30 to 70%. Noise, memory traffic and compiling are in the share. The time at the whole peak is
-the bound below which no implementation of this arithmetic comes. Peaks are those that NVIDIA and Google state.
+The field's standard runs, {num_images} images and {num_samples:,} draws each, **predicted, not measured**. "Here"
+follows from a measured block, in the seconds of the tables above. Times of a card follow from the operations of a
+forward pass, as XLA counts them (two for a multiply-add), and an assumed share of the card's dense peak. For matrix
+units the share is 1 to 10% for resnet110, whose 16 to 64 channels fill only a small part of them, and 5 to 40% for
+resnet50; for float32 without matrix units it is 15 to 50% and 30 to 70%. The share includes noise, memory traffic and
+compiling. No implementation of this arithmetic is faster than the time at the full peak. NVIDIA and Google state the
+peaks.
 
-For comparison: the times in the certificates that Cohen, Rosenfeld and Kolter published in 2019, of as many draws, are
-14 to 17 seconds an image for resnet110 on CIFAR-10 and 150 to 152 for resnet50 on ImageNet (medians of each file of
-github.com/locuslab/smoothing). By this count of operations that is about 3 and 5 TFLOP/s, on a card that they do not
-name."""
+For comparison, the certificates that Cohen, Rosenfeld and Kolter published in 2019, with as many draws, took 14 to 17
+seconds an image for resnet110 on CIFAR-10 and 150 to 152 for resnet50 on ImageNet (medians of each file of
+github.com/locuslab/smoothing). By this count of operations they reached about 3 and 5 TFLOP/s, on a card that they do
+not name."""
 
 
 class Row(NamedTuple):
-    """What was measured of robustjax beside a peer, or beside a limit."""
+    """A measurement of robustjax beside a peer, or beside a limit."""
 
     name: str
     ours: float | None
     peer: float | None
-    ratios: Sequence[float] | None = None  # None where there is no peer, none of them where it is missing
+    ratios: Sequence[float] | None = None  # None if there is no peer, empty if it is missing
     bar: str = ""
     met: bool | None = None
     form: str = "{:,.4g}"
@@ -111,7 +114,7 @@ def _compared(name: str, ours: Any, theirs: Any, bar: float | None, form: str = 
 
 
 def certify_rows(figures: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """By heading; a peer that was not there has a row without a figure."""
+    """Rows by heading; a missing peer has a row without a figure."""
     groups: dict[str, list[Row]] = {}
     for model in dict.fromkeys(entry["model"] for entry in figures["rows"]):
         first, *others = [entry for entry in figures["rows"] if entry["model"] == model]
@@ -170,7 +173,7 @@ ROWS = {"certify": certify_rows, "scoring": scoring_rows, "attacks": attacks_row
 
 
 def peer_sheet(part: str, figures: Mapping[str, Any]) -> Sheet:
-    """One part beside its peers, and what was left out."""
+    """One part beside its peers, and the peers that were left out."""
     table: list[list[str]] = []
     for heading, rows in ROWS[part](figures).items():
         table.append([heading])
@@ -186,7 +189,7 @@ def peer_sheet(part: str, figures: Mapping[str, Any]) -> Sheet:
 
 
 def growth_sheets(figures: Mapping[str, Any]) -> list[Sheet]:
-    """Growth, devices, the model beside measurements, and its predictions."""
+    """Growth, devices, the model of the time beside measurements, and its predictions."""
     form = lambda value: f"{value:,.3g}"
     curves, split = [], []
     for curve in figures["growth"]:
@@ -226,7 +229,7 @@ def growth_sheets(figures: Mapping[str, Any]) -> list[Sheet]:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """A duration in a suitable unit."""
     sizes = ((86_400, "days"), (3_600, "h"), (60, "min"), (1, "s"))
     size, unit = next((of for of in sizes if seconds >= 2 * of[0]), sizes[-1])
     return f"{seconds / size:,.{0 if seconds >= 10 * size else 1}f} {unit}"
@@ -264,7 +267,7 @@ def as_markdown(sheet: Sheet) -> str:
 
 
 def page(parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The whole page, from what was measured of each part."""
+    """The whole page, from the figures of each part."""
     sections = []
     for name, title in TITLES.items():
         section = [f"## {title}"]
@@ -273,9 +276,7 @@ def page(parts: Mapping[str, Mapping[str, Any]]) -> str:
             continue
         figures, date = parts[name]["figures"], parts[name]["date"]
         load = figures["machine"]["load"]
-        busy = (
-            f"The load was {load:.1f} when it began: others used the machine, and on an idle one figures may differ. "
-        )
+        busy = f"The load was {load:.1f} when it began: the machine was shared, and on an idle one figures may differ. "
         quick = "This was a quick run, which measures little. "
         how = (
             f"{about(figures['machine'])}. {busy if load > BUSY else ''}{quick if figures['settings']['quick'] else ''}"
@@ -296,7 +297,7 @@ def page(parts: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def growth_figure(figures: Mapping[str, Any]) -> Figure:
-    """Seconds against each quantity, and predicted beside measured seconds; log-log, bars from least to largest."""
+    """Seconds against each quantity, and predicted beside measured seconds; log-log, bars from smallest to largest."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 

@@ -2,7 +2,7 @@
 
 A small cnn and an MLP, trained for seconds on digits of 28x28 pixels, are attacked within an linf ball by robustjax, by
 torchattacks (PGD-40) and by the authors' AutoAttack, all on the same weights and images. Costs are seconds of CPU; both
-sides have one thread and take turns in every round, so that both meet the same state of the machine. The peers need
+sides have one thread and take turns in every round, so that both see the same state of the machine. The peers need
 PyTorch, which the extra `bench` brings, and the packages `torchattacks` and `autoattack`, which it does not.
 
     python -m benchmarks.attacks
@@ -36,7 +36,7 @@ from robustjax import attacks, data, losses, models, training
 from robustjax.typing import Batch
 
 BARS = {("mlp", "PGD-40"): 4.0, ("cnn", "PGD-40"): 0.8, ("mlp", "AutoAttack"): 5.0}  # times the speed of the peer
-COMPILE_BAR = 10.0  # of AutoAttack, in seconds
+COMPILE_BAR = 10.0  # seconds of AutoAttack
 ACCURACY_BAR = 0.005
 STEPS = 40
 PEERS = {  # module, and how to get it
@@ -52,13 +52,13 @@ class Config:
     num_images: int = 200
     """Test digits that are attacked; at most 500."""
     epsilon: float = 0.06
-    """Radius of the linf ball: about a half of the images stand."""
+    """Radius of the linf ball: about half of the images withstand attacks in it."""
     train_steps: int = 100
     """Steps of Adam on 128 digits each."""
     rounds: int = 3
-    """How often each attack is timed; once where no bar is set, which takes a quarter of an hour."""
+    """How often each attack is timed; attacks without a bar, which take a quarter of an hour, are timed once."""
     quick: bool = False
-    """A tenth of the images, one round: shows that it works, and measures little."""
+    """Take a tenth of the images and one round: shows that it runs, and measures little."""
     seed: int = 0
     """Of weights, batches and attacks."""
     json: str | None = None
@@ -66,14 +66,14 @@ class Config:
 
 
 def digits(split: str) -> Batch:
-    """All digits of a split, brought to 28x28 pixels."""
+    """All digits of a split, resized to 28x28 pixels."""
     batch = data.load("digits", split).arrays()
     x = jax.image.resize(batch.image, (len(batch.image), 28, 28, 1), "bilinear")
     return batch._replace(image=jnp.asarray(np.asarray(x).clip(0, 1)))
 
 
 class Subject:
-    """A model, trained for a short while, and the images on which it is attacked."""
+    """A model, briefly trained, and the images on which it is attacked."""
 
     def __init__(self, name: str, config: Config):
         keys = jax.random.split(jax.random.key(config.seed), 3)
@@ -92,7 +92,7 @@ class Subject:
         return np.asarray(jax.jit(lambda f, x: f(x))(self.logits_fn, jnp.asarray(x)).argmax(-1) == self.labels)
 
     def robust_accuracy(self, x_adv: Any, epsilon: float) -> float:
-        """Share that is classified correctly, as it is and as the attack left it; ValueError outside the ball."""
+        """Share that is classified correctly before and after the attack; ValueError outside the ball."""
         farthest = float(np.abs(np.asarray(x_adv) - np.asarray(self.x)).max())
         if not (farthest <= epsilon + 1e-6 and np.min(x_adv) >= 0 and np.max(x_adv) <= 1):
             raise ValueError(f"x_adv must be in [0, 1] and within epsilon {epsilon}, got a distance of {farthest}.")
@@ -100,11 +100,11 @@ class Subject:
 
 
 Attacks = dict[str, Callable[[], Any]]
-"""By row of the table; each call gives adversarial images ``(batch, 28, 28, 1)``."""
+"""Attacks by row of the table; each call returns adversarial images ``(batch, 28, 28, 1)``."""
 
 
 def our_attacks(subject: Subject, epsilon: float) -> Attacks:
-    """What is timed of robustjax."""
+    """The attacks of robustjax that are timed."""
     ours = {"PGD-40": attacks.pgd(epsilon=epsilon, steps=STEPS), "AutoAttack": attacks.autoattack(epsilon=epsilon)}
     return {
         name: functools.partial(attack, subject.key, subject.logits_fn, subject.x, subject.labels)
@@ -113,7 +113,7 @@ def our_attacks(subject: Subject, epsilon: float) -> Attacks:
 
 
 def their_attacks(subject: Subject, name: str, epsilon: float, seed: int) -> tuple[Attacks, list[str]]:
-    """What the peers that are installed do for the same rows, and what was left out."""
+    """The attacks of the installed peers for the same rows, and the peers that were left out."""
     if jax.default_backend() != "cpu":
         return {}, ["the peers, which run on the CPU here: set JAX_PLATFORMS=cpu to compare"]
     if importlib.util.find_spec("torch") is None:
@@ -141,18 +141,18 @@ def their_attacks(subject: Subject, name: str, epsilon: float, seed: int) -> tup
 
 
 def use_one_thread() -> None:
-    """Takes the threads from XLA's matrix products on the CPU; no device may have been touched."""
+    """Limits XLA's matrix products on the CPU to one thread; call it before any device is used."""
     flag = "--xla_cpu_multi_thread_eigen=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-    jax.config.update("jax_enable_compilation_cache", False)  # which would show nothing of the cost of compiling
+    jax.config.update("jax_enable_compilation_cache", False)  # a cache would hide the cost of compiling
 
 
 def measure(attacks: list[Callable[[], Any]], rounds: int) -> tuple[np.ndarray, list[list[Any]]]:
-    """Seconds of each in each round, ``(attacks, rounds)``: A B, A B, ...; and what each gave."""
+    """Seconds of each attack in each round, ``(attacks, rounds)``: A B, A B, ...; and the results."""
     seconds, results = np.empty((len(attacks), rounds)), [[] for _ in attacks]
     for i in range(rounds):
         for j, attack in enumerate(attacks):
-            # What is appended is finished: an array that is still being computed would be timed as nothing.
+            # Only finished arrays are appended: one that is still being computed would count as no time.
             take = lambda attack=attack, j=j: results[j].append(jax.block_until_ready(attack()))
             seconds[j, i] = cpu_seconds(take)
     return seconds, results
@@ -200,12 +200,12 @@ def run(config: Config) -> dict[str, Any]:
     console.print(f"{here['cpu']}, one thread; JAX on {here['device']}; {here['dtype']}")
     console.print(", ".join(f"{package} {version}" for package, version in here["versions"].items()))
     if here["load"] > 0.5:
-        console.print(f"[yellow]The machine was busy (load {here['load']:.1f}): these are not its figures.")
+        console.print(f"[yellow]The machine was busy (load {here['load']:.1f}): idle, it gives others.")
     console.print(f"{config.num_images} images of 28x28x1, linf, epsilon {config.epsilon:g}; standard AutoAttack.")
     console.print(table)
     console.print("Medians; images per second of CPU; ratio: how many times as fast as its peer robustjax is.")
-    console.print(f"robust: accuracy that is left; at most {ACCURACY_BAR:.1%} above the peer's.")
-    console.print(f"compile: what the first call costs more than others; below {COMPILE_BAR:g} s for AutoAttack.")
+    console.print(f"robust: accuracy under the attack; at most {ACCURACY_BAR:.1%} above the peer's.")
+    console.print(f"compile: extra seconds of the first call; below {COMPILE_BAR:g} s for AutoAttack.")
     for reason in left_out:
         console.print(f"Left out: {reason}.", markup=False, soft_wrap=True)
     settings = dataclasses.asdict(config)

@@ -1,7 +1,7 @@
 """Speed and memory of `certification.sample_counts`, beside its limit and its peers, in one run on this machine.
 
-Each row is timed in every round, one after another, so that all meet the same state of the machine. Peers run on the
-CPU and need the extra `bench`; before they are timed they must give the logits, votes and label that robustjax gives.
+Each row is timed in every round, one after another, so that all see the same state of the machine. Peers run on the
+CPU and need the extra `bench`; before they are timed, their logits, votes and label must equal those of robustjax.
 
     python -m benchmarks.certify
     python -m benchmarks.certify --quick
@@ -35,7 +35,7 @@ from experiments.common.files import write_whole
 from robustjax import certification, models
 
 CNN, RESNET = "cnn 28x28x1", "resnet20 32x32x3"
-BARS = {  # how fast sample_counts has to be, relative to the row
+BARS = {  # required speed of sample_counts, relative to the row
     (CNN, "bare forward pass"): 0.85,
     (CNN, "PyTorch default"): 3.0,
     (CNN, "PyTorch channels_last"): 1.2,
@@ -51,19 +51,19 @@ class Config:
     """Settings of the benchmark."""
 
     num_samples: int = 10_000
-    """Noisy copies of one 28x28x1 image that each row of the cnn makes in each round."""
+    """Noisy copies of one 28x28x1 image, for each row of the cnn in each round."""
     num_samples_resnet: int = 2_000
-    """The same of one 32x32x3 image, for resnet20."""
+    """Noisy copies of one 32x32x3 image, for each row of resnet20 in each round."""
     batch_size: int = 200
     """Noisy copies in one call of the model; 200 is the default of sample_counts on a CPU, 1000 on an accelerator."""
     rounds: int = 5
     """How often each row is timed."""
     memory: bool = True
-    """Compare the peak memory of 10^4 and 10^6 samples, in processes of their own."""
+    """Compare the peak memory of 10^4 and 10^6 samples, each in its own process."""
     sweep: bool = False
     """Also time sample_counts at batch sizes from 50 to 1000."""
     quick: bool = False
-    """A tenth of the samples (of memory's: the larger number), two rounds: shows that it works, and measures little."""
+    """Take a tenth of the samples (for memory, of the larger number) and two rounds: shows that it runs."""
     seed: int = 0
     """Of weights, image and noise."""
     json: str | None = None
@@ -72,7 +72,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is timed: ``run`` makes ``num_samples`` noisy copies and waits for the result."""
+    """A timed function: ``run`` makes ``num_samples`` noisy copies and waits for the result."""
 
     name: str
     batch_size: int
@@ -82,7 +82,7 @@ class Row:
 
 
 class Subject:
-    """A model with untrained weights and one image, and what is timed of them in JAX."""
+    """A model with untrained weights, one image, and the functions that are timed in JAX."""
 
     def __init__(self, name: str, seed: int):
         model, shape = name.split()
@@ -90,7 +90,7 @@ class Subject:
         image_shape = tuple(map(int, shape.split("x")))
         functional = models.functional(models.create(model, keys[0], image_shape=image_shape))
         self.state, self.key, self.x = functional.state, keys[1], jax.random.uniform(keys[2], (1, *image_shape))
-        # Class 0 is to win some 80 % of the votes, so that it can be certified and wrong noise shows in the counts.
+        # Class 0 should win about 80 % of the votes, so that it can be certified and wrong noise shows in the counts.
         logits = np.asarray(jax.jit(functional.outputs)(self.state, self.noisy(100)).logits)
         bias = np.zeros(logits.shape[1], np.float32)
         bias[0] = np.quantile(logits[:, 1:].max(1) - logits[:, 0], 0.8)
@@ -109,14 +109,14 @@ class Subject:
         return np.asarray(certification.sample_counts(self.key, self.logits_fn, self.x, self.measure, **sizes)[0])
 
     def bare(self, num_samples: int, batch_size: int) -> Row:
-        """The jitted forward pass by itself, which is the limit."""
+        """Only the jitted forward pass, which is the limit."""
         noisy, forward, calls = self.noisy(batch_size), jax.jit(self.logits_of), -(-num_samples // batch_size)
         compile_seconds = seconds(lambda: forward.lower(self.state, noisy).compile())
         run = lambda: jax.block_until_ready([forward(self.state, noisy) for _ in range(calls)])
         return Row("bare forward pass", batch_size, calls * batch_size, run, compile_seconds)
 
     def smoothed(self, num_samples: int, batch_size: int) -> Row:
-        """``sample_counts``; in whole blocks, because a part of one costs as much."""
+        """``sample_counts``, in whole blocks, because a partial block costs as much."""
         num_samples = -(-num_samples // batch_size) * batch_size
         program = jax.jit(functools.partial(certification.sample_counts, measure=self.measure, batch_size=batch_size))
         lower = functools.partial(program.lower, self.key, self.logits_fn, self.x, num_samples=num_samples)
@@ -139,7 +139,7 @@ def rates(rows: list[Row], rounds: int) -> np.ndarray:
 
 
 def peers(subject: Subject, config: Config) -> tuple[list[Row], list[str]]:
-    """Rows of the peers that are installed, their answers checked, and what was left out."""
+    """Rows of the installed peers, whose answers are checked, and the peers that were left out."""
     if jax.default_backend() != "cpu":
         return [], ["the peers, which run on the CPU: set JAX_PLATFORMS=cpu to compare"]
     if importlib.util.find_spec("torch") is None:
@@ -183,7 +183,7 @@ def peers(subject: Subject, config: Config) -> tuple[list[Row], list[str]]:
 
 
 def peak_memory(num_samples: int, config: Config) -> float:
-    """Peak resident memory in MiB of a fresh process that draws so many samples with the cnn."""
+    """Peak resident memory in MiB of a fresh process that draws ``num_samples`` samples with the cnn."""
     arguments = f"{num_samples}, {config.batch_size}, {config.seed}"
     code = f"from benchmarks import certify; certify.draw_and_print_peak({arguments})"
     return float(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -192,7 +192,7 @@ def peak_memory(num_samples: int, config: Config) -> float:
 def draw_and_print_peak(num_samples: int, batch_size: int, seed: int) -> None:
     Subject(CNN, seed).counts(num_samples, batch_size)
     status = pathlib.Path("/proc/self/status")
-    if status.exists():  # because Linux starts ru_maxrss of a process at that of its parent
+    if status.exists():  # because on Linux the ru_maxrss of a process starts at its parent's
         print(int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) / 2**10)
     else:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # macOS counts bytes
@@ -203,7 +203,7 @@ def num_cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What runs, and how busy it is."""
+    """Machine and versions, and how busy the machine is."""
     info = pathlib.Path("/proc/cpuinfo")
     cpu = re.findall(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
     versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
@@ -261,7 +261,7 @@ def run(config: Config) -> dict[str, Any]:
     console.print(f"{here['cpu']}, {here['cores']} cores; JAX on {here['device']}; {here['dtype']}")
     console.print(", ".join(f"{package} {version}" for package, version in here["versions"].items()))
     if here["load"] > 0.5:
-        console.print(f"[yellow]The machine was busy (load {here['load']:.1f}): these are not its figures.")
+        console.print(f"[yellow]The machine was busy (load {here['load']:.1f}): idle, it gives others.")
     console.print(table)
     console.print("Medians; ratio: speed of sample_counts (first row) relative to the row.")
     for reason in left_out:

@@ -1,9 +1,9 @@
 """How cost grows with samples, images, classes, dimension and devices, and a model that predicts it, on this machine.
 
 Costs are seconds of CPU, of all threads together (wall-clock seconds on an accelerator), after a call that compiles.
-Virtual CPU devices share the cores of the machine: they show what it costs to use several, and no speed-up. The model
-of a certification has one measured input, the time of a block of noisy copies; where no such block can be measured, the
-work in it and an assumed share of a card's peak stand in, and what comes out is a prediction that nobody has measured.
+Virtual CPU devices share the cores of the machine: they show the overhead of using several, not a speed-up. The model
+of a certification has one measured input, the time of a block of noisy copies. Where no block can be measured, the
+operations in it and an assumed share of a card's peak replace it, and the result is a prediction, not a measurement.
 
     python -m benchmarks.cost
     python -m benchmarks.cost --quick
@@ -38,7 +38,7 @@ from robustjax import attacks, certification, models, scoring
 from robustjax.typing import Outputs
 
 SIGMA, BATCH, SELECTION = 0.5, 200, 100
-BLOCKS = 6  # measured in one program, because one that runs a single block pays for its memory each time
+BLOCKS = 6  # measured in one program: a program of a single block allocates its memory each time
 ENOUGH = 0.05  # seconds that are measured at a time
 SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {  # dimension: pixels of an image, features of a detector
     "samples": {"certify": (400, 1_600, 6_400, 25_600)},
@@ -54,7 +54,7 @@ SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {  # dimension: pixels of an ima
         "mahalanobis": (64, 128, 256, 512),
     },
 }
-CHECKS = {  # where the model meets a measurement: images, draws
+CHECKS = {  # where the model is compared with a measurement: images, draws
     ("cnn", (8, 8, 1)): (8, 5_000),
     ("lenet", (28, 28, 1)): (4, 4_000),
     ("resnet20", (32, 32, 3)): (2, 1_000),
@@ -98,7 +98,7 @@ class Config:
     devices: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of virtual CPU devices, which divide 8."""
     quick: bool = False
-    """The smaller sizes, one repeat, no standard runs: shows that it works, and measures little."""
+    """Take small sizes, one repeat and no standard runs: shows that it runs, and measures little."""
     seed: int = 0
     """Of weights, images and noise."""
     json: str | None = None
@@ -123,17 +123,17 @@ def predicted_seconds(
     Args:
       seconds_per_block: for one block of noisy copies, from the noise to the logits, on one device.
       num_images: images to certify.
-      num_samples: draws for each image, to select and to estimate.
+      num_samples: draws for each image, for selection and estimation together.
       batch_size: noisy copies in a block.
       num_devices: devices, over which images are split.
       sharing: s, how many devices share the draws of an image; it divides ``num_devices``.
-      overhead: t_0, seconds that are spent once, such as compiling.
+      overhead: t_0, seconds spent once, such as for compiling.
 
     Returns:
       Seconds.
 
     Raises:
-      ValueError: for numbers that are not positive, and for a sharing that does not divide num_devices.
+      ValueError: if a number is not positive, or ``sharing`` does not divide ``num_devices``.
     """
     counts = {
         "num_images": num_images,
@@ -151,14 +151,14 @@ def predicted_seconds(
 
 
 def flops_per_image(logits_of: Callable[[Any, Any], Any], state: Any, image_shape: Sequence[int]) -> float:
-    """Floating-point operations of a forward pass by XLA's own count, two for a multiply-add; nothing is computed."""
+    """Floating-point operations of a forward pass as XLA counts them, two for a multiply-add; nothing is computed."""
     x = jax.ShapeDtypeStruct((8, *image_shape), jnp.float32)
     counted: Any = jax.jit(logits_of).lower(state, x).cost_analysis()
     return float(counted["flops"]) / 8
 
 
 def card_seconds(flops: float, speed: float) -> float:
-    """Of a standard run on one card that does so many operations each second, ``flops`` for a forward pass."""
+    """Seconds of a standard run on one card, from its operations per second and the ``flops`` of a forward pass."""
     sizes = {"num_images": NUM_IMAGES, "num_samples": NUM_SAMPLES, "batch_size": CARD_BATCH}
     return predicted_seconds(flops * CARD_BATCH / speed, **sizes)
 
@@ -176,12 +176,12 @@ class Subject:
         self.x = jax.random.uniform(keys[2], (num_images, *image_shape))
 
     def certify(self, num_samples: int, batch_size: int = BATCH) -> certification.Certificate:
-        """Certificates of all images, of ``num_samples`` draws each, those that select the class among them."""
+        """Certificates of all images, with ``num_samples`` draws each, including those that select the class."""
         sizes = {"num_selection": SELECTION, "num_estimation": num_samples - SELECTION, "batch_size": batch_size}
         return certification.certify(self.key, self.logits_fn, self.x, self.measure, **sizes)
 
     def blocks(self, batch_size: int = BATCH) -> Callable[[], Any]:
-        """The logits of ``BLOCKS`` blocks of noisy copies of the first image: the measured input of the model."""
+        """Logits of ``BLOCKS`` blocks of noisy copies of the first image: the measured input of the model."""
 
         @jax.jit
         def logits(key, logits_fn, image):
@@ -213,7 +213,7 @@ def work(name: str, seed: int, *, samples: int = 400, images: int = 0, classes: 
 
 
 def seconds(function: Callable[[], Any], calls: int = 1) -> float:
-    """For one of several calls in a row."""
+    """Seconds of one call, as the mean of several in a row."""
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     start = clock()
     for _ in range(calls):
@@ -222,7 +222,7 @@ def seconds(function: Callable[[], Any], calls: int = 1) -> float:
 
 
 def measure(functions: Sequence[Callable[[], Any]], repeats: int) -> np.ndarray:
-    """Seconds of each, ``(functions, repeats)``: A B C, A B C, ...; short ones are called several times."""
+    """Seconds of each function, ``(functions, repeats)``: A B C, A B C, ...; short ones are called several times."""
     for function in functions:
         jax.block_until_ready(function())
     calls = [math.ceil(ENOUGH / max(seconds(function), ENOUGH / 100)) for function in functions]
@@ -230,7 +230,7 @@ def measure(functions: Sequence[Callable[[], Any]], repeats: int) -> np.ndarray:
 
 
 def exponent(sizes: Sequence[float], times: np.ndarray) -> float:
-    """Of a power law through the medians of ``times (sizes, repeats)``: least squares of logarithms."""
+    """Exponent of a power law through the medians of ``times (sizes, repeats)``: least squares of logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(np.median(times, axis=1)), 1)[0])
 
 
@@ -247,7 +247,7 @@ def growth(config: Config) -> list[dict[str, Any]]:
 
 
 def print_device_seconds(numbers: Sequence[int], num_samples: int, repeats: int, seed: int) -> None:
-    """Prints the seconds of eight images on so many virtual devices, in a process that has touched none."""
+    """Prints the seconds of eight images on some virtual devices, in a process that has used no device yet."""
     jax.config.update("jax_num_cpu_devices", max(numbers))
     subject = Subject("cnn", (16, 16, 1), seed, num_images=8)
     functions = []
@@ -261,7 +261,7 @@ def print_device_seconds(numbers: Sequence[int], num_samples: int, repeats: int,
 
 
 def devices(config: Config) -> list[dict[str, Any]]:
-    """Seconds of the same certificates on one and several virtual devices."""
+    """Seconds of the same certificates on one and on several virtual devices."""
     numbers = [n for n in config.devices if n <= 2] if config.quick else list(config.devices)
     arguments = f"{numbers}, {200 if config.quick else 1_600}, {config.repeats}, {config.seed}"
     command = [sys.executable, "-c", f"from benchmarks import cost; cost.print_device_seconds({arguments})"]
@@ -275,7 +275,7 @@ def devices(config: Config) -> list[dict[str, Any]]:
 
 
 def checks(config: Config) -> list[dict[str, Any]]:
-    """What the model says of small certifications, and what they take."""
+    """Predicted and measured seconds of small certifications."""
     figures = []
     for (name, shape), (num_images, num_samples) in CHECKS.items():
         num_samples = num_samples // 5 if config.quick else num_samples
@@ -290,7 +290,7 @@ def checks(config: Config) -> list[dict[str, Any]]:
 
 
 def predictions(config: Config) -> list[dict[str, Any]]:
-    """What the standard runs would take here, from a block that is measured, and on cards, from the work in it."""
+    """Predicted seconds of the standard runs: here from a measured block, on cards from its operations."""
     figures = []
     for (name, shape), (classes, batch_size) in RUNS.items():
         subject = Subject(name, shape, config.seed, classes=classes)

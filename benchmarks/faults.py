@@ -1,8 +1,8 @@
-"""What a run survives: it is hurt in every way a machine knows, started again, and compared with one left in peace.
+"""What a run survives: faults are injected, the run is started again, and compared with an undisturbed one.
 
-A smoothing run on digits is killed at random moments while it trains and while it certifies, told to end, deprived of
-its disk, and finds its checkpoint cut short and a certificate altered. It has survived where the same command then ends
-with the same certificates, each image once.
+A smoothing run on digits is killed at random moments while it trains and while it certifies, is sent SIGTERM, runs out
+of disk space, and finds a truncated checkpoint and an altered certificate. It survives a fault if the same command then
+ends with the same certificates, each image once.
 
     python -m benchmarks.faults
     python -m benchmarks.faults --kills 4 --json faults.json
@@ -31,7 +31,7 @@ from rich.table import Table
 from experiments.common import certificates, files
 
 GRACE = 30.0
-"""Seconds within which a process that is told to end must have ended, as clouds give before they take a machine."""
+"""Seconds within which a process must end after SIGTERM; clouds wait as long before they take a machine."""
 FOLDER = pathlib.Path("smoothing") / "run"
 
 
@@ -46,13 +46,13 @@ class Config:
     num_images: int = 40
     """Images that are certified."""
     seed: int = 0
-    """Of the moments."""
+    """Of the random moments."""
     json: str | None = None
     """File for all figures."""
 
 
 class Subject:
-    """The command that is hurt."""
+    """The command that faults are injected into."""
 
     def __init__(self, config: Config):
         settings = {"num-epochs": config.num_epochs, "num-images": config.num_images, "num-estimation": 20_000}
@@ -60,12 +60,12 @@ class Subject:
         self.command = [sys.executable, "-m", "experiments.smoothing", *flags, "--mesh", "data=1"]
 
     def start(self, results: pathlib.Path) -> subprocess.Popen[str]:
-        """The run, in a process of its own."""
+        """Starts the run in its own process."""
         command = [*self.command, f"--results-dir={results}"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def finish(self, results: pathlib.Path) -> tuple[int, str]:
-        """Starts it and waits: exit status, and what it said."""
+        """Starts the run and waits: its exit status and its output."""
         process = self.start(results)
         out, err = process.communicate()
         return process.returncode, out + err
@@ -90,7 +90,7 @@ def when(process: subprocess.Popen[str], condition: Callable[[], bool], delay: f
 
 
 def killed(subject: Subject, results: pathlib.Path, generator: random.Random, *, training: bool, seconds: float) -> str:
-    """SIGKILL at a random moment of training, or of certifying; the complaint, or nothing."""
+    """SIGKILL at a random moment of training or of certifying; returns a complaint, or an empty string."""
     process, folder = subject.start(results), results / FOLDER
     begun = (folder / "config.json").exists if training else (lambda: len(lines_in(results)) > 1)
     when(process, begun, generator.uniform(0, seconds))
@@ -100,7 +100,7 @@ def killed(subject: Subject, results: pathlib.Path, generator: random.Random, *,
 
 
 def told_to_end(subject: Subject, results: pathlib.Path, generator: random.Random, *, training: bool) -> str:
-    """SIGTERM: it must end by itself, in time and with status 0."""
+    """SIGTERM: the run must end in time and with status 0."""
     process, folder = subject.start(results), results / FOLDER
     begun = (folder / "checkpoints").is_dir if training else (lambda: len(lines_in(results)) > 1)
     when(process, begun, generator.uniform(0, 1))
@@ -114,7 +114,7 @@ def told_to_end(subject: Subject, results: pathlib.Path, generator: random.Rando
 
 
 def cut_checkpoint(subject: Subject, results: pathlib.Path, generator: random.Random) -> str:
-    """A file of the newest checkpoint loses its second half."""
+    """Truncates a file of the newest checkpoint to its first half."""
     process = subject.start(results)
     when(process, lambda: len(list((results / FOLDER / "checkpoints").glob("[0-9]*"))) > 1, 0)
     process.kill()
@@ -126,7 +126,7 @@ def cut_checkpoint(subject: Subject, results: pathlib.Path, generator: random.Ra
 
 
 def altered_certificate(subject: Subject, results: pathlib.Path, generator: random.Random) -> str:
-    """A bit of a certificate flips; the run must say so."""
+    """Flips a bit of a certificate; the run must report it."""
     process, path = subject.start(results), results / FOLDER / "certificates.csv"
     when(process, lambda: len(lines_in(results)) > 5, 0)
     process.kill()
@@ -136,16 +136,16 @@ def altered_certificate(subject: Subject, results: pathlib.Path, generator: rand
     content[generator.randrange(first, first + 40)] ^= 1 << generator.randrange(7)
     path.write_bytes(content)
     _, words = subject.finish(results)
-    return "" if "damaged" in words else "said nothing of the altered line"
+    return "" if "damaged" in words else "did not report the altered line"
 
 
 def full_disk(subject: Subject, results: pathlib.Path, generator: random.Random) -> str:
-    """The folder is on a disk that fills up at a random size; it must say so and, with room again, go on."""
+    """Puts the folder on a disk that fills up; the run must report it, and resume once there is room."""
     size = generator.randrange(300, 2500)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(results)], check=True)
     try:
         status, words = subject.finish(results)
-        complaint = "" if status == 0 or "error: " in words else f"said nothing clear: {words.strip()[-300:]}"
+        complaint = "" if status == 0 or "error: " in words else f"did not report the full disk: {words.strip()[-300:]}"
         subprocess.run(["mount", "-o", "remount,size=64m", str(results)], check=True)
         kept = tempfile.mkdtemp()
         subject.finish(results)
@@ -158,14 +158,14 @@ def full_disk(subject: Subject, results: pathlib.Path, generator: random.Random)
 
 
 def can_mount() -> bool:
-    """Whether a small disk can be made, which takes the rights of an administrator."""
+    """Whether a small disk can be mounted, which needs administrator rights."""
     with tempfile.TemporaryDirectory() as folder:
         mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False)
         return mounted.returncode == 0 and subprocess.run(["umount", folder], check=False).returncode == 0
 
 
 def run(config: Config) -> list[dict]:
-    """Hurts, compares and prints the table.
+    """Injects the faults, compares the certificates and prints the table.
 
     Returns:
       One row for each fault: how often it was tried and survived, and the complaints.
@@ -177,7 +177,7 @@ def run(config: Config) -> list[dict]:
         peace = pathlib.Path(scratch) / "peace"
         status, words = subject.finish(peace)
         if status != 0:
-            raise ValueError(f"the run must end well when it is left in peace, it said: {words}")
+            raise ValueError(f"the undisturbed run must succeed, but it ended with: {words}")
         whole = lines_in(peace)
         seconds = json.loads((peace / FOLDER / "metrics.json").read_text())
         training = seconds["training"]["seconds"]
@@ -199,7 +199,7 @@ def run(config: Config) -> list[dict]:
         for name, count, hurt, settings in faults:
             row = {"fault": name, "runs": count, "survived": 0, "complaints": []}
             if hurt is full_disk and not can_mount():
-                row["complaints"].append("not tried: no right to mount a small disk")
+                row["complaints"].append("not tried: mounting a small disk is not permitted")
                 count = row["runs"] = 0
             for i in range(count):
                 results = pathlib.Path(scratch) / f"{name}-{i}"
@@ -207,7 +207,7 @@ def run(config: Config) -> list[dict]:
                 complaint = hurt(subject, results, random.Random(f"{config.seed} {name} {i}"), **settings)
                 status, words = subject.finish(results)
                 if not complaint and status != 0:
-                    complaint = f"could not go on: {words.strip()[-300:]}"
+                    complaint = f"could not resume: {words.strip()[-300:]}"
                 if not complaint and lines_in(results) != whole:
                     complaint = "ended with other certificates"
                 row["survived"] += not complaint

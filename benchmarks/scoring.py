@@ -1,8 +1,8 @@
 """Speed and memory of `scoring` and `metrics` on random features, beside pytorch-ood, in one run on this machine.
 
 Costs are seconds of CPU, of all threads together, and both libraries have as many threads as there are cores. They take
-turns in every round, so that both meet the same state of the machine. pytorch-ood needs the extra `bench`; before it is
-timed it must give the scores that robustjax gives.
+turns in every round, so that both see the same state of the machine. pytorch-ood needs the extra `bench`; before it is
+timed, its scores must equal those of robustjax.
 
     python -m benchmarks.scoring
     python -m benchmarks.scoring --quick
@@ -33,7 +33,7 @@ from experiments.common.files import write_whole
 from robustjax import metrics, scoring
 from robustjax.typing import Outputs
 
-BARS = {  # how fast each has to be, relative to pytorch-ood
+BARS = {  # required speed of each, relative to pytorch-ood
     "knn fit": 0.8,
     "knn score": 1.4,
     "mahalanobis fit": 0.8,
@@ -45,7 +45,7 @@ BARS = {  # how fast each has to be, relative to pytorch-ood
 }
 COMPILE_BAR = 2.0
 MEMORY_BAR = 500
-AGREEMENT = {"vim score": 1e-2}  # whose subspace ends between directions of nearly equal variance
+AGREEMENT = {"vim score": 1e-2}  # its subspace ends between directions of nearly equal variance
 ENOUGH = 0.5
 PAUSE = 0.2
 DETECTORS = {
@@ -72,13 +72,13 @@ class Config:
     energy_classes: int = 1_000
     """Logits of each row for energy."""
     scores: int = 1_000_000
-    """Scores that the metrics are computed from, a half of each kind."""
+    """Scores that the metrics are computed from, half of each kind."""
     rounds: int = 3
-    """How often each row of the table is timed; up to ten times as often where it is done within milliseconds."""
+    """How often each row of the table is timed; rows of milliseconds are timed up to ten times as often."""
     memory: bool = True
-    """Measure the memory of each detector, in a process of its own (Linux)."""
+    """Measure the memory of each detector in its own process (Linux)."""
     quick: bool = False
-    """A tenth of all rows and scores, one round: shows that it works, and measures little."""
+    """Take a tenth of all rows and scores and one round: shows that it runs, and measures little."""
     seed: int = 0
     """Of all random numbers."""
     json: str | None = None
@@ -102,7 +102,7 @@ class Data:
 
 
 def our_functions(data: Data) -> Functions:
-    """What robustjax does, by row of the table."""
+    """The functions of robustjax, by row of the table."""
     functions: Functions = {}
     for name, detector in DETECTORS.items():
         fit = functools.partial(detector.fit, data.train, data.labels, data.head)
@@ -116,7 +116,7 @@ def our_functions(data: Data) -> Functions:
 
 
 def their_functions(data: Data) -> Functions:
-    """What pytorch-ood does for the same rows; each must be fitted before it scores."""
+    """The functions of pytorch-ood for the same rows; each must be fitted before it scores."""
     import torch  # pyrefly: ignore[missing-import]
     from pytorch_ood import detector as peers  # pyrefly: ignore[missing-import]
     from pytorch_ood.metrics import functional  # pyrefly: ignore[missing-import]
@@ -145,12 +145,12 @@ def their_functions(data: Data) -> Functions:
 
 
 def peers(data: Data, ours: Functions) -> tuple[Functions, list[str]]:
-    """The functions of pytorch-ood where it is at hand, their answers checked, and what was left out."""
+    """The functions of pytorch-ood, if it is installed, with checked answers, and what was left out."""
     if jax.default_backend() != "cpu":
         return {}, ["pytorch-ood, which runs on the CPU here: set JAX_PLATFORMS=cpu to compare"]
     try:
         theirs = their_functions(data)
-    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside a PyTorch that it is not for
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision for another PyTorch
         return {}, [f"pytorch-ood, which cannot be imported ({error}): {INSTALL}"]
     for name, function in theirs.items():
         answer = function()
@@ -158,12 +158,12 @@ def peers(data: Data, ours: Functions) -> tuple[Functions, list[str]]:
             wanted, answer = np.asarray(ours[name]()), np.asarray(answer)
             error = np.linalg.norm(answer - wanted) / np.linalg.norm(wanted)
             if not error < AGREEMENT.get(name, 1e-4):
-                raise ValueError(f"{name} must be the same, got a relative difference of {error:.3g}.")
+                raise ValueError(f"{name} must equal that of robustjax, got a relative difference of {error:.3g}.")
     return theirs, []
 
 
 def compile_seconds(function: Callable[[], Any]) -> float:
-    """Seconds that XLA compiles in a call of ``function``."""
+    """Seconds that XLA spends compiling in a call of ``function``."""
     durations: list[float] = []
 
     def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
@@ -177,7 +177,7 @@ def compile_seconds(function: Callable[[], Any]) -> float:
 
 
 def cpu_seconds(function: Callable[[], Any]) -> float:
-    """Of all threads; after a pause, because those of the other library spin for a while after their last task."""
+    """CPU seconds of all threads; after a pause, because idle threads of the other library spin for a while."""
     time.sleep(PAUSE)
     start = time.process_time()
     jax.block_until_ready(function())
@@ -195,7 +195,7 @@ def measure(ours: Callable[[], Any], theirs: Callable[[], Any] | None, rounds: i
 
 
 def extra_memory(name: str, config: Config) -> float:
-    """MiB that fitting and scoring take beyond the features, at the peak, in a fresh process."""
+    """Peak MiB of fitting and scoring beyond the features, in a fresh process."""
     settings = {**dataclasses.asdict(config), "json": None}
     code = f"from benchmarks import scoring as s; s.print_extra_memory({name!r}, s.Config(**{settings!r}))"
     return float(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -206,7 +206,7 @@ def print_extra_memory(name: str, config: Config) -> None:
     read = lambda field: int(re.findall(rf"{field}:\s*(\d+) kB", status.read_text())[0]) / 2**10
     functions = our_functions(Data(dataclasses.replace(config, energy_classes=1, scores=2)))
     before = read("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     for step in ("fit", "score"):
         jax.block_until_ready(functions[f"{name} {step}"]())
     print(read("VmHWM") - before)
@@ -248,7 +248,7 @@ def run(config: Config) -> dict[str, Any]:
     console.print(f"{here['cpu']}, {here['cores']} cores; JAX on {here['device']}; {here['dtype']}")
     console.print(", ".join(f"{package} {version}" for package, version in here["versions"].items()))
     if here["load"] > 0.5:
-        console.print(f"[yellow]The machine was busy (load {here['load']:.1f}): these are not its figures.")
+        console.print(f"[yellow]The machine was busy (load {here['load']:.1f}): idle, it gives others.")
     console.print(
         f"{config.train_rows:,} training rows, {config.test_rows:,} test rows, {config.dim} features, {config.classes} "
         f"classes; energy of {config.energy_classes:,} classes; metrics of {config.scores:,} scores."

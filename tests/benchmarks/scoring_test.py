@@ -75,7 +75,7 @@ def test_peers_are_compared_with_the_bars_in_80_columns(monkeypatch, capsys):
 @pytest.mark.parametrize("wrong", [name for name in NAMES if not name.endswith("fit")])
 def test_a_peer_that_gives_another_answer_is_refused(monkeypatch, data, wrong):
     monkeypatch.setattr(benchmark, "their_functions", lambda data: answers(data, wrong))
-    with pytest.raises(ValueError, match=f"{wrong} must be the same, got a relative difference of 0.1"):
+    with pytest.raises(ValueError, match=f"{wrong} must equal that of robustjax, got a relative difference of 0.1"):
         benchmark.peers(data, benchmark.our_functions(data))
 
 
