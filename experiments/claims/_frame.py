@@ -176,7 +176,12 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
         for seed in missing:
             place = (Place(folder / f"seed-{seed}", runtime, console, watch),) if study.in_folder else ()
             began = time.perf_counter()
-            numbers = study.measure(config, seed, *place)
+            try:
+                numbers = study.measure(config, seed, *place)
+            except ValueError:  # settings that do not fit the data leave no folder behind
+                if jax.process_index() == 0 and [path.name for path in folder.iterdir()] == ["config.json"]:
+                    folder.rmtree()
+                raise
             seconds = time.perf_counter() - began
             if jax.process_index() == 0:
                 files.write_arrays(paths[seed], _arrays_of(study, seed, numbers, {**notes, "seconds": seconds}))
