@@ -30,7 +30,7 @@ def fit(
 
     Args:
       objective: what is minimised; trainings with an equal objective, architecture and recipe share a compiled step.
-      recipe: optimizer, batch size and length.
+      recipe: optimizer, batch size and length, and whether images are augmented.
       dataset: training images; ``dataset.cached()`` is quicker.
       seed: of initialisation, training noise and order of batches.
       model: a name that :func:`robustjax.models.create` knows, or a model as it is before training.
@@ -47,7 +47,8 @@ def fit(
     num_epochs = recipe.num_epochs if num_epochs is None else num_epochs
     batch_size = min(recipe.batch_size, len(dataset))
     per_epoch = len(dataset) // batch_size
-    optimizer = _optimizer(recipe, per_epoch, num_epochs) if optimizer is None else optimizer
+    optimizer = classifiers.optimizer_of(recipe, per_epoch, num_epochs) if optimizer is None else optimizer
+    objective = losses.augmented(classifiers.augmentation(), objective) if recipe.augment else objective
     batches = data.batches(dataset, batch_size, seed=seed)
     if outliers is not None:
         batches = data.with_outliers(batches, data.batches(outliers, min(batch_size, len(outliers)), seed=seed))
@@ -62,11 +63,6 @@ def fit(
         progress=False,
     )
     return classifiers.Classifier(functional, result.state.model)
-
-
-@functools.cache  # equal ones share compiled steps
-def _optimizer(recipe: training.Recipe, per_epoch: int, num_epochs: int) -> optax.GradientTransformation:
-    return recipe.optimizer(per_epoch, num_epochs)
 
 
 class Fitted(NamedTuple):

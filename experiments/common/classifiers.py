@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
@@ -166,6 +167,12 @@ def num_steps(recipe: training.Recipe, num_epochs: int | None, size: int) -> int
     return size // min(recipe.batch_size, size) * (recipe.num_epochs if num_epochs is None else num_epochs)
 
 
+@functools.cache  # equal trainings share a compiled step
+def optimizer_of(recipe: training.Recipe, steps_per_epoch: int, num_epochs: int) -> optax.GradientTransformation:
+    """The optimizer of a recipe."""
+    return recipe.optimizer(steps_per_epoch, num_epochs)
+
+
 def train(
     folder: epath.Path,
     functional: models.Functional,
@@ -201,7 +208,7 @@ def train(
         )
     if recipe.augment:
         objective = losses.augmented(augmentation(), objective)
-    optimizer = recipe.optimizer(steps_per_epoch, num_epochs)
+    optimizer = optimizer_of(recipe, steps_per_epoch, num_epochs)
     total = num_steps(recipe, num_epochs, len(dataset))
     if len(dataset) * math.prod(dataset.image_shape) <= CACHED_BYTES:
         dataset = dataset.cached()
