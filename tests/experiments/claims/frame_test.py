@@ -29,7 +29,12 @@ def measure(config, seed):
 
 
 CLAIM = _frame.Claim(
-    "New", "A, B 2020", None, ("losses.trades",), "It gains.", (_frame.Bar("accuracy", "new", ">", "plain"),)
+    "New",
+    "A, B 2020",
+    None,
+    ("losses.adversarial.trades",),
+    "It gains.",
+    (_frame.Bar("accuracy", "new", ">", "plain"),),
 )
 STUDY = _frame.Study(measure, Config(), Config(gain=-1.0), [_frame.Column("accuracy", "acc")], (CLAIM,))
 
