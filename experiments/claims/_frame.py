@@ -198,6 +198,7 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
     ]
     files.write_rows(folder / "metrics.csv", dict.fromkeys(key for row in rows for key in row), rows)
     content = json.dumps(record, indent=1) + "\n"
+    content = re.sub(r"\[\n[^\[\]{}]*\]", lambda part: re.sub(r"\n\s*", " ", part[0]).replace("[ ", "["), content)
     record = json.loads(content)
     files.write_whole(folder / "metrics.json", content)
     if repeat.record is not None:
@@ -243,8 +244,7 @@ def _spread(values: np.ndarray) -> dict[str, Any]:
     with np.errstate(invalid="ignore"):  # inf - inf
         mean = values.mean()
     sd = tables.sd(values) if values.size > 1 else math.nan
-    plain = _verdicts.plain
-    return {"mean": plain(mean), "sd": plain(sd), "seeds": [plain(value) for value in values]}
+    return {"mean": _verdicts.plain(mean), "sd": _verdicts.plain(sd)}
 
 
 def _is_number(values: Any) -> bool:
@@ -263,20 +263,27 @@ def record_of(
 ) -> dict[str, Any]:
     """Numbers, verdicts, and how they came about, as JSON holds them."""
     numbers = {
-        arm: {name: _spread(values) for name, values in of_arm.items() if _is_number(values)}
+        arm: {
+            name: {**_spread(values), "values": [_verdicts.plain(value) for value in values]}
+            for name, values in of_arm.items()
+            if _is_number(values)
+        }
         for arm, of_arm in results.items()
     }
+    forms = {column.number: column.form for column in reversed(study.columns(config)) if isinstance(column.form, str)}
     claims = []
     for claim in study.claims:
-        bars, slacks = claim.bars_of(config), []
+        bars, slacks, of_bars = claim.bars_of(config), [], []
         for bar in bars:
-            left = _values(study, results, bar.arm, bar.number)
-            right = _values(study, results, bar.other, bar.number) if isinstance(bar.other, str) else bar.other
+            left, right, shown = _values(study, results, bar.arm, bar.number), bar.other, ""
+            form = forms.get(bar.number, ".4g")
+            if isinstance(bar.other, str):
+                right = _values(study, results, bar.other, bar.number)
+                shown = f" {tables.mean_and_sd(right, form)}"
             slacks.append(_verdicts.slack(bar, left, right))
-        of_bars = [
-            {"bar": str(bar), "verdict": _verdicts.verdict(bar, slack), "slack": _spread(slack)}
-            for bar, slack in zip(bars, slacks, strict=True)
-        ]
+            measured = f"{bar.number}: {bar.arm} {tables.mean_and_sd(left, form)} {bar.bound}{shown}{bar.margin}"
+            verdict = _verdicts.verdict(bar, slacks[-1])
+            of_bars.append({"bar": str(bar), "measured": measured, "verdict": verdict, "slack": _spread(slacks[-1])})
         verdict = _verdicts.weakest(bars, slacks)
         claims.append({"method": claim.method, "arxiv": claim.arxiv, "verdict": verdict, "bars": of_bars})
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in SAME}
@@ -310,10 +317,10 @@ def _report(
     rows = [row for row in rows if set(row[1:]) != {"-"}]
     verdicts = []
     for claim in record["claims"]:
-        verdicts.append([f"**{claim['method']}**", "", f"**{claim['verdict']}**"])
+        verdicts.append([f"**{claim['method']}**", f"**{claim['verdict']}**", ""])
         for bar in claim["bars"]:
-            slacks = [float(value) for value in bar["slack"]["seeds"]]
-            verdicts.append([bar["bar"], tables.mean_and_sd(slacks, ".4g"), bar["verdict"]])
+            mean, sd = (None if value is None else f"{float(value):.4g}" for value in bar["slack"].values())
+            verdicts.append([bar["measured"], bar["verdict"], f"{mean or '-'} ({sd})" if sd else mean or "-"])
     figure = (study.figure or functools.partial(_bar_chart, columns))(config, results)
     module = sys.modules[type(study.config).__module__]
     title = f"{study.name}: {(module.__doc__ or study.name).splitlines()[0].rstrip('.')}"
@@ -322,7 +329,7 @@ def _report(
         title=title,
         parts=[
             tables.Table(f"{study.name}, {over}", ["arm", *(column.header for column in columns)], rows),
-            tables.Table("Claims and their bars", ["bar", "slack", "verdict"], verdicts),
+            tables.Table("Claims and their bars", ["bar", "verdict", "slack"], verdicts),
             *(study.details(config, results) if study.details else ()),
         ],
         figures=figure if isinstance(figure, Mapping) else {study.name: figure},

@@ -49,10 +49,19 @@ class Bar(NamedTuple):
         """Whether it asks for a gain."""
         return self.relation in (">", "<")
 
+    @property
+    def bound(self) -> str:
+        """The relation and what is on its right."""
+        return f"{self.relation} {self.other if isinstance(self.other, str) else format(self.other, 'g')}"
+
+    @property
+    def margin(self) -> str:
+        """``by`` as it is added to the right side; empty for 0."""
+        sign = "+" if self.relation in (">", "<=") else "-"
+        return f" {sign} {self.by:g}" if self.by else ""
+
     def __str__(self) -> str:
-        sign = "+" if (self.relation in (">", "<=")) else "-"
-        other = self.other if isinstance(self.other, str) else f"{self.other:g}"
-        return f"{self.number}: {self.arm} {self.relation} {other}" + (f" {sign} {self.by:g}" if self.by else "")
+        return f"{self.number}: {self.arm} {self.bound}{self.margin}"
 
 
 class Claim(NamedTuple):

@@ -54,8 +54,8 @@ def test_contract(name, tmp_path):
     shown = {column.number for column in study.columns(study.tiny)}
     for arm, numbers in record["numbers"].items():
         for number in shown & numbers.keys():
-            assert np.isfinite(numbers[number]["seeds"]).all(), (arm, number)
-            assert numbers[number]["seeds"][0] == first["numbers"][arm][number]["seeds"][0]
+            assert np.isfinite(numbers[number]["values"]).all(), (arm, number)
+            assert numbers[number]["values"][0] == first["numbers"][arm][number]["values"][0]
     assert shown <= {number for numbers in record["numbers"].values() for number in numbers}
 
     seeds = [
