@@ -275,7 +275,7 @@ def record_of(
     for claim in study.claims:
         bars, slacks, of_bars = claim.bars_of(config), [], []
         for bar in bars:
-            left, right, shown = _values(study, results, bar.arm, bar.number), bar.other, ""
+            left, right, shown = _values(study, results, bar.arm, bar.number), np.asarray(bar.other), ""
             form = forms.get(bar.number, ".4g")
             if isinstance(bar.other, str):
                 right = _values(study, results, bar.other, bar.number)
