@@ -11,7 +11,7 @@ from flax import nnx
 
 from robustjax import attacks, models
 from robustjax._intervals import margin_bounds
-from robustjax.certification import certify_intervals, interval_bounds
+from robustjax.certification import intervals
 
 RNG = np.random.default_rng(0)
 W1 = RNG.normal(size=(4, 5)).astype(np.float32)
@@ -39,7 +39,7 @@ def assert_contains(bounds, values, slack=1e-5):
 
 
 def test_one_affine_layer_is_exact():
-    bounds = interval_bounds(lambda x: x @ W1 + B1[None], X - R, X + R)
+    bounds = intervals.bounds(lambda x: x @ W1 + B1[None], X - R, X + R)
     centre = X.astype(np.float64) @ W1 + B1
     radius = np.full_like(X, R, np.float64) @ np.abs(W1)
     np.testing.assert_allclose(bounds.lower, centre - radius, atol=1e-5)
@@ -48,7 +48,7 @@ def test_one_affine_layer_is_exact():
 
 def test_a_network_that_only_increases_is_exact():
     network = lambda x: jnp.tanh(jax.nn.relu(x @ jnp.abs(W1)) @ jnp.abs(W2))
-    bounds = interval_bounds(network, X - R, X + R)
+    bounds = intervals.bounds(network, X - R, X + R)
     np.testing.assert_allclose(bounds.lower, network(X - R), atol=1e-6)
     np.testing.assert_allclose(bounds.upper, network(X + R), atol=1e-6)
 
@@ -61,7 +61,7 @@ def test_two_layers_are_their_twin():
     x = X.astype(np.float64)
     hidden = [np.maximum(end, 0) for end in layer(x - R, x + R, W1, B1)]
     low, high = layer(hidden[0], hidden[1], W2, 0.0)
-    bounds = interval_bounds(two_layers, X - R, X + R)
+    bounds = intervals.bounds(two_layers, X - R, X + R)
     np.testing.assert_allclose(bounds.lower, low, atol=1e-5)
     np.testing.assert_allclose(bounds.upper, high, atol=1e-5)
     labels = np.array([0, 1, 2])
@@ -87,7 +87,7 @@ def test_the_last_layers_are_bounded_as_one_and_soundly():
     logits = np.asarray(jax.jit(jax.vmap(tail))(inside(low, high, 10_000)))
     reached = (logits[:, np.arange(3), labels][..., None] - logits).min(0)
     assert (margins <= reached + 1e-5).all()
-    bounds = interval_bounds(tail, low, high)
+    bounds = intervals.bounds(tail, low, high)
     apart = bounds.lower[np.arange(3), labels][:, None] - bounds.upper
     off_diagonal = np.arange(3) != labels[:, None]
     assert (margins > apart)[off_diagonal].all()
@@ -100,7 +100,7 @@ def test_a_quotient_by_the_input_is_not_affine():
 
 
 def test_jit_and_vmap_over_weights():
-    network = lambda weights: interval_bounds(lambda x: jax.nn.relu(x @ weights), X - R, X + R)
+    network = lambda weights: intervals.bounds(lambda x: jax.nn.relu(x @ weights), X - R, X + R)
     weights = jnp.stack([W1, -W1])
     together = jax.jit(jax.vmap(network))(weights)
     for i in range(2):
@@ -140,7 +140,7 @@ def unusual(x):
 
 
 def test_bounds_contain_what_is_reached():
-    bounds = interval_bounds(unusual, X - R / 5, X + R / 5)
+    bounds = intervals.bounds(unusual, X - R / 5, X + R / 5)
     points = inside(X - R / 5, X + R / 5, 10_000)
     assert_contains(bounds, np.asarray(jax.jit(jax.vmap(unusual))(points)))
 
@@ -166,7 +166,7 @@ def model(name):
 def test_margins_of_the_models_hold_all_that_is_reached(name, count):
     logits_fn, images = model(name)
     epsilon = 0.02
-    certificate = certify_intervals(logits_fn, images, epsilon=epsilon)
+    certificate = intervals.certify(logits_fn, images, epsilon=epsilon)
     low, high = np.clip(images - epsilon, 0, 1), np.clip(images + epsilon, 0, 1)
     points = inside(low, high, count)
     logits = np.asarray(jax.jit(logits_fn)(points.reshape(-1, *images.shape[1:]))).reshape(count, len(images), 4)
@@ -178,28 +178,28 @@ def test_margins_of_the_models_hold_all_that_is_reached(name, count):
 
 def test_a_ball_of_radius_0_gives_the_margins_themselves():
     logits_fn, images = model("mlp")
-    certificate = certify_intervals(logits_fn, images, epsilon=0.0)
+    certificate = intervals.certify(logits_fn, images, epsilon=0.0)
     logits = np.asarray(jax.jit(logits_fn)(images))
     first, second = np.sort(logits)[:, :-3:-1].T
     np.testing.assert_array_equal(certificate.label, logits.argmax(-1))
     np.testing.assert_allclose(certificate.margin, first - second, atol=1e-5)
     assert certificate.verified.all()
-    wrong = certify_intervals(logits_fn, images, (certificate.label + 1) % 4, epsilon=0.0)
+    wrong = intervals.certify(logits_fn, images, (certificate.label + 1) % 4, epsilon=0.0)
     assert not wrong.verified.any()
-    for ours, expected in zip(certify_intervals(logits_fn, images, epsilon=0.0, batch_size=10), certificate):
+    for ours, expected in zip(intervals.certify(logits_fn, images, epsilon=0.0, batch_size=10), certificate):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 def test_no_images_give_no_certificates():
     logits_fn, images = model("mlp")
-    assert [a.shape for a in certify_intervals(logits_fn, images[:0], epsilon=0.1)] == [(0,)] * 3
+    assert [a.shape for a in intervals.certify(logits_fn, images[:0], epsilon=0.1)] == [(0,)] * 3
 
 
 def test_no_attack_breaks_what_is_verified():
     logits_fn, images = model("mlp")
     share = []
     for epsilon in (0.003, 0.01, 0.03):
-        certificate = certify_intervals(logits_fn, images, epsilon=epsilon)
+        certificate = intervals.certify(logits_fn, images, epsilon=epsilon)
         attacked = attacks.pgd(epsilon=epsilon, steps=20)(jax.random.key(0), logits_fn, images, certificate.label)
         stands = np.asarray(logits_fn(attacked)).argmax(-1) == certificate.label
         assert stands[certificate.verified].all()
@@ -211,7 +211,7 @@ def test_no_attack_breaks_what_is_verified():
 def test_a_tie_within_rounding_is_not_verified():
     """Two classes apart by less than the terms they are sums of can be told apart."""
     logits_fn = lambda x: jnp.stack([x.sum(1) * 1e3 + 1e-3, x.sum(1) * 1e3], axis=-1)
-    certificate = certify_intervals(logits_fn, X, np.zeros(3, np.int32), epsilon=0.0)
+    certificate = intervals.certify(logits_fn, X, np.zeros(3, np.int32), epsilon=0.0)
     assert not certificate.verified.any()
 
 
@@ -219,10 +219,10 @@ def test_what_is_not_a_number_or_without_bound_is_never_verified():
     def strange(x):
         return jnp.stack([jnp.log(x.sum(1) - 1), jnp.maximum(jnp.log(x[:, 0] - 2), -9.0)], axis=-1)
 
-    bounds = interval_bounds(strange, np.full((1, 2), 0.4, np.float32), np.full((1, 2), 0.9, np.float32))
+    bounds = intervals.bounds(strange, np.full((1, 2), 0.4, np.float32), np.full((1, 2), 0.9, np.float32))
     assert (bounds.lower[0, 0], bounds.upper[0, 0]) == (-np.inf, np.inf)
     assert (bounds.lower[0, 1], bounds.upper[0, 1]) == (-9, np.inf)
-    certificate = certify_intervals(strange, np.full((1, 2), 0.7, np.float32), np.zeros(1, int), epsilon=0.3)
+    certificate = intervals.certify(strange, np.full((1, 2), 0.7, np.float32), np.zeros(1, int), epsilon=0.3)
     assert certificate.margin[0] == -np.inf
     assert not certificate.verified[0]
 
@@ -230,13 +230,13 @@ def test_what_is_not_a_number_or_without_bound_is_never_verified():
 def test_every_step_of_a_residual_network_is_known():
     module = nnx.eval_shape(lambda: models.resnet20(jax.random.key(0), image_shape=(8, 8, 3)))
     functional = models.functional(module)
-    bounds = lambda state, x: interval_bounds(lambda x: functional.outputs(state, x).logits, x, x)
+    bounds = lambda state, x: intervals.bounds(lambda x: functional.outputs(state, x).logits, x, x)
     shapes = jax.eval_shape(bounds, functional.state, jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32))
     assert shapes.lower.shape == (2, 10)
 
 
 def test_gradients_go_through_bounds_to_weights_and_input():
-    width = lambda w, x: jnp.subtract(*interval_bounds(lambda x: jnp.tanh(x @ w), x - R, x + R)[::-1]).sum()
+    width = lambda w, x: jnp.subtract(*intervals.bounds(lambda x: jnp.tanh(x @ w), x - R, x + R)[::-1]).sum()
     of_weights, of_input = jax.grad(width, (0, 1))(jnp.asarray(W1), jnp.asarray(X))
     for gradient, at in ((of_weights, 0), (of_input, 1)):
         step = RNG.normal(size=gradient.shape).astype(np.float32) * 1e-2
@@ -257,25 +257,25 @@ def test_gradients_go_through_bounds_to_weights_and_input():
 )
 def test_what_has_no_bounds_is_named(function, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        jax.eval_shape(lambda x: interval_bounds(function, x, x), jnp.asarray(X))
+        jax.eval_shape(lambda x: intervals.bounds(function, x, x), jnp.asarray(X))
 
 
 def test_bad_input_is_named():
     logits_fn, images = model("mlp")
     for call, message in [
         (
-            lambda: certify_intervals(logits_fn, images, epsilon=-0.1),
+            lambda: intervals.certify(logits_fn, images, epsilon=-0.1),
             "epsilon must be at least 0 and finite, got -0.1.",
         ),
-        (lambda: certify_intervals(logits_fn, images, epsilon=0.1, batch_size=0), "batch_size must be an integer of"),
-        (lambda: certify_intervals(logits_fn, images + 1, epsilon=0.1), "x must lie in [0, 1], got values from"),
+        (lambda: intervals.certify(logits_fn, images, epsilon=0.1, batch_size=0), "batch_size must be an integer of"),
+        (lambda: intervals.certify(logits_fn, images + 1, epsilon=0.1), "x must lie in [0, 1], got values from"),
         (
-            lambda: certify_intervals(logits_fn, images, np.full(24, 4), epsilon=0.1),
+            lambda: intervals.certify(logits_fn, images, np.full(24, 4), epsilon=0.1),
             "labels must be 0 to 3, got values",
         ),
-        (lambda: certify_intervals(lambda x: x, images, epsilon=0.1), "logits_fn must give (1, classes >= 2) for a"),
-        (lambda: interval_bounds(jnp.tanh, X + R, X), "lower must be at most upper everywhere"),
-        (lambda: interval_bounds(jnp.tanh, X, X[:2]), "upper must be float32 of shape (3, 4), got float32 of (2, 4)."),
+        (lambda: intervals.certify(lambda x: x, images, epsilon=0.1), "logits_fn must give (1, classes >= 2) for a"),
+        (lambda: intervals.bounds(jnp.tanh, X + R, X), "lower must be at most upper everywhere"),
+        (lambda: intervals.bounds(jnp.tanh, X, X[:2]), "upper must be float32 of shape (3, 4), got float32 of (2, 4)."),
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             call()
