@@ -42,3 +42,4 @@ from robustjax.scoring._subspace import ResidualState as ResidualState
 from robustjax.scoring._subspace import VimState as VimState
 from robustjax.scoring._subspace import residual as residual
 from robustjax.scoring._subspace import vim as vim
+from robustjax.typing import Outputs as Outputs

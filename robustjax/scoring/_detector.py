@@ -38,15 +38,17 @@ class Detector(NamedTuple):
 
     Attributes:
       fit: ``fit(outputs, labels=None, head=None) -> state``, from outputs and labels of in-distribution training rows
-        and the ``Head`` of the model. What a detector does not need may be left out.
-      score: ``score(state, outputs) -> (batch,)`` scores, HIGHER = more out-of-distribution. Called with arrays it
-        works through blocks of rows of one size, so that memory is bounded and one compilation serves every test set.
-        Rows that are spread over the devices of a mesh are scored where they lie, each device's in blocks of its own,
-        with a copy of the state on each; and so lie the scores. Under ``jit`` it is one plain function of all rows.
+        and the ``Head`` of the model. Arguments that a detector does not need may be left out.
+      score: ``score(state, outputs) -> (batch,)`` scores, HIGHER = more out-of-distribution. Called with arrays, it
+        works through blocks of rows of one size: memory is bounded, and one compilation serves every test set. Rows
+        that are sharded over a mesh are scored on the device that holds them, in blocks, with a copy of the state on
+        each device; the scores are sharded in the same way. Under ``jit`` it is one plain function of all rows.
+
+    Both take ``Outputs``; a detector that reads only logits also takes bare logits ``(batch, classes)``.
     """
 
     fit: Callable[..., Any]
-    score: Callable[[Any, Outputs], jax.Array]
+    score: Callable[[Any, Outputs | jax.Array], jax.Array]
 
 
 def cached_by_settings(factory: Callable[Settings, Detector]) -> Callable[Settings, Detector]:
@@ -70,6 +72,8 @@ def make_detector(
     fit: Callable[..., Any] | None,
     score: Callable[[Any, Outputs], jax.Array],
     fitted_on: Callable[[Any], tuple[int | None, int | None]] = lambda state: (None, None),
+    *,
+    needs_features: bool = True,
 ) -> Detector:
     """Makes a detector of two plain functions, behind the checks that all detectors share.
 
@@ -78,12 +82,14 @@ def make_detector(
         there is nothing to fit.
       score: ``(state, outputs) -> (batch,)``, traceable, each row by itself.
       fitted_on: ``state -> (classes, dim)`` of the training outputs, None for what scored outputs need not share.
+      needs_features: False for a detector that reads only logits: it then takes bare logits ``(batch, classes)`` too,
+        and its functions see them as ``Outputs`` with no columns of features.
 
     Returns:
-      The detector. Both of its functions get outputs in float32 where they were coarser. They raise ValueError for
-      logits that are not ``(batch, classes >= 2)``, for features, labels or a head that do not fit them or the state,
-      for labels outside ``0, ..., classes - 1``, for rows that are not finite, and for scores that would be NaN. Under
-      ``jit``, which knows no values, a row that is not finite has the score NaN.
+      The detector. Its two functions see outputs in float32 or finer. They raise ValueError for logits that are not
+      ``(batch, classes >= 2)``, for bare logits where the detector needs features, for features, labels or a head that
+      do not fit the logits or the state, for labels outside ``0, ..., classes - 1``, for rows that are not finite, and
+      for scores that would be NaN. Under ``jit``, where values are unknown, a row that is not finite scores NaN.
     """
 
     def score_and_finite(state, outputs):
@@ -96,7 +102,7 @@ def make_detector(
 
     @functools.wraps(score)
     def checked_score(state, outputs):
-        check_outputs(outputs)
+        outputs = as_outputs(outputs, needs_features)
         shapes = zip(("logits", "features"), fitted_shapes(fitted_on, state), strict=True)
         for name, wanted in shapes:
             got = getattr(outputs, name).shape
@@ -119,7 +125,7 @@ def make_detector(
 
     def checked_fit(outputs=None, labels=None, head=None):
         if outputs is not None:
-            check_outputs(outputs)
+            outputs = as_outputs(outputs, needs_features)
             if not outputs.logits.shape[0]:
                 raise ValueError("outputs must hold at least one row to fit on, got none.")
             for name, values in zip(outputs._fields, outputs, strict=True):
@@ -174,19 +180,32 @@ def fitted_shapes(fitted_on: Callable[[Any], Any], state: Any) -> Any:
         raise ValueError(f"state must be what fit of this detector gives, got {type(state).__name__}.") from error
 
 
-def check_outputs(outputs: Outputs) -> None:
-    """Raises ValueError unless ``outputs`` are logits (batch, classes >= 2) and features (batch, dim)."""
+def as_outputs(outputs: Outputs | AnyArray, needs_features: bool = False) -> Outputs:
+    """``outputs``, and bare logits as Outputs with features (batch, 0).
+
+    Raises ValueError unless logits are (batch, classes >= 2) and features (batch, dim), and for bare logits where
+    features are needed.
+    """
+    if isinstance(outputs, (jax.Array, np.ndarray)):
+        outputs = Outputs(outputs, outputs[..., :0])
     if not isinstance(outputs, Outputs):
-        raise ValueError(f"outputs must be Outputs(logits, features), got {type(outputs).__name__}.")
+        raise ValueError(
+            f"outputs must be Outputs(logits, features) or logits (batch, classes), got {type(outputs).__name__}."
+        )
     shapes = {name: getattr(values, "shape", None) for name, values in zip(outputs._fields, outputs, strict=True)}
     logits, features = shapes["logits"], shapes["features"]
     if logits is None or len(logits) != 2 or logits[1] < 2:
         raise ValueError(f"outputs.logits must be (batch, classes >= 2), got {logits}.")
     if features is None or len(features) != 2 or features[0] != logits[0]:
         raise ValueError(f"outputs.features must be ({logits[0]}, dim), got {features}.")
+    if needs_features and not features[1]:
+        raise ValueError(
+            f"outputs must be Outputs(logits, features), because this detector reads features, got only logits {logits}."
+        )
     for name, values in zip(outputs._fields, outputs, strict=True):
         if not jnp.issubdtype(values.dtype, jnp.floating):
             raise ValueError(f"outputs.{name} must be floating, got {values.dtype}.")
+    return outputs
 
 
 def checked_labels(labels, rows: int, num_classes: int):
@@ -209,7 +228,8 @@ def _checked_head(head: Head | tuple, outputs: Outputs) -> Head:
         raise ValueError(f"head must be Head(kernel, bias), got {got}.")
     kernel = in_float32(jnp.asarray(head[0]))
     bias = None if head[1] is None else in_float32(jnp.asarray(head[1]))
-    wanted = (outputs.features.shape[1], outputs.logits.shape[1])
+    dim = outputs.features.shape[1:] if outputs.features.shape[1] else kernel.shape[:1]  # bare logits know no dim
+    wanted = (*dim, outputs.logits.shape[1])
     if kernel.shape != wanted:
         raise ValueError(f"head.kernel must be (dim, classes) = {wanted}, got {kernel.shape}.")
     if bias is not None and bias.shape != wanted[1:]:

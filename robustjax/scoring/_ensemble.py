@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from robustjax.scoring._detector import (
     Detector,
+    as_outputs,
     cached_by_settings,
     check_detectors,
-    check_outputs,
     fitted_shapes,
     make_detector,
     require,
@@ -62,7 +63,8 @@ def ensemble(*detectors: Detector) -> Detector:
 
     .. math:: s = \frac{1}{M} \sum_m \frac{s_m - \mu_m}{\sigma_m}
 
-    with mean and standard deviation of the scores that detector m, fitted on the training rows, gives to those rows.
+    where :math:`\mu_m` and :math:`\sigma_m` are the mean and standard deviation of the scores that detector m, fitted
+    on the training rows, gives to the training rows.
 
     Args:
       *detectors: the members, one or more.
@@ -86,7 +88,7 @@ def ensemble(*detectors: Detector) -> Detector:
         scores = [detector.score(member.state, outputs) for detector, member in zip(detectors, state)]
         return _mean_standardised(state, scores)
 
-    return make_detector(fit, score, lambda state: _check_members(state, len(detectors)))
+    return make_detector(fit, score, lambda state: _check_members(state, len(detectors)), needs_features=False)
 
 
 @cached_by_settings
@@ -106,8 +108,9 @@ def model_ensemble(detector: Detector) -> Detector:
     check_detectors("model_ensemble", detector)
 
     def fit(outputs, labels=None, heads=None):
-        if isinstance(outputs, Outputs):
-            raise ValueError("outputs must be a sequence of Outputs, one for each model, got one Outputs.")
+        if isinstance(outputs, (Outputs, jax.Array, np.ndarray)):
+            got = type(outputs).__name__
+            raise ValueError(f"outputs must be a sequence of Outputs, one for each model, got one {got}.")
         heads = [None] * len(outputs) if heads is None else heads
         if not outputs:
             raise ValueError("outputs must hold one Outputs or more, got none.")
@@ -117,9 +120,7 @@ def model_ensemble(detector: Detector) -> Detector:
 
     def score(state, outputs):
         fitted_shapes(lambda state: _check_members(state, len(state)), state)
-        for one in outputs:
-            check_outputs(one)
-        rows = {one.logits.shape[0] for one in outputs}
+        rows = {as_outputs(one).logits.shape[0] for one in outputs}
         if len(outputs) != len(state) or len(rows) != 1:
             raise ValueError(
                 f"outputs must be the same rows seen by each of {len(state)} models, got {len(outputs)} with rows "

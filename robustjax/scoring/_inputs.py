@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from robustjax import _validate
 from robustjax.scoring._detector import Detector, check_finite, in_blocks
 from robustjax.scoring._logits import msp
-from robustjax.typing import LogitsFn, Outputs
+from robustjax.typing import LogitsFn
 
 IMAGES = 128
 """Inputs that go through a model at once."""
@@ -92,5 +92,4 @@ def _odin(state, images):
         return values.astype(jnp.float32) / temperature
 
     images = descend(lambda x: -jax.nn.log_softmax(logits(x)).max(-1), images.astype(jnp.float32), epsilon)
-    at = logits(images)
-    return msp().score((), Outputs(at, at))
+    return msp().score((), logits(images))

@@ -1,4 +1,4 @@
-"""Detectors that read the logits alone."""
+"""Detectors that read only the logits: they take bare logits as well as Outputs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def msp() -> Detector:
       Hendrycks and Gimpel, "A baseline for detecting misclassified and out-of-distribution examples in neural
       networks", arXiv:1610.02136.
     """
-    return make_detector(None, lambda state, outputs: _log_doubt(outputs.logits))
+    return make_detector(None, lambda state, outputs: _log_doubt(outputs.logits), needs_features=False)
 
 
 @cached_by_settings
@@ -109,7 +109,7 @@ def max_logit() -> Detector:
     Reference:
       Hendrycks et al., "Scaling out-of-distribution detection for real-world settings", arXiv:1911.11132.
     """
-    return make_detector(None, lambda state, outputs: -outputs.logits.max(-1))
+    return make_detector(None, lambda state, outputs: -outputs.logits.max(-1), needs_features=False)
 
 
 @cached_by_settings
@@ -129,7 +129,9 @@ def energy(*, temperature: float = 1.0) -> Detector:
       Liu et al., "Energy-based out-of-distribution detection", arXiv:2010.03759.
     """
     _validate.positive(temperature=temperature)
-    return make_detector(None, lambda state, outputs: -temperature * _logsumexp(outputs.logits / temperature))
+    return make_detector(
+        None, lambda state, outputs: -temperature * _logsumexp(outputs.logits / temperature), needs_features=False
+    )
 
 
 @cached_by_settings
@@ -143,7 +145,9 @@ def entropy() -> Detector:
     Reference:
       Hendrycks and Gimpel, arXiv:1610.02136, section 2.
     """
-    return make_detector(None, lambda state, outputs: -_negative_entropy(_log_probabilities(outputs.logits)[0]))
+    return make_detector(
+        None, lambda state, outputs: -_negative_entropy(_log_probabilities(outputs.logits)[0]), needs_features=False
+    )
 
 
 @cached_by_settings
@@ -179,7 +183,7 @@ def generalized_entropy(*, gamma: float = 0.1, top: int | None = None) -> Detect
         kept = min(100, classes) if top is None else top
         return (terms if kept == classes else jax.lax.top_k(terms, kept)[0]).sum(-1)
 
-    return make_detector(None, score)
+    return make_detector(None, score, needs_features=False)
 
 
 @cached_by_settings
@@ -201,7 +205,7 @@ def temperature_scaling() -> Detector:
         return fit_temperature(outputs.logits, labels)
 
     score = lambda state, outputs: _log_doubt(outputs.logits / state.temperature)
-    return make_detector(fit, score, lambda state: (None, None, state.temperature)[:2])
+    return make_detector(fit, score, lambda state: (None, None, state.temperature)[:2], needs_features=False)
 
 
 def fit_temperature(logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]) -> Temperature:
@@ -281,7 +285,7 @@ def kl_matching() -> Detector:
         divergence = _negative_entropy(log_p)[:, None] - cross
         return jnp.where(state.seen[None], divergence, jnp.inf).min(-1)
 
-    return make_detector(fit, score, lambda state: (state.log_templates.shape[0], None))
+    return make_detector(fit, score, lambda state: (state.log_templates.shape[0], None), needs_features=False)
 
 
 @jax.jit

@@ -153,7 +153,7 @@ def test_equal_settings_are_the_same_object(name):
 
 
 @every_detector
-def test_a_row_that_is_not_finite_is_refused_and_under_jit_spoils_itself_alone(name):
+def test_a_row_that_is_not_finite_is_refused_and_under_jit_spoils_only_itself(name):
     detector, near = DETECTORS[name](), outputs(2, rows=1100)  # among so many, XLA's max passes over a NaN
     spoilt = Outputs(*(a.at[3, 1].set(jnp.nan) for a in near))
     for field, value in itertools.product(Outputs._fields, (jnp.nan, jnp.inf, -jnp.inf)):
@@ -214,6 +214,38 @@ def test_coarse_outputs_are_taken_as_float32(name, dtype):
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
 
 
+OF_LOGITS = ["energy", "entropy", "generalized_entropy", "kl_matching", "max_logit", "msp", "temperature_scaling"]
+
+
+@every_detector
+def test_bare_logits_are_taken_by_what_reads_only_logits_and_refused_by_name_by_the_rest(name):
+    detector, (train, _), (near, _) = DETECTORS[name](), outputs(0), outputs(2, rows=40)
+    if name in OF_LOGITS:
+        state = detector.fit(train, labels(), head())
+        assert jax.tree.all(jax.tree.map(np.array_equal, state, fitted(name)))
+        want = np.asarray(detector.score(fitted(name), outputs(2, rows=40)))
+        np.testing.assert_array_equal(detector.score(state, near), want)
+        np.testing.assert_array_equal(detector.score(state, np.asarray(near)), want)
+        np.testing.assert_allclose(jax.jit(detector.score)(state, near), want, rtol=1e-4, atol=1e-5)
+    else:
+        for call in (lambda: detector.fit(train, labels(), head()), lambda: detector.score(fitted(name), near)):
+            with pytest.raises(ValueError, match=r"outputs must be Outputs\(logits, features\), because this detector"):
+                call()
+
+
+def test_an_ensemble_of_what_reads_only_logits_takes_bare_logits():
+    for detector, several in (
+        (scoring.ensemble(scoring.energy(), scoring.kl_matching()), lambda rows: rows),
+        (scoring.model_ensemble(scoring.entropy()), lambda rows: [rows, rows * 2]),
+    ):
+        (train, _), (near, _) = outputs(0), outputs(2, rows=40)
+        state = detector.fit(several(train), labels())
+        with_features = jax.tree.map(lambda logits: Outputs(logits, logits[:, :1]), several(near))
+        np.testing.assert_array_equal(detector.score(state, several(near)), detector.score(state, with_features))
+    with pytest.raises(ValueError, match="outputs must be a sequence of Outputs, one for each model, got one Array"):
+        detector.fit(train)
+
+
 OF_CLASSES = ["dice", "fdbd", "kl_matching", "nac", "nci", "react", "she"]
 OF_FEATURES = [name for name in OF_CLASSES if name != "kl_matching"]
 OF_FEATURES += ["knn", "mahalanobis", "nnguide", "relative_mahalanobis", "residual", "vim"]
@@ -265,8 +297,14 @@ def test_a_head_may_be_nested_lists():
         ),
         (lambda: scoring.fdbd().fit(outputs(0), head=head().kernel), r"head must be Head\(kernel, bias\), got ndarray"),
         (lambda: scoring.fdbd().fit(outputs(0), head=(None, 1)), r"head must be Head\(kernel, bias\), got tuple of 2"),
-        (lambda: scoring.msp().fit(tuple(outputs(0))), r"outputs must be Outputs\(logits, features\), got tuple"),
-        (lambda: scoring.msp().score((), tuple(outputs(0))), r"outputs must be Outputs\(logits, features\), got tuple"),
+        (
+            lambda: scoring.msp().fit(tuple(outputs(0))),
+            r"outputs must be Outputs\(logits, features\) or logits .*, got tuple",
+        ),
+        (
+            lambda: scoring.msp().score((), tuple(outputs(0))),
+            r"outputs must be Outputs\(logits, features\) or logits .*, got tuple",
+        ),
         (lambda: scoring.knn(k=np.array([3])), r"k must be an integer of at least 1, got array\(\[3\]\)"),
         (
             lambda: scoring.react(scoring.energy(), percentile="90"),
