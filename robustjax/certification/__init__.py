@@ -8,6 +8,7 @@ from robustjax.certification import multimodal as multimodal
 from robustjax.certification import prototypes as prototypes
 from robustjax.certification._binomial import binomial_lower_bound as binomial_lower_bound
 from robustjax.certification._binomial import sign_test_p_value as sign_test_p_value
+from robustjax.certification._counts import sample_counts as sample_counts
 from robustjax.certification._denoised import denoised as denoised
 from robustjax.certification._denoised import diffusion_denoised as diffusion_denoised
 from robustjax.certification._dual import DualCertificate as DualCertificate
@@ -31,4 +32,3 @@ from robustjax.certification._smoothing import certificate_from_counts as certif
 from robustjax.certification._smoothing import certify as certify
 from robustjax.certification._smoothing import predict as predict
 from robustjax.certification._smoothing import prediction_from_counts as prediction_from_counts
-from robustjax.certification._smoothing import sample_counts as sample_counts

@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _validate
 from robustjax.certification._binomial import binomial_lower_bound
+from robustjax.certification._counts import check_all_voted, check_on_host, count_votes
 from robustjax.certification._measures import Gaussian
-from robustjax.certification._smoothing import ABSTAIN, _check_all_voted, _check_on_host, _count
+from robustjax.certification._smoothing import ABSTAIN
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray, ArrayLike, LogitsFn
 
@@ -141,16 +142,16 @@ def dual(
     mask = checkerboard(*x.shape[1:3]) if mask is None else np.asarray(mask)
     if mask.shape != x.shape[1:3] or mask.dtype != bool:
         raise ValueError(f"mask must be bool of shape {x.shape[1:3]}, got {mask.dtype} of {mask.shape}.")
-    _check_on_host(key, x)
+    check_on_host(key, x)
     _validate.key(key, x.shape[0])
     edges, keys, halves = (0, num_selection, num_selection + num_estimation), image_keys(key, jnp.asarray(x)), []
     for i, (logits_fn, pixels) in enumerate(zip(logits_fns, (mask, ~mask), strict=True)):
         of_half = jax.tree_util.Partial(_of_half, _validate.as_pytree(logits_fn=logits_fn), pixels[None, ..., None])
         counts = np.asarray(
-            _count(jax.vmap(jax.random.fold_in, (0, None))(keys, i), of_half, x, measure, edges, batch_size)
+            count_votes(jax.vmap(jax.random.fold_in, (0, None))(keys, i), of_half, x, measure, edges, batch_size)
         )
-        _check_all_voted(counts[:, 0], num_selection)
-        _check_all_voted(counts[:, 1], num_estimation)
+        check_all_voted(counts[:, 0], num_selection)
+        check_all_voted(counts[:, 1], num_estimation)
         halves.append(counts)
     if halves[0].shape != halves[1].shape:
         classes = " and ".join(str(counts.shape[-1]) for counts in halves)

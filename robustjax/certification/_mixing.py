@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from robustjax import _validate
 from robustjax.certification._binomial import binomial_lower_bound
-from robustjax.certification._smoothing import _check_counts
+from robustjax.certification._smoothing import check_counts
 from robustjax.typing import AnyArray, Apply, ArrayLike, ModelState, Outputs
 
 
@@ -194,7 +194,7 @@ def bounds_from_counts(
     """
     _validate.probability(alpha=alpha)
     selection, estimation = (
-        _check_counts(name, counts)
+        check_counts(name, counts)
         for name, counts in (("selection_counts", selection_counts), ("estimation_counts", estimation_counts))
     )
     if selection.shape != estimation.shape:

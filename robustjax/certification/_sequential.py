@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
+from robustjax.certification._counts import check_all_voted, check_measure, check_on_host, count_votes
 from robustjax.certification._measures import Measure
-from robustjax.certification._smoothing import ABSTAIN, _check_all_voted, _check_measure, _check_on_host, _count
+from robustjax.certification._smoothing import ABSTAIN
 from robustjax.certification._stopping import lower_bounds, needed_probability, radius_rule, stops, target_rule
 from robustjax.typing import AnyArray, LogitsFn
 
@@ -110,7 +111,7 @@ def certify_sequential(
     _validate.probability(alpha=alpha, futility=futility, tolerance=tolerance)
     if num_selection + max_samples > np.iinfo(np.int32).max:
         raise ValueError(f"max_samples must keep draw indices within int32, got {max_samples}.")
-    _check_measure(measure)
+    check_measure(measure)
     alpha, futility, tolerance, max_samples = float(alpha), float(futility), float(tolerance), int(max_samples)
     if target_radius is None:
         needed = 0.5
@@ -127,15 +128,15 @@ def certify_sequential(
             f"not exceed {needed:.6g}.",
             stacklevel=2,
         )
-    _check_on_host(key, x)
+    check_on_host(key, x)
     edges = np.concatenate([[0, num_selection], num_selection + rule.looks.astype(np.int64)])
-    counts = np.asarray(_count(key, logits_fn, x, measure, edges, batch_size, np.stack(rule[1:])))
+    counts = np.asarray(count_votes(key, logits_fn, x, measure, edges, batch_size, np.stack(rule[1:])))
     label = counts[:, 0].argmax(-1).astype(np.int32)
     votes = np.take_along_axis(counts[:, 1:], label[:, None, None], axis=-1)[..., 0].cumsum(-1)
     look = stops(votes, *rule[1:]).argmax(-1)  # votes are whole up to the first look that stops, and used no further
     seen = np.arange(len(rule.looks)) <= look[:, None]
     num_samples = edges[look + 2]
-    _check_all_voted(counts[:, 0] + (counts[:, 1:] * seen[:, :, None]).sum(1), num_samples)
+    check_all_voted(counts[:, 0] + (counts[:, 1:] * seen[:, :, None]).sum(1), num_samples)
     if target_radius is None:
         probability = np.where(seen, lower_bounds(np.where(seen, votes, 0), rule, alpha), 0.0).max(-1)
         abstained = probability <= 0.5

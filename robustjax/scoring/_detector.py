@@ -187,7 +187,7 @@ def as_outputs(outputs: Outputs | AnyArray, needs_features: bool = False) -> Out
     features are needed.
     """
     if isinstance(outputs, (jax.Array, np.ndarray)):
-        outputs = Outputs(outputs, outputs[..., :0])
+        outputs = Outputs._make((outputs, outputs[..., :0]))
     if not isinstance(outputs, Outputs):
         raise ValueError(
             f"outputs must be Outputs(logits, features) or logits (batch, classes), got {type(outputs).__name__}."
@@ -200,7 +200,7 @@ def as_outputs(outputs: Outputs | AnyArray, needs_features: bool = False) -> Out
         raise ValueError(f"outputs.features must be ({logits[0]}, dim), got {features}.")
     if needs_features and not features[1]:
         raise ValueError(
-            f"outputs must be Outputs(logits, features), because this detector reads features, got only logits {logits}."
+            f"outputs must be Outputs(logits, features), because this detector reads features; got logits {logits}."
         )
     for name, values in zip(outputs._fields, outputs, strict=True):
         if not jnp.issubdtype(values.dtype, jnp.floating):

@@ -143,11 +143,11 @@ def test_the_last_draw_indices_do_not_overflow():
 
 def test_memory_does_not_grow_with_the_number_of_samples():
     """The compiled program is one and the same, and it holds one block of noisy copies at a time."""
-    from robustjax.certification import _smoothing
+    from robustjax.certification import _counts
 
     def temporary_bytes(batch_size):
         edges = jnp.asarray([0, 10**6], jnp.int32)
-        lowered = _smoothing._votes.lower(jax.random.key(0), linear, X, edges, measure=MEASURE, batch_size=batch_size)
+        lowered = _counts._votes.lower(jax.random.key(0), linear, X, edges, measure=MEASURE, batch_size=batch_size)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(1000) < 20 * 1000 * 16 * 4

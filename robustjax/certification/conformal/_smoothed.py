@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from robustjax import _validate
+from robustjax.certification._counts import check_measure, sharding_of_images
 from robustjax.certification._measures import Measure
-from robustjax.certification._smoothing import _check_measure, _sharding_of_images
 from robustjax.certification.conformal._scores import ScoreFn, thr
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray, LogitsFn
@@ -148,12 +148,12 @@ def smoothed_scores(
         raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
     _validate.key(key, x.shape[0])
     logits_fn, score = _validate.as_pytree(logits_fn=logits_fn), _validate.as_pytree(score=score)
-    _check_measure(measure)
+    check_measure(measure)
     if batch_size is None:
         batch_size = 200 if jax.default_backend() == "cpu" else 1000
     _validate.at_least(1, num_samples=num_samples, batch_size=batch_size)
     settings = {"measure": measure, "num_samples": int(num_samples), "batch_size": int(batch_size)}
-    mean, variance, finite, bounded = _moments(key, logits_fn, score, x, **settings, sharding=_sharding_of_images(x))
+    mean, variance, finite, bounded = _moments(key, logits_fn, score, x, **settings, sharding=sharding_of_images(x))
     if not isinstance(mean, jax.core.Tracer):
         for fine, what in ((finite, "logits_fn gave logits that are not finite"), (bounded, "score left [0, 1]")):
             if not fine.all():

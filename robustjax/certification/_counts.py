@@ -1,0 +1,185 @@
+"""Votes of a classifier under noise, counted on the device."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from robustjax import _validate
+from robustjax.certification._measures import Measure
+from robustjax.certification._stopping import stops
+from robustjax.perturbations import image_keys
+from robustjax.typing import AnyArray, LogitsFn
+
+
+@functools.partial(jax.jit, static_argnames=("measure", "batch_size", "sharding"))
+def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, sharding=None):
+    """Counts votes of draws ``edges[g] <= index < edges[g + 1]``: (batch, groups, classes).
+
+    The number of draws is an argument of the compiled program (a loop with a traced end; a scan's length would be part
+    of it), so that one compilation serves every number. With a sharding, each device of its mesh works on its share of
+    the images, and devices with the same images take turns with the blocks. With ``bounds``, the rows of a ``Rule``, an
+    image is left at the first of the looks ``edges[2:]`` that stops the votes for the winner of the first group; what
+    is counted of later groups is then a part of them.
+    """
+    noisy = jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jnp.float32)
+    logits = jax.eval_shape(logits_fn, noisy)
+    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != batch_size or logits.shape[1] < 2:
+        got = getattr(logits, "shape", type(logits).__name__)
+        raise ValueError(
+            f"logits_fn must map {noisy.shape} to logits of shape ({batch_size}, classes >= 2), got {got}."
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"logits_fn must give floating logits, got {logits.dtype}.")
+    num_classes = logits.shape[1]
+
+    def of_images(keys, logits_fn, x, edges, bounds, turn=0, turns=1, shared=()):
+        def of_image(args):
+            image_key, image = args
+
+            def stopped(counts, blocks):
+                if bounds is None:
+                    return jnp.zeros((), bool)
+                counts = jax.lax.psum(counts, shared) if shared else counts
+                count = counts[1:, counts[0].argmax()].cumsum(0)
+                return ((edges[2:] - edges[0] <= blocks * batch_size) & stops(count, *bounds)).any()
+
+            def block(state):
+                i, counts, _ = state
+                draws = edges[0] + (turn + i * turns) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, draws)
+                logits = logits_fn(jax.vmap(measure.sample, (0, None))(keys, image))
+                # A row that is not finite is an error of the model: it votes for no class (argmax would elect one).
+                votes = jax.nn.one_hot(logits.argmax(-1), num_classes, dtype=bool)
+                votes &= jnp.isfinite(logits).all(-1, keepdims=True)
+                member = (edges[:-1, None] <= draws[None]) & (draws[None] < edges[1:, None])
+                counts += (member[:, :, None] & votes[None]).sum(1, dtype=jnp.int32)
+                return i + 1, counts, stopped(counts, (i + 1) * turns)
+
+            blocks = (edges[-1] - edges[0] - 1) // batch_size + 1  # in this order, which cannot overflow
+            rounds = (blocks - 1) // turns + 1  # the same for all who take turns: they may wait for one another
+            start = (jnp.int32(0), jnp.zeros((edges.size - 1, num_classes), jnp.int32), jnp.zeros((), bool))
+            return jax.lax.while_loop(lambda state: (state[0] < rounds) & ~state[2], block, start)[1]
+
+        return jax.lax.map(of_image, (keys, x))
+
+    keys = image_keys(key, x)
+    if sharding is None:
+        return of_images(keys, logits_fn, x, edges, bounds)
+    mesh, rows = sharding.mesh, PartitionSpec(*sharding.spec[:1])
+    split = rows[0] if rows else None
+    split = split if isinstance(split, tuple) else (split,)
+    shared = tuple(axis for axis in mesh.axis_names if axis not in split)
+
+    def of_device(keys, logits_fn, x, edges, bounds):
+        turn, turns = jax.lax.axis_index(shared), jax.lax.axis_size(shared)
+        return jax.lax.psum(of_images(keys, logits_fn, x, edges, bounds, turn, turns, shared), shared)
+
+    everywhere = PartitionSpec()
+    return jax.shard_map(
+        of_device, mesh=mesh, in_specs=(rows, everywhere, rows, everywhere, everywhere), out_specs=rows, check_vma=False
+    )(keys, logits_fn, x, edges, bounds)
+
+
+def sharding_of_images(x) -> NamedSharding | None:
+    """How whole images lie on several devices; None for one, and where images themselves are split."""
+    sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1 or any(sharding.spec[1:]):
+        return None
+    return sharding
+
+
+def check_measure(measure: object) -> None:
+    if not isinstance(measure, Measure):
+        raise ValueError(f"measure must be a smoothing measure such as gaussian(0.5), got {measure!r}.")
+
+
+def count_votes(key, logits_fn, x, measure, edges, batch_size, bounds=None) -> Int[Array, "batch groups classes"]:
+    if not isinstance(x, (jax.Array, np.ndarray)) or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be a floating array, got {getattr(x, 'dtype', type(x).__name__)}.")
+    if x.ndim < 2:
+        raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
+    _validate.key(key, x.shape[0])
+    logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+    check_measure(measure)
+    if batch_size is None:
+        batch_size = 200 if jax.default_backend() == "cpu" else 1000
+    _validate.at_least(1, batch_size=batch_size)
+    if not isinstance(edges[-1], jax.core.Tracer) and edges[-1] > np.iinfo(np.int32).max:
+        raise ValueError(f"num_samples must keep draw indices within int32, got {edges[-1]} draws.")
+    edges = jnp.asarray(edges, jnp.int32)
+    return _votes(
+        key, logits_fn, x, edges, bounds, measure=measure, batch_size=int(batch_size), sharding=sharding_of_images(x)
+    )
+
+
+def sample_counts(
+    key: Key[Array, "..."],
+    logits_fn: LogitsFn,
+    x: Float[AnyArray, "batch ..."],
+    measure: Measure,
+    *,
+    num_samples: int | Int[Array, ""],
+    first_sample: int = 0,
+    batch_size: int | None = None,
+) -> Int[Array, "batch classes"]:
+    r"""Counts how often each class wins under noise.
+
+    .. math:: n_c(x) = \sum_{i} 1[\arg\max f(x + \epsilon_i) = c]
+
+    Draw i of an image uses ``fold_in(image_key, i)``, so that counts do not depend on the batch of images, on
+    ``batch_size``, on the order of the blocks or on the number of devices, as long as the logits do not; and the
+    counts of draws [0, n) and [n, m) add up to those of [0, m). This holds for Threefry keys, JAX's default; ``rbg``
+    keys draw sound noise that does depend on ``batch_size``, because JAX maps their generator over keys in another way.
+
+    One compiled program: a loop over images, in it a loop over blocks of ``batch_size`` noisy copies, and counts that
+    stay on the device. Memory holds one block, whatever ``num_samples``; another ``num_samples`` does not compile
+    again. As under ``jax.jit``, a plain function is traced once, and the arrays that it closes over become constants of
+    the program: what is assigned to them later is not seen. Give ``jax.tree_util.Partial(logits_of, weights)``, or a
+    module that is a pytree of arrays (Equinox, Flax NNX), and weights are arguments: always the present ones, and new
+    ones do not compile again.
+
+    Args:
+      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      logits_fn: maps ``(batch_size, ...)`` float32 to ``(batch_size, classes)``.
+      x: ``(batch, ...)``, floating. Images that are split over some axes of a mesh are counted there, and devices with
+        the same images share their draws.
+      measure: what noise to add, for example ``gaussian(0.5)``.
+      num_samples: draws for each input, at least 1; may be traced.
+      first_sample: index of the first draw.
+      batch_size: noisy copies in one call of ``logits_fn``; None is 200 on a CPU and 1000 on an accelerator.
+
+    Returns:
+      ``(batch, classes)`` int32. Ties go to the lowest class. Rows sum to ``num_samples``, less one for each draw with
+      logits that are not finite.
+
+    Raises:
+      ValueError: for a key, x, num_samples or batch_size that are not as above, or logits of another shape.
+
+    Reference:
+      Cohen, Rosenfeld and Kolter, arXiv:1902.02918, algorithm "SampleUnderNoise".
+    """
+    _validate.at_least(1, num_samples=num_samples)
+    _validate.at_least(0, first_sample=first_sample)
+    edges = (first_sample, first_sample + num_samples)
+    return count_votes(key, logits_fn, x, measure, edges, batch_size)[:, 0]
+
+
+def check_on_host(key: Array, x: AnyArray) -> None:
+    if isinstance(x, jax.core.Tracer) or isinstance(key, jax.core.Tracer):
+        raise ValueError("x and key must be concrete: bounds are computed on the host. Under jit, use sample_counts.")
+    if isinstance(x, (jax.Array, np.ndarray)) and not np.isfinite(np.asarray(x)).all():
+        raise ValueError("x must be finite, got NaN or infinity in it.")
+
+
+def check_all_voted(counts: np.ndarray, num_samples: int | np.ndarray) -> None:
+    lost = num_samples - counts.sum(-1)
+    if lost.any():
+        worst = int(lost.argmax())
+        lost, of = lost[worst], np.broadcast_to(num_samples, lost.shape)[worst]
+        raise ValueError(f"logits_fn gave logits that are not finite for {lost} of {of} noisy copies of x[{worst}].")
