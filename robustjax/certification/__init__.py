@@ -1,4 +1,8 @@
-"""Guarantees that hold for every perturbation in a set, and the statistics behind them."""
+"""Guarantees that hold for every perturbation in a set, and the statistics behind them.
+
+Start with ``certify`` and ``predict`` under a measure such as ``gaussian``: randomized smoothing, for any classifier.
+``sample_counts``, ``certificate_from_counts`` and ``prediction_from_counts`` are their parts.
+"""
 
 from robustjax.certification import conformal as conformal
 from robustjax.certification import halfspaces as halfspaces

@@ -1,4 +1,7 @@
-"""Labelled images by name, with random access, and deterministic batches of them."""
+"""Labelled images by name, with random access, and deterministic batches of them.
+
+``load`` returns a ``Dataset`` and ``batches`` iterates over it.
+"""
 
 from robustjax.data._batches import BatchIterator as BatchIterator
 from robustjax.data._batches import batches as batches

@@ -1,4 +1,8 @@
-"""Numbers computed from scores, labels and certificates."""
+"""Numbers computed from scores, labels and certificates.
+
+``certified_accuracy`` and ``average_certified_radius`` summarise certificates, ``detection_metrics`` summarises scores
+of a detector, and ``expected_calibration_error`` summarises probabilities.
+"""
 
 from robustjax.metrics._bootstrap import BootstrapInterval as BootstrapInterval
 from robustjax.metrics._bootstrap import bootstrap_interval as bootstrap_interval

@@ -1,4 +1,7 @@
-"""Image classifiers as Flax modules, and ``functional``, which turns them into pure functions."""
+"""Image classifiers as Flax modules, and pure functions made of them.
+
+``create`` builds a model by its name, and ``functional`` splits a model into pure functions and its state.
+"""
 
 from __future__ import annotations
 

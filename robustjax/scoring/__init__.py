@@ -1,4 +1,8 @@
-"""Scores of how foreign an input is to a model: HIGHER = more out-of-distribution, always."""
+"""Scores of how foreign an input is to a model: HIGHER = more out-of-distribution, always.
+
+Each function returns a ``Detector``, a pair of ``fit`` and ``score``. Start with ``energy`` or ``msp``, which read only
+logits and need no fit, ``mahalanobis`` or ``knn``, which read features, and ``react``, which wraps another detector.
+"""
 
 from robustjax.scoring._detector import Detector as Detector
 from robustjax.scoring._detector import Head as Head

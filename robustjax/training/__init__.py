@@ -1,4 +1,7 @@
-"""From an objective to trained parameters: step, loop, checkpoints, recipes."""
+"""From an objective to trained parameters: step, loop, checkpoints, recipes.
+
+``fit`` runs the whole loop; ``make_step`` is its compiled step.
+"""
 
 from robustjax.training._accelat import AccelATState as AccelATState
 from robustjax.training._accelat import accelat as accelat

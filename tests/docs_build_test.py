@@ -1,0 +1,74 @@
+"""The pages of docs/build.py: what stands on them, in which order, and signatures as a person writes them."""
+
+import importlib.util
+import inspect
+import pathlib
+
+import pytest
+
+from robustjax import attacks, certification, scoring, typing
+
+PATH = pathlib.Path(__file__).parents[1] / "docs" / "build.py"
+
+
+@pytest.fixture(scope="module")
+def build():
+    spec = importlib.util.spec_from_file_location("docs_build", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_public_modules_have_pages_and_private_ones_have_none(build):
+    names = [module.__name__ for module in build.modules()]
+    assert {"robustjax.scoring", "robustjax.typing", "robustjax.certification.conformal"} <= {*names}
+    assert not [name for name in names if "._" in name]
+
+
+def test_a_page_shows_what_its_module_defines_or_exports(build):
+    assert {"energy", "Detector", "Outputs"} <= {*build.public_names(scoring)}
+    assert {"Outputs", "LogitsFn"} <= {*build.public_names(typing)}
+    imported = {"annotations", "jax", "np", "Any", "AnyArray", "Callable"}
+    assert not imported & {*build.public_names(certification.mixing), *build.public_names(scoring)}
+
+
+def test_a_page_begins_with_the_functions_that_its_docstring_names(build):
+    order = build.page_order(certification)
+    assert order[:2] == ["certify", "predict"]
+    classes = [inspect.isclass(getattr(certification, name)) and name[0].isupper() for name in order]
+    first = classes.index(True)
+    assert first > 10
+    assert not any(inspect.isroutine(getattr(certification, name)) for name in order[first:])
+
+
+def test_a_class_under_a_lower_case_name_is_a_function_of_its_settings(build):
+    pgd = build.as_function("pgd", attacks.pgd)
+    assert pgd(epsilon=0.1, steps=3) == attacks.pgd(epsilon=0.1, steps=3)
+    assert pgd.__name__ == "pgd"
+    signature = str(inspect.signature(pgd))
+    assert signature.startswith("(*, epsilon: 'float', norm: ")
+    assert "steps: 'int' = 40" in signature
+    assert signature.endswith(")")
+    sections = [line for line in pgd.__doc__.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert sections == ["Args:", "Returns:", "Reference:"]
+    assert "  A function ``(key, logits_fn, x, labels)``. " in pgd.__doc__
+
+
+@pytest.mark.parametrize(
+    ("annotation", "written"),
+    [
+        ("Float[AnyArray, ' batch'] | None", "Float[Array, 'batch'] | None"),
+        ("Float[AnyArray, 'batch classes']", "Float[Array, 'batch classes']"),
+        ("Callable[..., Outputs]", "Callable[..., robustjax.typing.Outputs]"),
+        ("_private.Norm", "Literal['l1', 'l2']"),
+        ("Literal['Outputs']", "Literal['Outputs']"),
+        ("unknown.Name", "unknown.Name"),
+    ],
+)
+def test_annotations_are_shown_as_they_are_written(build, annotation, written):
+    from typing import Literal
+
+    names = {"Outputs": typing.Outputs, "_private": type("module", (), {"Norm": Literal["l1", "l2"]})}
+    text = build.as_written(annotation, names, {id(typing.Outputs): "robustjax.typing.Outputs"})
+    assert text == written
+    assert repr(text) == written
