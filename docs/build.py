@@ -108,7 +108,7 @@ def build(folder: pathlib.Path) -> None:
             value = getattr(module, name)
             if is_constructor(name, value):
                 setattr(module, name, staticmethod(as_function(name, value)))  # pdoc unwraps functions, but not these
-            elif inspect.isclass(value):
+            else:
                 places[id(value)] = f"{module.__name__}.{name}"
     written = lambda annotation, names, *_: as_written(annotation, names, places)
     pdoc.doc.safe_eval_type = pdoc.doc_types.safe_eval_type = written
