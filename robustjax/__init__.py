@@ -1,4 +1,13 @@
-"""Pure JAX functions that answer one question: how far can this model's answer be trusted?"""
+"""Pure JAX functions that answer one question: how far can this model's answer be trusted?
+
+The examples in the docstrings begin with these lines, and with the lines that the docstring of their room adds:
+
+>>> import jax
+>>> import jax.numpy as jnp
+>>> import numpy as np
+>>> from robustjax import attacks, certification, data, losses, metrics, models, perturbations, scoring, training
+>>> np.set_printoptions(precision=2, suppress=True)
+"""
 
 from robustjax import attacks as attacks
 from robustjax import certification as certification

@@ -1,38 +1,28 @@
 """The pages of docs/build.py: what stands on them, in which order, and signatures as a person writes them."""
 
-import importlib.util
 import inspect
-import pathlib
+from typing import Literal
 
 import pytest
 
+from docs import build
 from robustjax import attacks, certification, scoring, typing
 
-PATH = pathlib.Path(__file__).parents[1] / "docs" / "build.py"
 
-
-@pytest.fixture(scope="module")
-def build():
-    spec = importlib.util.spec_from_file_location("docs_build", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_public_modules_have_pages_and_private_ones_have_none(build):
+def test_public_modules_have_pages_and_private_ones_have_none():
     names = [module.__name__ for module in build.modules()]
     assert {"robustjax.scoring", "robustjax.typing", "robustjax.certification.conformal"} <= {*names}
     assert not [name for name in names if "._" in name]
 
 
-def test_a_page_shows_what_its_module_defines_or_exports(build):
+def test_a_page_shows_what_its_module_defines_or_exports():
     assert {"energy", "Detector", "Outputs"} <= {*build.public_names(scoring)}
     assert {"Outputs", "LogitsFn"} <= {*build.public_names(typing)}
     imported = {"annotations", "jax", "np", "Any", "AnyArray", "Callable"}
     assert not imported & {*build.public_names(certification.mixing), *build.public_names(scoring)}
 
 
-def test_a_page_begins_with_the_functions_that_its_docstring_names(build):
+def test_a_page_begins_with_the_functions_that_its_docstring_names():
     order = build.page_order(certification)
     assert order[:2] == ["certify", "predict"]
     classes = [inspect.isclass(getattr(certification, name)) and name[0].isupper() for name in order]
@@ -41,7 +31,7 @@ def test_a_page_begins_with_the_functions_that_its_docstring_names(build):
     assert not any(inspect.isroutine(getattr(certification, name)) for name in order[first:])
 
 
-def test_a_class_under_a_lower_case_name_is_a_function_of_its_settings(build):
+def test_a_class_under_a_lower_case_name_is_a_function_of_its_settings():
     pgd = build.as_function("pgd", attacks.pgd)
     assert pgd(epsilon=0.1, steps=3) == attacks.pgd(epsilon=0.1, steps=3)
     assert pgd.__name__ == "pgd"
@@ -65,9 +55,7 @@ def test_a_class_under_a_lower_case_name_is_a_function_of_its_settings(build):
         ("unknown.Name", "unknown.Name"),
     ],
 )
-def test_annotations_are_shown_as_they_are_written(build, annotation, written):
-    from typing import Literal
-
+def test_annotations_are_shown_as_they_are_written(annotation, written):
     names = {"Outputs": typing.Outputs, "_private": type("module", (), {"Norm": Literal["l1", "l2"]})}
     text = build.as_written(annotation, names, {id(typing.Outputs): "robustjax.typing.Outputs"})
     assert text == written

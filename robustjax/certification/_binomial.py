@@ -35,6 +35,10 @@ def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) 
     Guarantee:
       For k ~ Binomial(n, p) with any p, ``P(bound > p) <= alpha``, each bound by itself.
 
+    Example:
+      >>> f"{certification.binomial_lower_bound(9_900, 10_000, 0.001):.4f}"
+      '0.9865'
+
     Reference:
       Clopper and Pearson, "The use of confidence or fiducial limits", Biometrika 1934.
     """
@@ -64,6 +68,10 @@ def sign_test_p_value(first: ArrayLike, second: ArrayLike) -> np.ndarray:
 
     Raises:
       ValueError: for counts that are not integers >= 0, or differ in shape.
+
+    Example:
+      >>> f"{certification.sign_test_p_value(60, 40):.3f}"
+      '0.057'
     """
     from scipy import stats
 

@@ -161,6 +161,12 @@ def sample_counts(
     Raises:
       ValueError: for a key, x, num_samples or batch_size that are not as above, or logits of another shape.
 
+    Example:
+      >>> measure = certification.gaussian(0.5)
+      >>> print(certification.sample_counts(jax.random.key(0), logits_fn, x, measure, num_samples=1000))
+      [[ 209  791]
+       [   0 1000]]
+
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918, algorithm "SampleUnderNoise".
     """

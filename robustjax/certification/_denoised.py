@@ -33,6 +33,11 @@ def denoised(logits_fn: LogitsFn, denoiser_fn: Callable[[Array], Array]) -> jax.
       A certificate of the whole is one of the smoothed f(D(.)), by the same theorem, at the sigma of the measure,
       however D was trained.
 
+    Example:
+      >>> denoised_fn = certification.denoised(logits_fn, denoiser_fn=lambda x: jnp.clip(x, 0, 1))
+      >>> print(denoised_fn(jnp.full((1, 4, 4, 1), 3.0)))
+      [[-0.6  0.6]]
+
     Reference:
       Salman et al. 2020, Denoised Smoothing: A Provable Defense for Pretrained Classifiers, arXiv 2003.01908.
     """
@@ -77,6 +82,15 @@ def diffusion_denoised(
 
     Guarantee:
       As ``denoised``.
+
+    Example:
+      >>> alphas_bar = jnp.cumprod(jnp.linspace(0.9999, 0.98, 1000))
+      >>> denoised_fn = certification.diffusion_denoised(
+      ...     logits_fn, noise_fn=lambda x, time: jnp.zeros_like(x), alphas_bar=alphas_bar, sigma=0.25
+      ... )
+      >>> print(denoised_fn(x))  # certify it with gaussian(0.25)
+      [[-0.1  0.1]
+       [-0.5  0.5]]
 
     Reference:
       Carlini et al. 2022, (Certified!!) Adversarial Robustness for Free!, arXiv 2206.10550.

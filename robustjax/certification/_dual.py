@@ -44,6 +44,11 @@ def checkerboard(height: int, width: int) -> np.ndarray:
 
     Returns:
       ``(height, width)`` bool.
+
+    Example:
+      >>> certification.checkerboard(2, 4).astype(int)
+      array([[1, 0, 1, 0],
+             [0, 1, 0, 1]])
     """
     _validate.at_least(1, height=height, width=width)
     return np.indices((height, width)).sum(0) % 2 == 0
@@ -68,6 +73,10 @@ def dual_radius(probability: ArrayLike, measure: Gaussian) -> np.ndarray:
 
     Raises:
       ValueError: for another shape, or probabilities outside [0, 1).
+
+    Example:
+      >>> certification.dual_radius([0.99, 0.5], certification.gaussian(0.5))  # 0.5 * 2.33 / sqrt(2)
+      array(0.82)
 
     Reference:
       Xia et al. 2024, arXiv:2404.09586. Differs from the authors' code, which has sqrt(R_1^2 + R_2^2) for CIFAR-10 (for
@@ -125,6 +134,14 @@ def dual(
 
     Guarantee:
       As ``certify``, for the classifier above.
+
+    Example:
+      >>> measure = certification.gaussian(0.5)
+      >>> certificate = certification.dual(
+      ...     jax.random.key(0), (logits_fn, logits_fn), x, measure, num_estimation=1000
+      ... )
+      >>> print(certificate.label, certificate.radius)
+      [0 1] [1.07 0.3 ]
 
     Reference:
       Xia et al. 2024, Mitigating the Curse of Dimensionality for Certified Robustness via Dual Randomized Smoothing,

@@ -34,6 +34,11 @@ def convolution_norm(kernel: Float[AnyArray, "height width inputs outputs"], ima
     Guarantee:
       In exact arithmetic; computed in the dtype of ``kernel``, with relative errors of some 1e-6 in float32.
 
+    Example:
+      >>> kernel = jnp.full((3, 3, 1, 1), 1 / 9)  # a blur
+      >>> f"{certification.convolution_norm(kernel, image_size=8):.3f}"
+      '1.000'
+
     Reference:
       Sedghi, Gupta and Long 2019, The Singular Values of Convolutional Layers, arXiv 1805.10408, for the torus.
     """
@@ -74,6 +79,11 @@ def lipschitz_radius(
     Guarantee:
       In exact arithmetic, and as good as the constants: they must be upper bounds, which largest gradients seen in
       data are not.
+
+    Example:
+      >>> logits = jnp.array([[1.0, 0.2, 0.0], [0.1, 0.2, 0.3]])
+      >>> print(certification.lipschitz_radius(logits, 2.0))
+      [0.4  0.05]
     """
     _validate.floating(2, logits=logits)
     classes = logits.shape[-1]

@@ -65,6 +65,10 @@ class Gaussian:
       behind the rounding, around the lattice point nearest to x. What remains is that the normal itself is a float32
       approximation (23-bit uniforms, tails that end at 5.2 sigma), the same for every x.
 
+    Example:
+      >>> certification.gaussian(0.5).radius(np.array([0.5, 0.9, 0.99]))
+      array([0.  , 0.64, 1.16])
+
     Reference:
       Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via randomized smoothing", arXiv:1902.02918;
       Voracek and Hein, "Sound randomized smoothing in floating-point arithmetics", arXiv:2207.07209.
@@ -129,6 +133,10 @@ class Uniform:
       In exact arithmetic, g is constant on the open l1 ball of radius R whenever ``P[f(x + noise) = A] >= p_A``. In
       floating point as for :func:`gaussian` without a grid.
 
+    Example:
+      >>> certification.uniform(0.5).radius(np.array([0.5, 0.9, 0.99]))
+      array([0.  , 0.4 , 0.49])
+
     Reference:
       Yang et al., "Randomized smoothing of all shapes and sizes", arXiv:2002.08118.
     """
@@ -165,6 +173,10 @@ class Laplace:
     Guarantee:
       In exact arithmetic, g is constant on the open l1 ball of radius R whenever ``P[f(x + noise) = A] >= p_A``. In
       floating point as for :func:`gaussian` without a grid.
+
+    Example:
+      >>> certification.laplace(0.5).radius(np.array([0.5, 0.9, 0.99]))
+      array([0.  , 0.8 , 1.96])
 
     Reference:
       Yang et al., "Randomized smoothing of all shapes and sizes", arXiv:2002.08118; Teng, Lee and Yuan, "l1 adversarial
@@ -207,6 +219,11 @@ class InNorm:
 
     Guarantee:
       That of ``measure``.
+
+    Example:
+      >>> measure = certification.in_norm(certification.gaussian(0.5), "linf", 28 * 28)
+      >>> f"{255 * measure.radius(np.array(0.99)):.1f} grey levels"  # an l2 radius of 1.16, divided by 28
+      '10.6 grey levels'
 
     Reference:
       Yang et al., arXiv:2002.08118, on why linf is hard; Salman et al., arXiv:1906.04584, for certificates made so.

@@ -43,6 +43,10 @@ def mix(
     Raises:
       ValueError: for an alpha outside [0, 1], scales that are not positive, or logits of different shapes.
 
+    Example:
+      >>> print(mixing.mix(jnp.array([[9.0, 0.0]]), jnp.array([[0.0, 1.0]]), alpha=0.9))
+      [[-1.07 -0.42]]
+
     Reference:
       Bai et al. 2023, Improving the Accuracy-Robustness Trade-off of Classifiers via Adaptive Smoothing,
       arXiv:2301.12554.
@@ -88,6 +92,16 @@ class Mixture:
       high: u, its largest share.
       standard_scale: s_g, see :func:`mix`.
       robust_scale: s_h.
+
+    Example:
+      >>> standard, robust = (
+      ...     models.functional(models.mlp(jax.random.key(i), hidden=(16,), image_shape=(8, 8, 1))) for i in range(2)
+      ... )
+      >>> network = models.functional(models.mixing_network(jax.random.key(2), num_inputs=52, hidden=(16,)))
+      >>> apply = mixing.mixture(standard=standard.apply, robust=robust.apply, network=network.apply)
+      >>> state = apply.init(standard.state, robust.state, network.state)
+      >>> apply.logits_fn(state)(jnp.ones((2, 8, 8, 1))).shape
+      (2, 10)
 
     Reference:
       Bai et al. 2023, Improving the Accuracy-Robustness Trade-off of Classifiers via Adaptive Smoothing,
@@ -189,6 +203,11 @@ def bounds_from_counts(
     Guarantee:
       For every input, over the draws: with probability at least 1 - alpha both bounds hold.
 
+    Example:
+      >>> bounds = mixing.bounds_from_counts(np.array([[2, 98, 0]]), np.array([[100, 9900, 0]]))
+      >>> print(bounds.label, bounds.first, bounds.second)
+      [1] [0.99] [0.01]
+
     Reference:
       Bai et al. 2023, arXiv:2301.12554, whose code takes the averages themselves; the bounds are ours.
     """
@@ -237,6 +256,10 @@ def lipschitz_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, lipsc
       The mixture's class is constant on the open ball, whatever the accurate part does: it can move a difference of
       probabilities by at most 1.
 
+    Example:
+      >>> mixing.lipschitz_radius([0.9, 0.6], [0.1, 0.4], alpha=0.9, lipschitz=2.0)
+      array([0.17, 0.02])
+
     Reference:
       Bai et al. 2023, arXiv:2301.12554; its constant for smoothed classifiers is twice the least one above.
     """
@@ -269,6 +292,10 @@ def smoothed_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, sigma:
 
     Guarantee:
       As ``lipschitz_radius``; both bounds on probabilities have to hold.
+
+    Example:
+      >>> mixing.smoothed_radius([0.99, 0.6], [0.01, 0.4], alpha=0.9, sigma=0.5)
+      array([1.09, 0.06])
 
     Reference:
       Bai et al. 2023, arXiv:2301.12554. Larger than its

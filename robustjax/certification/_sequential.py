@@ -101,6 +101,12 @@ def certify_sequential(
       ``futility`` and ``tolerance`` are. It is for one call: to repeat it with other radii or keys until an answer
       pleases spends alpha each time.
 
+    Example:
+      >>> measure = certification.gaussian(0.5)
+      >>> certificate = certification.certify_sequential(jax.random.key(0), logits_fn, x, measure, target_radius=0.25)
+      >>> print(certificate.abstained, certificate.num_samples)  # of at most 100,100
+      [False False] [409 200]
+
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918, for the certificate; Voracek, "Treatment of statistical estimation
       problems in randomized smoothing for adversarial robustness", arXiv:2406.17830, for asking sequentially. Differs

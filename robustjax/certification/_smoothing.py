@@ -73,6 +73,12 @@ def certify(
       m * alpha may be wrong. It speaks of the smoothed classifier, not of ``logits_fn``, and holds in exact
       arithmetic; see :func:`gaussian` for floating point.
 
+    Example:
+      >>> measure = certification.gaussian(0.5)
+      >>> certificate = certification.certify(jax.random.key(0), logits_fn, x, measure, num_estimation=10_000)
+      >>> print(certificate.label, certificate.radius)
+      [1 1] [0.37 1.6 ]
+
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918, algorithm "Certify". Differs from it at a bound of exactly 1/2,
       where it returns a class and we abstain, because two classes may then tie.
@@ -123,6 +129,10 @@ def predict(
     Guarantee:
       For every input by itself, over the draws: a class other than the smoothed classifier's is returned with
       probability at most alpha.
+
+    Example:
+      >>> print(certification.predict(jax.random.key(0), logits_fn, x, certification.gaussian(0.5)))
+      [1 1]
 
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918, algorithm "Predict".
@@ -177,6 +187,12 @@ def certificate_from_counts(
 
     Guarantee:
       As ``certify``, if the two sets of draws are independent and their numbers were fixed beforehand.
+
+    Example:
+      >>> selection, estimation = np.array([[2, 98], [51, 49]]), np.array([[100, 9900], [5010, 4990]])
+      >>> certificate = certification.certificate_from_counts(selection, estimation, certification.gaussian(0.5))
+      >>> print(certificate.label, certificate.radius)  # the second abstains
+      [ 1 -1] [1.11 0.  ]
     """
     selection = check_counts("selection_counts", selection_counts)
     estimation = check_counts("estimation_counts", estimation_counts)
@@ -215,6 +231,10 @@ def prediction_from_counts(counts: Int[AnyArray, "batch classes"], *, alpha: flo
 
     Raises:
       ValueError: for counts that are not (batch, classes) integers >= 0, and for alpha outside (0, 1).
+
+    Example:
+      >>> print(certification.prediction_from_counts(np.array([[20, 980], [510, 490]])))  # the second abstains
+      [ 1 -1]
 
     Reference:
       Hung and Fithian, "Rank verification for exponential families", arXiv:1610.03944, which makes the test valid

@@ -1,4 +1,9 @@
-"""Mixtures of an accurate and a robust classifier, and the radii that the robust one lends to them."""
+"""Mixtures of an accurate and a robust classifier, and the radii that the robust one lends to them.
+
+The examples begin with:
+
+>>> from robustjax.certification import mixing
+"""
 
 from robustjax.certification._mixing import ClassBounds as ClassBounds
 from robustjax.certification._mixing import bounds_from_counts as bounds_from_counts

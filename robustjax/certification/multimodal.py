@@ -1,4 +1,9 @@
-"""Radii of classifiers that weigh what several modalities say."""
+"""Radii of classifiers that weigh what several modalities say.
+
+The examples begin with:
+
+>>> from robustjax.certification import multimodal
+"""
 
 from __future__ import annotations
 
@@ -27,6 +32,10 @@ def lipschitz_constants(kernel: Float[AnyArray, "modalities inputs hidden"]) -> 
 
     Guarantee:
       Upper bounds, a relative 1e-6 above the norms for a model that is computed in float32.
+
+    Example:
+      >>> multimodal.lipschitz_constants(np.stack([np.eye(4, 3), 2 * np.eye(4, 3)]))
+      array([1., 2.])
     """
     matrices = np.asarray(kernel, np.float64)
     if matrices.ndim != 3:
@@ -72,6 +81,14 @@ def radius(
       The answer is y for all changes with :math:`\sqrt{\sum_m \lVert \delta_m \rVert_2^2} < r`, of all modalities or of
       the one named. As good as the constants: largest gradients seen in data, as the authors' code has them, give an
       estimate and no guarantee.
+
+    Example:
+      >>> scores = jnp.array([[[0.9, 0.1], [0.6, 0.4]]])  # one input, two modalities, two classes
+      >>> weights, bias = jnp.ones((2, 2)), jnp.zeros(2)
+      >>> print(multimodal.radius(scores, weights, bias, constants=jnp.ones(2)))
+      [0.35]
+      >>> print(multimodal.radius(scores, weights, bias, constants=jnp.ones(2), modality=0))  # only one changes
+      [0.5]
 
     Reference:
       Yang et al. 2024, Quantifying and Enhancing Multi-modal Robustness with Modality Preference, arXiv 2402.06244.

@@ -73,6 +73,12 @@ def batches(
     Raises:
       ValueError: if a setting is out of its range, or ``batch_size`` exceeds the data set or is no multiple of
         ``process_count``.
+
+    Example:
+      >>> digits = data.load("digits", "train")
+      >>> batch = next(data.batches(digits, 32, seed=0))
+      >>> batch.image.shape, batch.label.dtype.name
+      ((32, 8, 8, 1), 'int32')
     """
     import grain
 

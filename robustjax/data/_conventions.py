@@ -72,6 +72,10 @@ def splits(name: str, *, validation: float = 0.1) -> Splits:
 
     Raises:
       ValueError: if ``validation`` is outside (0, 1).
+
+    Example:
+      >>> data.splits("mnist")
+      Splits(train='train[:90%]', validation='train[90%:]', test='test')
     """
     percent = round(100 * (1 - validation), 4)
     if not 0 < percent < 100:
@@ -94,6 +98,10 @@ def channel_statistics(dataset: Dataset) -> ChannelStatistics:
 
     Raises:
       ValueError: if a channel is constant, so that it cannot be divided by its standard deviation.
+
+    Example:
+      >>> data.channel_statistics(data.load("digits", "train"))
+      ChannelStatistics(mean=(0.0,), std=(1.0,))
 
     Reference:
       Cohen, Rosenfeld and Kolter (2019), Certified Adversarial Robustness via Randomized Smoothing, arXiv:1902.02918.

@@ -43,6 +43,13 @@ def load(
       FileNotFoundError: if the data set is not prepared in ``data_dir``.
       ValueError: if the name is unknown, ``data_dir`` is not a folder, the split is malformed, missing or empty, or the
         data set has no labelled images, is stored in a format without random access, or needs ``image_size``.
+
+    Example:
+      >>> digits = data.load("digits", "test")
+      >>> len(digits), digits.image_shape
+      (500, (8, 8, 1))
+      >>> print(digits[:5].label)
+      [0 9 6 9 8]
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}.")

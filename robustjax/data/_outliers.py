@@ -27,6 +27,13 @@ def with_outliers(batches: BatchIterator, outlier_batches: BatchIterator) -> Bat
 
     Raises:
       ValueError: when a batch is asked for, if images differ in shape.
+
+    Example:
+      >>> inside = data.batches(data.load("digits", "train"), 3, seed=0)
+      >>> outside = data.batches(data.synthetic("textures", (8, 8, 1), 100), 2, seed=0)
+      >>> batch = next(data.with_outliers(inside, outside))
+      >>> batch.image.shape, (batch.label == -1).tolist()
+      ((5, 8, 8, 1), [False, False, False, True, True])
     """
     return _WithOutliers(batches, outlier_batches)
 

@@ -27,6 +27,11 @@ def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
 
     Raises:
       ValueError: if ``classes`` is empty, names a class twice, or names one that the data set lacks or has no image of.
+
+    Example:
+      >>> even = data.select_classes(data.load("digits", "test"), [0, 2, 4, 6, 8])
+      >>> even.num_classes, np.unique(even[:].label).tolist()
+      (5, [0, 1, 2, 3, 4])
     """
     classes = [int(c) for c in classes]
     if not classes or len(set(classes)) < len(classes):
@@ -65,6 +70,11 @@ def match_images(dataset: Dataset, image_shape: Sequence[int], *, invert: bool =
 
     Raises:
       ValueError: if a shape is not as above.
+
+    Example:
+      >>> digits = data.match_images(data.load("digits", "test"), (28, 28, 3))
+      >>> digits[:4].image.shape
+      (4, 28, 28, 3)
     """
     from PIL import Image
 
@@ -102,6 +112,12 @@ def permute_pixels(dataset: Dataset, *, seed: int) -> Dataset:
 
     Returns:
       The data set with its pixels permuted and its labels kept.
+
+    Example:
+      >>> digits = data.load("digits", "test")
+      >>> shuffled = data.permute_pixels(digits, seed=0)
+      >>> np.sort(shuffled[7].image.ravel()).tolist() == np.sort(digits[7].image.ravel()).tolist()
+      True
     """
     _validate.at_least(0, seed=seed)
     height, width, channels = dataset.image_shape
@@ -131,6 +147,11 @@ def synthetic(name: str, image_shape: Sequence[int], size: int, *, seed: int = 0
 
     Raises:
       ValueError: if the name is unknown or a number is out of range.
+
+    Example:
+      >>> noise = data.synthetic("uniform_noise", (8, 8, 1), 100)
+      >>> noise[:2].image.shape
+      (2, 8, 8, 1)
     """
     height, width, channels = map(int, image_shape)
     shape = (height, width, channels)

@@ -65,6 +65,12 @@ def bootstrap_interval(
       ValueError: if ``key`` is not a key, there are no samples, a sample has no rows or a NaN, ``num_resamples`` is
         below 2, or ``alpha`` is outside (0, 1).
 
+    Example:
+      >>> correct = jnp.arange(50) % 5 > 0  # 80 % are right
+      >>> interval = metrics.bootstrap_interval(jax.random.key(0), jnp.mean, correct.astype(jnp.float32))
+      >>> f"{interval.estimate:.2f}, between {interval.lower:.2f} and {interval.upper:.2f}"
+      '0.80, between 0.68 and 0.90'
+
     Reference:
       Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13.
     """

@@ -41,6 +41,11 @@ def expected_calibration_error(
       ValueError: if probabilities are not ``(batch, classes)`` rows of numbers >= 0 with sum 1 (within 1e-3), labels do
         not fit them, ``num_bins`` is below 1, or ``binning`` is unknown.
 
+    Example:
+      >>> probabilities = [[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]]
+      >>> f"{metrics.expected_calibration_error(probabilities, [0, 0, 1, 0]):.2f}"  # |1 - 0.9| / 2 + |0.5 - 0.8| / 2
+      '0.20'
+
     Reference:
       Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., arXiv:1706.04599. Adaptive: Nguyen and O'Connor,
       arXiv:1508.05154.
@@ -72,6 +77,11 @@ def maximum_calibration_error(
     Raises:
       ValueError: as ``expected_calibration_error``.
 
+    Example:
+      >>> probabilities = [[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]]
+      >>> f"{metrics.maximum_calibration_error(probabilities, [0, 0, 1, 0]):.2f}"  # |0.5 - 0.8|
+      '0.30'
+
     Reference:
       Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., arXiv:1706.04599.
     """
@@ -92,6 +102,10 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
     Raises:
       ValueError: as ``expected_calibration_error``.
+
+    Example:
+      >>> f"{metrics.brier_score([[0.9, 0.1], [0.2, 0.8]], [0, 0]):.2f}"  # the mean of 0.02 and 1.28
+      '0.65'
 
     Reference:
       Brier, Monthly Weather Review 78, 1950.
@@ -116,6 +130,10 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> floa
 
     Raises:
       ValueError: as ``expected_calibration_error``.
+
+    Example:
+      >>> f"{metrics.negative_log_likelihood([[0.9, 0.1], [0.2, 0.8]], [0, 1]):.3f}"
+      '0.164'
     """
     probabilities, labels = _checked(probabilities, labels)
     of_label = probabilities[np.arange(labels.size), labels].astype(np.float64)
@@ -141,6 +159,10 @@ def aurc(scores: ArrayLike, errors: ArrayLike) -> float:
 
     Raises:
       ValueError: if scores and errors are not two vectors of one length, are empty, or hold a NaN.
+
+    Example:
+      >>> f"{metrics.aurc([0.1, 0.2, 0.3, 0.4], [False, False, True, False]):.3f}"  # the mean of 0, 0, 1/3 and 1/4
+      '0.146'
 
     Reference:
       Geifman, Uziel and El-Yaniv, arXiv:1805.08206.

@@ -43,6 +43,14 @@ def certified_accuracy(certificate: AnyCertificate, labels: ArrayLike, radii: Ar
     Raises:
       ValueError: if labels have another length or are empty, or radii are negative or not ``(k,)``.
 
+    Example:
+      >>> certificate = certification.Certificate(
+      ...     label=np.array([0, 1, -1]), radius=np.array([0.6, 0.3, 0.0]), probability=np.array([0.9, 0.7, 0.5]),
+      ...     abstained=np.array([False, False, True]),
+      ... )
+      >>> metrics.certified_accuracy(certificate, labels=[0, 1, 1], radii=[0.0, 0.25, 0.5])
+      array([0.67, 0.67, 0.33])
+
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918 ("approximate certified accuracy").
     """
@@ -67,6 +75,14 @@ def average_certified_radius(certificate: AnyCertificate, labels: ArrayLike) -> 
 
     Raises:
       ValueError: if labels have another length or are empty.
+
+    Example:
+      >>> certificate = certification.Certificate(
+      ...     label=np.array([0, 1, -1]), radius=np.array([0.6, 0.3, 0.0]), probability=np.array([0.9, 0.7, 0.5]),
+      ...     abstained=np.array([False, False, True]),
+      ... )
+      >>> f"{metrics.average_certified_radius(certificate, labels=[0, 1, 1]):.2f}"
+      '0.30'
 
     Reference:
       Zhai et al., "MACER", arXiv:2001.02378.
@@ -95,6 +111,14 @@ def certified_accuracy_lower_bound(
 
     Raises:
       ValueError: as ``certified_accuracy``, and if alpha or rho is outside (0, 1).
+
+    Example:
+      >>> certificate = certification.Certificate(
+      ...     label=np.zeros(500, int), radius=np.full(500, 0.6), probability=np.full(500, 0.9),
+      ...     abstained=np.zeros(500, bool),
+      ... )
+      >>> metrics.certified_accuracy_lower_bound(certificate, labels=np.zeros(500, int), radii=[0.5])
+      array([0.99])
 
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918, appendix ("high-probability certified accuracy").

@@ -55,6 +55,10 @@ def auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     Raises:
       ValueError: if scores are not a vector, are empty, not real, or hold a NaN.
 
+    Example:
+      >>> metrics.auroc([0.1, 0.2, 0.3], [0.25, 0.8])  # of six pairs, five are in order
+      0.8333333333333334
+
     Reference:
       Hendrycks and Gimpel, arXiv:1610.02136.
     """
@@ -88,6 +92,10 @@ def aupr(
     Raises:
       ValueError: as ``auroc``, and if ``positive`` or ``interpolation`` is unknown.
 
+    Example:
+      >>> metrics.aupr([0.1, 0.2, 0.3], [0.25, 0.8])
+      0.8333333333333333
+
     Reference:
       Hendrycks and Gimpel, arXiv:1610.02136; Davis and Goadrich, ICML 2006, on the interpolation.
     """
@@ -119,6 +127,12 @@ def fpr_at_tpr(
     Raises:
       ValueError: as ``auroc``, and if ``tpr`` is outside (0, 1] or ``positive`` is unknown.
 
+    Example:
+      >>> metrics.fpr_at_tpr([0.1, 0.2, 0.3], [0.25, 0.8])  # the threshold is 0.25: one of three is flagged
+      0.3333333333333333
+      >>> metrics.fpr_at_tpr([0.1, 0.2, 0.3], [0.25, 0.8], positive="id")
+      0.5
+
     Reference:
       Liang, Li and Srikant, "ODIN", arXiv:1706.02690; Zhang et al., "OpenOOD v1.5", arXiv:2306.09301.
     """
@@ -147,6 +161,10 @@ def detection_error(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     Raises:
       ValueError: as ``auroc``.
 
+    Example:
+      >>> metrics.detection_error([0.1, 0.2, 0.3], [0.25, 0.8])  # a threshold between 0.2 and 0.25
+      0.16666666666666666
+
     Reference:
       Liang, Li and Srikant, "ODIN", arXiv:1706.02690, which fixes the true positive rate at 95%; Lee et al.,
       arXiv:1807.03888, take the minimum over all thresholds.
@@ -167,6 +185,11 @@ def detection_metrics(scores_in: ArrayLike, scores_out: ArrayLike, *, tpr: float
 
     Raises:
       ValueError: as ``auroc``, and if ``tpr`` is outside (0, 1].
+
+    Example:
+      >>> found = metrics.detection_metrics([0.1, 0.2, 0.3], [0.25, 0.8])
+      >>> f"AUROC {found.auroc:.3f}, FPR@95TPR {found.fpr_ood_positive:.3f}"
+      'AUROC 0.833, FPR@95TPR 0.333'
     """
     below_in, below_out = (below.astype(np.float64) for below in _counts(scores_in, scores_out))
     needed = _needed(tpr, int(below_in[-1])), _needed(tpr, int(below_out[-1]))
@@ -189,6 +212,11 @@ def detection_metrics_on_device(
     Raises:
       ValueError: if scores are not vectors, are empty or differ in dtype, if there are more than 2^24 of them (float32
         counts no further), or if ``tpr`` is outside (0, 1].
+
+    Example:
+      >>> found = jax.jit(metrics.detection_metrics_on_device)(jnp.array([0.1, 0.2, 0.3]), jnp.array([0.25, 0.8]))
+      >>> f"{found.auroc:.3f}"
+      '0.833'
     """
     for name, scores in (("scores_in", scores_in), ("scores_out", scores_out)):
         _shape(name, scores)
@@ -228,6 +256,10 @@ def ranks(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.n
 
     Raises:
       ValueError: as ``auroc``.
+
+    Example:
+      >>> metrics.ranks([0.1, 0.2, 0.2], [0.2, 0.8])
+      (array([0., 1., 1.], dtype=float32), array([1., 2.], dtype=float32))
     """
     scores_in, scores_out = _on_host("scores_in", scores_in), _on_host("scores_out", scores_out)
     _, places = np.unique(np.concatenate([scores_in, scores_out]), return_inverse=True)

@@ -60,6 +60,11 @@ def create(name: str, key: Key[Array, ""], **settings: Any) -> Classifier:
 
     Raises:
       ValueError: if no model has this name.
+
+    Example:
+      >>> module = models.create("mlp", jax.random.key(0), hidden=(), image_shape=(8, 8, 1))
+      >>> module(jnp.ones((2, 8, 8, 1))).logits.shape
+      (2, 10)
     """
     if name not in MODELS:
         raise ValueError(f"name must be one of {', '.join(MODELS)}, got {name!r}.")

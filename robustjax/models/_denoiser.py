@@ -183,6 +183,11 @@ def denoiser(
     Raises:
       ValueError: if an argument is out of its range.
 
+    Example:
+      >>> denoise = lambda key, x: models.denoiser(key, image_shape=(8, 8, 1))(x)
+      >>> jax.eval_shape(denoise, jax.random.key(0), jnp.ones((2, 8, 8, 1))).shape
+      (2, 8, 8, 1)
+
     Reference:
       Zhang et al. 2017, Beyond a Gaussian Denoiser: Residual Learning of Deep CNN for Image Denoising,
       arXiv 1608.03981; the folding: Zhang, Zuo and Zhang 2018, FFDNet, arXiv 1710.04026.
@@ -216,6 +221,11 @@ def noise_predictor(
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> predict = lambda key, x, time: models.noise_predictor(key, image_shape=(8, 8, 1))(x, time)
+      >>> jax.eval_shape(predict, jax.random.key(0), jnp.ones((2, 8, 8, 1)), jnp.array([0, 999])).shape
+      (2, 8, 8, 1)
 
     Reference:
       Ho, Jain and Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv 2006.11239, whose network is a U-Net.
@@ -261,6 +271,11 @@ def image_functional(module: nnx.Module) -> ImageFunctional:
 
     Raises:
       ValueError: if the module has other kinds of variables.
+
+    Example:
+      >>> model = models.image_functional(models.denoiser(jax.random.key(0), width=4, depth=2, image_shape=(8, 8, 1)))
+      >>> model.outputs(model.state, jnp.ones((2, 8, 8, 1))).shape
+      (2, 8, 8, 1)
     """
     state = functional(module).state
     if state.batch_stats:

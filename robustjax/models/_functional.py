@@ -104,6 +104,13 @@ def functional(module: nnx.Module) -> Functional:
 
     Raises:
       ValueError: if the module has other kinds of variables, such as the random state of a dropout layer.
+
+    Example:
+      >>> model = models.functional(models.mlp(jax.random.key(0), hidden=(16,), image_shape=(8, 8, 1)))
+      >>> outputs = model.outputs(model.state, jnp.ones((2, 8, 8, 1)))
+      >>> outputs.logits.shape, outputs.features.shape
+      ((2, 10), (2, 16))
+      >>> logits_fn = jax.tree_util.Partial(lambda state, x: model.outputs(state, x).logits, model.state)
     """
     training, inference = (
         nnx.view(module, use_running_average=average, raise_if_not_found=False) for average in (False, True)
@@ -127,5 +134,10 @@ def num_parameters(params: Any) -> int:
 
     Returns:
       The sum of their sizes.
+
+    Example:
+      >>> model = models.functional(models.mlp(jax.random.key(0), hidden=(16,), image_shape=(8, 8, 1)))
+      >>> models.num_parameters(model.state.params)  # 64 * 16 + 16 + 16 * 10 + 10
+      1210
     """
     return sum(leaf.size for leaf in jax.tree.leaves(params))

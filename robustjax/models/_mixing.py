@@ -98,6 +98,11 @@ def mixing_network(
     Raises:
       ValueError: if an argument is out of its range.
 
+    Example:
+      >>> gamma = lambda key, x: models.mixing_network(key, num_inputs=52)(x).logits  # 52 = 2 * (16 + 10)
+      >>> jax.eval_shape(gamma, jax.random.key(0), jnp.ones((2, 52))).shape
+      (2, 1)
+
     Reference:
       Bai et al. 2023, Improving the Accuracy-Robustness Trade-off of Classifiers via Adaptive Smoothing,
       arXiv:2301.12554.

@@ -110,6 +110,12 @@ def multimodal(
     Raises:
       ValueError: if an argument is out of its range.
 
+    Example:
+      >>> classify = lambda key, x: models.multimodal(key, image_shape=(8, 8, 1))(x)  # a left and a right half
+      >>> outputs = jax.eval_shape(classify, jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+      >>> outputs.features.shape  # two modalities of ten classes
+      (2, 20)
+
     Reference:
       Yang et al. 2024, Quantifying and Enhancing Multi-modal Robustness with Modality Preference, arXiv 2402.06244 (the
       last layer).

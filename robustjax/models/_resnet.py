@@ -116,6 +116,11 @@ def resnet20(
     Raises:
       ValueError: if an argument is out of its range.
 
+    Example:
+      >>> shapes = jax.eval_shape(lambda key: models.functional(models.resnet20(key)).state, jax.random.key(0))
+      >>> models.num_parameters(shapes.params)
+      272474
+
     Reference:
       He et al., Deep Residual Learning for Image Recognition, 2016, arXiv:1512.03385 (section 4.2);
       projections as in Cohen et al., Certified Adversarial Robustness via Randomized Smoothing, 2019, arXiv:1902.02918.
@@ -220,6 +225,12 @@ def resnet18(
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> init = lambda key: models.functional(models.resnet18(key, num_classes=1000)).state
+      >>> shapes = jax.eval_shape(init, jax.random.key(0))
+      >>> models.num_parameters(shapes.params)
+      11689512
 
     Reference:
       He et al., Deep Residual Learning for Image Recognition, 2016, arXiv:1512.03385.

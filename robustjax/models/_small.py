@@ -109,6 +109,11 @@ def mlp(
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> module = models.mlp(jax.random.key(0), hidden=(16,), image_shape=(8, 8, 1))
+      >>> module(jnp.ones((2, 8, 8, 1))).features.shape
+      (2, 16)
     """
     if any(width < 1 for width in hidden):
         raise ValueError(f"hidden must be positive widths, got {tuple(hidden)}.")
@@ -142,6 +147,11 @@ def lenet(
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> shapes = jax.eval_shape(lambda key: models.functional(models.lenet(key)).state, jax.random.key(0))
+      >>> models.num_parameters(shapes.params)
+      431080
 
     Reference:
       Zhai et al., MACER: Attack-free and Scalable Robust Training via Maximizing Certified Radius, 2020,
@@ -177,6 +187,11 @@ def cnn(
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> shapes = jax.eval_shape(lambda key: models.functional(models.cnn(key)).state, jax.random.key(0))
+      >>> models.num_parameters(shapes.params)
+      421642
     """
     body = partial(_ConvNet, channels=(32, 64), kernel=3, padding="SAME", dense=128)
     return Classifier(key, body, image_shape=image_shape, num_classes=num_classes, mean=mean, std=std, dtype=dtype)
@@ -209,6 +224,11 @@ def strided_cnn(
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> shapes = jax.eval_shape(lambda key: models.functional(models.strided_cnn(key)).state, jax.random.key(0))
+      >>> models.num_parameters(shapes.params)
+      329606
 
     Reference:
       Gowal et al., On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models, 2018,

@@ -83,6 +83,11 @@ def wide_resnet(
     Raises:
       ValueError: if an argument is out of its range.
 
+    Example:
+      >>> shapes = jax.eval_shape(lambda key: models.functional(models.wide_resnet(key)).state, jax.random.key(0))
+      >>> models.num_parameters(shapes.params)
+      36479194
+
     Reference:
       Zagoruyko & Komodakis, Wide Residual Networks, 2016, arXiv:1605.07146.
     """

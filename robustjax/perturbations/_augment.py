@@ -27,6 +27,11 @@ def random_crop(
 
     Raises:
       ValueError: ``padding`` is negative.
+
+    Example:
+      >>> x = jnp.ones((2, 8, 8, 1))
+      >>> perturbations.random_crop(jax.random.key(0), x, padding=2).shape
+      (2, 8, 8, 1)
     """
     _validate.at_least(0, padding=padding)
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -45,6 +50,14 @@ def random_horizontal_flip(
 
     Returns:
       Images of the same shape and dtype.
+
+    Example:
+      >>> x = jnp.tile(jnp.arange(3.0).reshape(1, 1, 3, 1), (4, 1, 1, 1))  # four images of one row
+      >>> print(perturbations.random_horizontal_flip(jax.random.key(0), x)[:, 0, :, 0])
+      [[0. 1. 2.]
+       [0. 1. 2.]
+       [2. 1. 0.]
+       [2. 1. 0.]]
     """
     flip = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))
     return jnp.where(flip, x[:, :, ::-1], x)
@@ -75,5 +88,10 @@ def compose(*functions: Callable[[Array, Array], Array]) -> Compose:
 
     Returns:
       One function ``(key, x) -> x``, hashable, so that it can be part of an objective.
+
+    Example:
+      >>> augment = perturbations.compose(perturbations.random_crop, perturbations.random_horizontal_flip)
+      >>> augment(jax.random.key(0), jnp.ones((2, 8, 8, 1))).shape
+      (2, 8, 8, 1)
     """
     return Compose(functions)

@@ -21,6 +21,11 @@ def image_keys(key: Key[Array, "..."], x: Float[AnyArray, "batch ..."]) -> Key[A
 
     Returns:
       ``(batch,)`` keys. Equal inputs have equal keys.
+
+    Example:
+      >>> keys = perturbations.image_keys(jax.random.key(0), np.array([[0.1], [0.2], [0.1]]))
+      >>> print(keys[0] == keys[2], keys[0] == keys[1])
+      True False
     """
     if key.ndim:
         return key

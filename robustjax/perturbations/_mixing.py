@@ -51,6 +51,12 @@ def mixup(
     Raises:
       ValueError: a shape does not fit, or a setting is out of range.
 
+    Example:
+      >>> x, labels = jnp.stack([jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))]), jnp.array([0, 1])
+      >>> mixed = perturbations.mixup(jax.random.key(4), x, labels, num_classes=2)
+      >>> print(mixed.image[:, 0, 0, 0], mixed.label_probabilities[:, 1])
+      [0.37 0.63] [0.37 0.63]
+
     Reference:
       Zhang, Cisse, Dauphin and Lopez-Paz 2018, mixup: Beyond Empirical Risk Minimization, arXiv 1710.09412.
     """
@@ -92,6 +98,12 @@ def cutmix(
 
     Raises:
       ValueError: a shape does not fit, or a setting is out of range.
+
+    Example:
+      >>> x, labels = jnp.stack([jnp.zeros((8, 8, 1)), jnp.ones((8, 8, 1))]), jnp.array([0, 1])
+      >>> mixed = perturbations.cutmix(jax.random.key(4), x, labels, num_classes=2)
+      >>> print(mixed.image.mean((1, 2, 3)), mixed.label_probabilities[:, 1])  # shares of pixels are the labels
+      [0.25 0.75] [0.25 0.75]
 
     Reference:
       Yun et al. 2019, CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features,

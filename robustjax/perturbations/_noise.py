@@ -29,6 +29,12 @@ def gaussian_noise(
 
     Raises:
       ValueError: ``sigma`` is not positive and finite.
+
+    Example:
+      >>> x = jnp.full((2, 8, 8, 1), 0.5)
+      >>> noisy = perturbations.gaussian_noise(jax.random.key(0), x, sigma=0.25)
+      >>> f"{(noisy - x).std():.2f}"
+      '0.23'
     """
     if not isinstance(sigma, jax.core.Tracer):
         _validate.positive(sigma=float(sigma))

@@ -28,6 +28,11 @@ def threefry_2x32(
     Returns:
       Two uint32 arrays.
 
+    Example:
+      >>> zero = jnp.zeros((), jnp.uint32)
+      >>> [hex(word) for word in perturbations.threefry_2x32((zero, zero), (zero, zero))]
+      ['0x6b200159', '0x99ba4efe']
+
     Reference:
       Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
@@ -56,6 +61,11 @@ def standard_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array,
 
     Returns:
       float32 array of that shape.
+
+    Example:
+      >>> z = perturbations.standard_normal(jax.random.key(0), (1000,))
+      >>> f"mean {z.mean():.1f}, standard deviation {z.std():.1f}"
+      'mean -0.1, standard deviation 1.0'
     """
     if str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.normal(key, shape, jnp.float32)

@@ -2,6 +2,15 @@
 
 Each function returns a ``Detector``, a pair of ``fit`` and ``score``. Start with ``energy`` or ``msp``, which read only
 logits and need no fit, ``mahalanobis`` or ``knn``, which read features, and ``react``, which wraps another detector.
+
+The examples below share three classes of training rows and two test rows, the second of which is foreign:
+
+>>> rng, labels = np.random.default_rng(0), np.arange(60) % 3
+>>> features = np.abs(5 * np.eye(3, 6)[labels] + rng.normal(size=(60, 6))).astype(np.float32)
+>>> head = scoring.Head(kernel=np.eye(6, 3, dtype=np.float32))
+>>> train = scoring.Outputs(features @ head.kernel, features)
+>>> rows = np.array([[5, 1, 1, 1, 1, 1], [1, 1, 1, 5, 5, 5]], np.float32)
+>>> test = scoring.Outputs(rows @ head.kernel, rows)
 """
 
 from robustjax.scoring._detector import Detector as Detector

@@ -90,6 +90,14 @@ def make_detector(
       ``(batch, classes >= 2)``, for bare logits where the detector needs features, for features, labels or a head that
       do not fit the logits or the state, for labels outside ``0, ..., classes - 1``, for rows that are not finite, and
       for scores that would be NaN. Under ``jit``, where values are unknown, a row that is not finite scores NaN.
+
+    Example:
+      >>> detector = scoring.make_detector(
+      ...     fit=lambda outputs, labels, head: outputs.features.mean(0),
+      ...     score=lambda mean, outputs: jnp.linalg.norm(outputs.features - mean[None], axis=-1),
+      ... )
+      >>> print(detector.score(detector.fit(train), test))
+      [3.27 7.57]
     """
 
     def score_and_finite(state, outputs):

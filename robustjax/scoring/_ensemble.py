@@ -75,6 +75,12 @@ def ensemble(*detectors: Detector) -> Detector:
 
     Raises:
       ValueError: for no members.
+
+    Example:
+      >>> detector = scoring.ensemble(scoring.energy(), scoring.knn(k=3))
+      >>> state = detector.fit(train)
+      >>> print(detector.score(state, test))
+      [-0.38  6.68]
     """
     if not detectors:
         raise ValueError("ensemble takes one or more detectors, got none.")
@@ -104,6 +110,12 @@ def model_ensemble(detector: Detector) -> Detector:
       The detector, whose functions take a sequence with an entry for each model: ``fit(outputs, labels, heads)``, with
       labels that all share and heads that may be left out, and ``score(state, outputs)``. Both raise ValueError for
       sequences of different lengths, and ``fit`` as that of ``ensemble`` does.
+
+    Example:
+      >>> detector = scoring.model_ensemble(scoring.energy())
+      >>> state = detector.fit([train.logits, 2 * train.logits])  # the logits of two models
+      >>> print(detector.score(state, [test.logits, 2 * test.logits]))
+      [-0.01  3.07]
     """
     check_detectors("model_ensemble", detector)
 

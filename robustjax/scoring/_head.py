@@ -31,6 +31,10 @@ def gradnorm() -> Detector:
     Returns:
       The detector; there is nothing to fit.
 
+    Example:
+      >>> print(scoring.gradnorm().score((), test))
+      [-12.63  -0.  ]
+
     Reference:
       Huang, Geng and Li, "On the importance of gradients for detecting distributional shifts in the wild",
       arXiv:2110.00218.
@@ -54,6 +58,12 @@ def she() -> Detector:
     Returns:
       The detector; its state is the patterns, ``(classes, dim)``. ``fit`` needs labels, and raises ValueError for a
       class without a row that is classified correctly.
+
+    Example:
+      >>> detector = scoring.she()
+      >>> state = detector.fit(train, labels)
+      >>> print(detector.score(state, test))
+      [-28.49 -17.96]
 
     Reference:
       Zhang et al., "Out-of-distribution detection based on in-distribution data patterns memorization with modern
@@ -107,6 +117,12 @@ def nnguide(*, k: int = 10) -> Detector:
     Raises:
       ValueError: for a k that is not a positive integer.
 
+    Example:
+      >>> detector = scoring.nnguide(k=3)
+      >>> state = detector.fit(train)
+      >>> print(detector.score(state, test))
+      [-33.01  -5.83]
+
     Reference:
       Park, Jung and Teoh, "Nearest neighbor guidance for out-of-distribution detection", arXiv:2309.14888.
     """
@@ -154,6 +170,12 @@ def fdbd() -> Detector:
 
     Returns:
       The detector; ``fit`` needs the head. Distances between weights are at least 1e-12, that from the mean 1e-8.
+
+    Example:
+      >>> detector = scoring.fdbd()
+      >>> state = detector.fit(train, head=head)
+      >>> print(detector.score(state, test))
+      [-0.86 -0.  ]
 
     Reference:
       Liu and Qin, "Fast decision boundary based out-of-distribution detector", arXiv:2312.11536.
@@ -207,6 +229,12 @@ def nci(*, alpha: float = 1e-4) -> Detector:
 
     Raises:
       ValueError: for a negative or infinite alpha.
+
+    Example:
+      >>> detector = scoring.nci()
+      >>> state = detector.fit(train, head=head)
+      >>> print(detector.score(state, test))
+      [-0.85  0.16]
 
     Reference:
       Liu and Qin, "Detecting out-of-distribution through the lens of neural collapse", arXiv:2311.01479.

@@ -69,6 +69,12 @@ def odin(logits_fn: LogitsFn, *, temperature: float = 1000.0, epsilon: float = 0
       ValueError: for settings out of their range; from ``score``, for images that are not floating or not finite, and
         for logits that are not ``(batch, classes >= 2)``.
 
+    Example:
+      >>> detector = scoring.odin(lambda images: images.reshape(len(images), -1), temperature=0.1)
+      >>> images = jnp.array([[[0.9, 0.1]], [[0.5, 0.4]]])  # two images of two pixels
+      >>> print(detector.score((), images))
+      [-8.03 -1.33]
+
     Reference:
       Liang, Li and Srikant, "Enhancing the reliability of out-of-distribution image detection in neural networks",
       arXiv:1706.02690. The authors' code moves a pixel without gradient by the whole step.

@@ -97,6 +97,14 @@ def neuron_states(
     Raises:
       ValueError: for a layer that is not there.
 
+    Example:
+      >>> def activations_fn(x, offsets):
+      ...     hidden = jax.nn.relu(x @ jnp.eye(4)) + offsets.get("hidden", 0)
+      ...     return {"hidden": hidden, "head": hidden[:, :2]}
+      >>> states = scoring.neuron_states(activations_fn, jnp.ones((3, 4)), layers=["hidden"])
+      >>> states["hidden"].shape
+      (3, 4)
+
     Reference:
       Liu et al., "Neuron activation coverage: rethinking out-of-distribution detection and generalization",
       arXiv:2306.02879.
@@ -152,6 +160,12 @@ def nac(
     Raises:
       ValueError: for settings out of their range; from ``fit`` and ``score``, for ``x`` that is not floating or not
         finite, or that gives other layers.
+
+    Example:
+      >>> detector = scoring.nac()
+      >>> state = detector.fit(train, head=head)
+      >>> print(detector.score(state, test))
+      [-1.  -0.5]
 
     Reference:
       Liu et al., "Neuron activation coverage: rethinking out-of-distribution detection and generalization",

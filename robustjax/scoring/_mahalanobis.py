@@ -77,6 +77,12 @@ def mahalanobis() -> Detector:
     Returns:
       The detector; its state is a ``MahalanobisState``.
 
+    Example:
+      >>> detector = scoring.mahalanobis()
+      >>> state = detector.fit(train, labels)
+      >>> print(detector.score(state, test))
+      [  0.85 162.42]
+
     Reference:
       Lee, Lee, Lee and Shin, "A simple unified framework for detecting out-of-distribution samples and adversarial
       attacks", arXiv:1807.03888. Their confidence is this score times -1/2.
@@ -102,6 +108,12 @@ def relative_mahalanobis() -> Detector:
 
     Returns:
       The detector; its state is a ``RelativeMahalanobisState``.
+
+    Example:
+      >>> detector = scoring.relative_mahalanobis()
+      >>> state = detector.fit(train, labels)
+      >>> print(detector.score(state, test))
+      [-1.65  2.93]
 
     Reference:
       Ren et al., "A simple fix to Mahalanobis distance for improving near-OOD detection", arXiv:2106.09022.
@@ -135,6 +147,12 @@ def add_class(state: MahalanobisState, features: Float[AnyArray, "rows dim"]) ->
     Raises:
       ValueError: for features without rows, of another dimension or not finite, and for another state.
 
+    Example:
+      >>> state = scoring.mahalanobis().fit(train, labels)
+      >>> more = scoring.add_class(state, features[:10] + 3)  # rows of a fourth class
+      >>> print(scoring.nearest_class(more, features[10:14] + 3))
+      [3 3 3 3]
+
     Reference:
       Lee et al., arXiv:1807.03888, Algorithm 2.
     """
@@ -154,6 +172,11 @@ def nearest_class(state: MahalanobisState, features: Float[AnyArray, "batch dim"
 
     Raises:
       ValueError: for features of another dimension or not finite, and for another state.
+
+    Example:
+      >>> state = scoring.mahalanobis().fit(train, labels)
+      >>> print(scoring.nearest_class(state, features[:5]))
+      [0 1 2 0 1]
     """
     features = _checked_features(state, features, 0)
     return jnp.where(jnp.isfinite(features).all(-1), _nearest(state, features)[0], -1)

@@ -31,6 +31,12 @@ def knn(*, k: int = 50) -> Detector:
       The detector; its state is a ``Bank`` of all training features. ``fit`` raises ValueError for fewer than
       k rows.
 
+    Example:
+      >>> detector = scoring.knn(k=3)
+      >>> state = detector.fit(train)
+      >>> print(detector.score(state, test))
+      [0.16 0.9 ]
+
     Reference:
       Sun, Ming, Zhu and Li, "Out-of-distribution detection with deep nearest neighbors", arXiv:2204.06507.
     """

@@ -79,6 +79,12 @@ def react(detector: Detector, *, percentile: float = 90.0) -> Detector:
     Raises:
       ValueError: for a percentile outside (0, 100).
 
+    Example:
+      >>> detector = scoring.react(scoring.energy(), percentile=90.0)
+      >>> state = detector.fit(train, head=head)
+      >>> print(detector.score(state, test))
+      [-4.71 -2.1 ]
+
     Reference:
       Sun, Guo and Li, "ReAct: out-of-distribution detection with rectified activations", arXiv:2111.12797.
     """
@@ -112,6 +118,12 @@ def dice(detector: Detector, *, percentile: float = 90.0) -> Detector:
 
     Raises:
       ValueError: for a percentile outside (0, 100).
+
+    Example:
+      >>> detector = scoring.dice(scoring.energy(), percentile=80.0)
+      >>> state = detector.fit(train, head=head)
+      >>> print(detector.score(state, test))
+      [-5.04 -2.1 ]
 
     Reference:
       Sun and Li, "DICE: leveraging sparsification for out-of-distribution detection", arXiv:2111.09805.
@@ -167,6 +179,12 @@ def ash(detector: Detector, *, method: Literal["S", "B", "P"] = "S", percentile:
     Raises:
       ValueError: for an unknown method and a percentile outside (0, 100).
 
+    Example:
+      >>> detector = scoring.ash(scoring.energy(), method="P", percentile=50.0)
+      >>> state = detector.fit(train, head=head)
+      >>> print(detector.score(state, test))
+      [-5.04 -1.1 ]
+
     Reference:
       Djurisic et al., "Extremely simple activation shaping for out-of-distribution detection", arXiv:2209.09858.
     """
@@ -205,6 +223,12 @@ def scale(detector: Detector, *, percentile: float = 85.0) -> Detector:
     Raises:
       ValueError: for a percentile outside (0, 100).
 
+    Example:
+      >>> detector = scoring.scale(scoring.max_logit(), percentile=50.0)
+      >>> state = detector.fit(train, head=head)
+      >>> print(detector.score(state, test))
+      [-20.86  -3.32]
+
     Reference:
       Xu et al., "Scaling for training time and post-hoc out-of-distribution detection enhancement", arXiv:2310.00227.
     """
@@ -238,6 +262,12 @@ def vra(detector: Detector, *, low: float = 60.0, high: float = 95.0) -> Detecto
     Raises:
       ValueError: for percentiles outside (0, 100) or out of order.
 
+    Example:
+      >>> detector = scoring.vra(scoring.energy())
+      >>> state = detector.fit(train, head=head)
+      >>> print(detector.score(state, test))
+      [-5.01 -1.1 ]
+
     Reference:
       Xu et al., "VRA: variational rectified activation for out-of-distribution detection", arXiv:2302.11716.
     """
@@ -269,6 +299,12 @@ def feature_normalized(detector: Detector) -> Detector:
 
     Returns:
       The detector; ``fit`` needs the head.
+
+    Example:
+      >>> detector = scoring.feature_normalized(scoring.mahalanobis())  # Mahalanobis++
+      >>> state = detector.fit(train, labels, head)
+      >>> print(detector.score(state, test))
+      [ 2.23 84.48]
 
     Reference:
       Mueller and Hein, "Mahalanobis++: improving OOD detection via feature normalization", arXiv:2505.18032.

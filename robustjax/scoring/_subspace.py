@@ -59,6 +59,12 @@ def residual(*, principal_dim: int | None = None) -> Detector:
     Returns:
       The detector; its state is a ``ResidualState``.
 
+    Example:
+      >>> detector = scoring.residual(principal_dim=3)
+      >>> state = detector.fit(train, head=head)
+      >>> print(detector.score(state, test))
+      [0.39 7.56]
+
     Reference:
       Wang, Li, Feng and Zhang, "ViM: out-of-distribution with virtual-logit matching", arXiv:2203.10807.
     """
@@ -89,6 +95,12 @@ def vim(*, principal_dim: int | None = None) -> Detector:
 
     Returns:
       The detector; its state is a ``VimState``.
+
+    Example:
+      >>> detector = scoring.vim(principal_dim=3)
+      >>> state = detector.fit(train, head=head)
+      >>> print(detector.score(state, test))
+      [-2.95 38.2 ]
 
     Reference:
       Wang, Li, Feng and Zhang, "ViM: out-of-distribution with virtual-logit matching", arXiv:2203.10807.

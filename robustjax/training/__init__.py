@@ -1,6 +1,13 @@
 """From an objective to trained parameters: step, loop, checkpoints, recipes.
 
 ``fit`` runs the whole loop; ``make_step`` is its compiled step.
+
+The examples below train a linear classifier of digits:
+
+>>> import optax
+>>> digits = data.load("digits", "train")
+>>> model = models.functional(models.mlp(jax.random.key(0), hidden=(), image_shape=(8, 8, 1)))
+>>> optimizer = optax.adam(0.01)
 """
 
 from robustjax.training._accelat import AccelATState as AccelATState

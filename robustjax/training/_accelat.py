@@ -77,6 +77,14 @@ def accelat(
     Raises:
       ValueError: an argument is out of range; ``update`` raises it for an accuracy outside [0, 1].
 
+    Example:
+      >>> rule = training.accelat(learning_rate=0.1, factor=0.5, window=1, patience=1)
+      >>> state = rule.init()
+      >>> for accuracy in (0.5, 0.7, 0.7, 0.7):
+      ...     state, rate = rule.update(state, accuracy)
+      >>> f"{rate:.3f}"
+      '0.025'
+
     Reference:
       Nikfam et al. 2022, AccelAT: A Framework for Accelerating the Adversarial Training of Deep Neural Networks Through
       Accuracy Gradient, IEEE Access 10, doi 10.1109/ACCESS.2022.3213734; defaults are those of the authors' code.

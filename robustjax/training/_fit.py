@@ -108,6 +108,16 @@ def fit(
       OSError: a checkpoint could not be written, perhaps because the disk is full; earlier checkpoints stay.
       Preempted: ``stop`` returned True.
       ValueError: an argument is out of range, the folder belongs to another run, or it has no readable checkpoint.
+
+    Example:
+      >>> state = training.init(jax.random.key(1), model.state, optimizer)
+      >>> batches = data.batches(digits, 32, seed=0)
+      >>> result = training.fit(
+      ...     model.apply, state, batches, objective=losses.standard(), optimizer=optimizer, num_steps=100,
+      ...     progress=False,
+      ... )
+      >>> print(result.history["step"], result.history["loss"])
+      [ 50 100] [1.46 0.66]
     """
     _validate.at_least(1, num_steps=num_steps, checkpoint_every=checkpoint_every, keep=keep, log_every=log_every)
     mesh = make_mesh() if mesh is None else mesh

@@ -31,6 +31,11 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
     Raises:
       ValueError: an axis is shorter than 1, there are too few devices, or several processes have more devices than the
         axes need, so that a process might be left out.
+
+    Example:
+      >>> mesh = training.make_mesh({"data": 1})
+      >>> mesh.axis_names
+      ('data',)
     """
     devices = jax.devices() if devices is None else list(devices)
     axes = {"data": len(devices)} if axes is None else dict(axes)
@@ -59,6 +64,11 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
     Returns:
       The pytree, replicated.
+
+    Example:
+      >>> mesh = training.make_mesh({"data": 1})
+      >>> training.replicate({"w": jnp.ones(3)}, mesh)["w"].sharding.is_fully_replicated
+      True
     """
     sharding = NamedSharding(mesh, PartitionSpec())
     if not mesh.is_multi_process and all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree)):
@@ -85,6 +95,11 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
 
     Raises:
       ValueError: the number of rows is not a multiple of the number of devices.
+
+    Example:
+      >>> mesh = training.make_mesh({"data": 1})
+      >>> training.shard_batch(digits[:4], mesh).image.shape
+      (4, 8, 8, 1)
     """
     rows, devices = len(batch.label), len(mesh.local_devices)
     if rows % devices:

@@ -48,6 +48,11 @@ def init(key: Array, model: ModelState, optimizer: optax.GradientTransformation)
 
     Raises:
       ValueError: ``key`` is not one typed key.
+
+    Example:
+      >>> state = training.init(jax.random.key(1), model.state, optimizer)
+      >>> int(state.step)
+      0
     """
     _validate.key(key)
     state = TrainState(jnp.zeros((), jnp.int32), key, model, optimizer.init(model.params))
@@ -70,6 +75,13 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> 
     Returns:
       ``step(apply, state, batch) -> (state, metrics)``, jitted, with ``apply`` static. The buffers of ``state`` are
       donated: the argument is gone after the call.
+
+    Example:
+      >>> step = training.make_step(losses.standard(), optimizer)
+      >>> state = training.init(jax.random.key(1), model.state, optimizer)
+      >>> state, values = step(model.apply, state, next(data.batches(digits, 32, seed=0)))
+      >>> f"loss {values['loss']:.2f}"
+      'loss 2.33'
     """
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

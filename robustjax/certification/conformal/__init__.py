@@ -1,4 +1,13 @@
-"""Conformal prediction: sets of labels that hold the true one as often as was asked for, also under attack."""
+"""Conformal prediction: sets of labels that hold the true one as often as was asked for, also under attack.
+
+The examples below continue with scores of 99 calibration inputs of two classes:
+
+>>> from robustjax.certification import conformal
+>>> rng = np.random.default_rng(0)
+>>> labels = rng.integers(2, size=99)
+>>> wrong = np.arange(2) != labels[:, None]
+>>> calibration = rng.uniform(size=(99, 2)) / 2 + wrong / 2  # lower for the true labels
+"""
 
 from robustjax.certification.conformal._scores import ScoreFn as ScoreFn
 from robustjax.certification.conformal._scores import aps as aps

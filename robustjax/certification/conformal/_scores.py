@@ -35,6 +35,10 @@ def thr(
     Returns:
       ``(batch, classes)`` in [0, 1], lower where the label conforms.
 
+    Example:
+      >>> print(conformal.thr(jnp.array([[0.7, 0.2, 0.1]])))
+      [[0.3 0.8 0.9]]
+
     Reference:
       Sadinle, Lei and Wasserman, arXiv:1609.00451.
     """
@@ -58,6 +62,10 @@ def aps(
     Returns:
       ``(batch, classes)`` in [0, 1], lower where the label conforms. For the true probabilities, that of the true label
       is uniform.
+
+    Example:
+      >>> print(conformal.aps(jnp.array([[0.7, 0.2, 0.1]]), uniforms=jnp.zeros(1)))
+      [[0.7 0.9 1. ]]
 
     Reference:
       Romano, Sesia and Candes, arXiv:2006.02544.
@@ -90,6 +98,10 @@ def raps(
 
     Raises:
       ValueError: for a negative weight or k_reg.
+
+    Example:
+      >>> print(conformal.raps(jnp.array([[0.7, 0.2, 0.1]]), uniforms=jnp.zeros(1), weight=0.2, k_reg=1))
+      [[0.58 0.83 1.  ]]
 
     Reference:
       Angelopoulos et al., arXiv:2009.14193. Defaults and scale are those of Gendler et al., ICLR 2022, whose code has
@@ -128,6 +140,11 @@ def ptt(
     Guarantee:
       The transformation never decreases and does not depend on calibration or test inputs, so that every guarantee of
       the score holds for the new one. Ranks make ties: before smoothing, sets only grow.
+
+    Example:
+      >>> score = conformal.ptt(np.linspace(0, 1, 500), conformal.thr)
+      >>> print(score(jnp.array([[0.7, 0.2, 0.1]]), None))  # ranks 0.3, 0.8 and 0.9, through the sigmoid at 0.9
+      [[0.  0.  0.5]]
 
     Reference:
       Yan, Romano and Weng, arXiv:2404.19651.

@@ -39,6 +39,10 @@ def conformal_quantile(scores: ArrayLike, *, alpha: float = 0.1) -> float:
       tie, also at most ``1 - alpha + 1 / (n + 1)``, and the probability given the n scores has the law
       Beta(k, n + 1 - k).
 
+    Example:
+      >>> conformal.conformal_quantile([0.1, 0.5, 0.2, 0.9, 0.4, 0.3, 0.8, 0.6, 0.7], alpha=0.2)  # the eighth of nine
+      0.8
+
     Reference:
       Vovk, Gammerman and Shafer, "Algorithmic learning in a random world", 2005.
     """
@@ -71,6 +75,11 @@ def prediction_sets(scores: ArrayLike, threshold: float) -> np.ndarray:
 
     Raises:
       ValueError: for scores that are not ``(batch, classes)``, or NaN, which would be left out unseen.
+
+    Example:
+      >>> conformal.prediction_sets([[0.3, 0.8, 0.9], [0.2, 0.4, 0.5]], threshold=0.45)
+      array([[ True, False, False],
+             [ True,  True, False]])
     """
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or np.isnan(scores).any() or math.isnan(_validate.number(threshold)):
@@ -98,6 +107,11 @@ def split_conformal(calibration: ArrayLike, labels: ArrayLike, scores: ArrayLike
     Guarantee:
       A new input that is exchangeable with the calibration inputs has its true label in the set with probability at
       least 1 - alpha, over calibration and new inputs together. An attacked input is not exchangeable.
+
+    Example:
+      >>> conformal.split_conformal(calibration, labels, [[0.2, 0.9], [0.4, 0.45]], alpha=0.1)
+      array([[ True, False],
+             [ True,  True]])
     """
     return prediction_sets(scores, conformal_quantile(_of_labels(calibration, labels), alpha=alpha))
 
@@ -138,6 +152,12 @@ def rscp(
       attacked ones is another. Where all clean inputs have one smoothed score of 0.9 and
       :math:`\epsilon = \sigma / 2`, a worst-case attack leaves a coverage of 0.80 instead of 0.9 with 256 draws, and of
       0.83 with 100,000. Use ``rscp_plus``.
+
+    Example:
+      >>> smoothed = conformal.SmoothedScores(calibration, np.full((99, 2), 0.01), np.full(99, 256))
+      >>> test = conformal.SmoothedScores(np.array([[0.2, 0.9]]), np.full((1, 2), 0.01), np.array([256]))
+      >>> conformal.rscp(smoothed, labels, test, certification.gaussian(0.5), epsilon=0.125)
+      array([[ True, False]])
 
     Reference:
       Gendler et al., "Adversarially robust conformal prediction", ICLR 2022; the gap: Yan, Romano and Weng,
@@ -190,6 +210,12 @@ def rscp_plus(
       test input is changed by at most epsilon in l2, with knowledge of everything but the noise to come. The true label
       is in the set with probability at least 1 - alpha: over inputs and noise together, in exact arithmetic, each test
       input by itself. With a ``grid`` in the measure, epsilon is between the lattice points nearest to the inputs.
+
+    Example:
+      >>> smoothed = conformal.SmoothedScores(calibration, np.full((99, 2), 0.01), np.full(99, 256))
+      >>> test = conformal.SmoothedScores(np.array([[0.2, 0.99]]), np.full((1, 2), 0.01), np.array([256]))
+      >>> conformal.rscp_plus(smoothed, labels, test, certification.gaussian(0.5), epsilon=0.125)
+      array([[ True, False]])
 
     Reference:
       Yan, Romano and Weng, "Provably robust conformal prediction with improved efficiency", arXiv:2404.19651.

@@ -139,6 +139,12 @@ def smoothed_scores(
       ValueError: for a key, x, num_samples or batch_size that are not as above, logits that are not finite, and scores
         of another shape or outside [0, 1].
 
+    Example:
+      >>> scores = conformal.smoothed_scores(jax.random.key(0), logits_fn, x, certification.gaussian(0.5))
+      >>> print(scores.mean)
+      [[0.54 0.46]
+       [0.73 0.27]]
+
     Reference:
       Gendler et al., "Adversarially robust conformal prediction", ICLR 2022.
     """

@@ -1,4 +1,12 @@
-"""Testable learning of half-spaces: a learner of noisy labels that says when its answer is not to be trusted."""
+"""Testable learning of half-spaces: a learner of noisy labels that says when its answer is not to be trusted.
+
+The examples below learn a half-space of three dimensions from 3000 labels, a tenth of them wrong:
+
+>>> from robustjax.certification import halfspaces
+>>> rng, normal = np.random.default_rng(0), np.array([1.0, 0.0, 0.0], np.float32)
+>>> inputs = rng.normal(size=(3000, 3)).astype(np.float32)
+>>> targets = (np.sign(inputs @ normal) * np.where(rng.uniform(size=3000) < 0.1, -1, 1)).astype(np.float32)
+"""
 
 from robustjax.certification.halfspaces._learner import Result as Result
 from robustjax.certification.halfspaces._learner import learn as learn

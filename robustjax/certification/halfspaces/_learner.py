@@ -73,6 +73,12 @@ def surrogate_loss(
     Raises:
       ValueError: ``sigma`` is not positive.
 
+    Example:
+      >>> f"{halfspaces.surrogate_loss(normal, inputs, targets, sigma=0.5):.2f}"
+      '0.13'
+      >>> f"{halfspaces.surrogate_loss(-normal, inputs, targets, sigma=0.5):.2f}"
+      '0.87'
+
     Reference:
       Gollakota et al. 2023, arXiv 2302.14853; the ramp here is a polynomial of their family.
     """
@@ -113,6 +119,11 @@ def learn(
 
     Raises:
       ValueError: a setting is not positive.
+
+    Example:
+      >>> weights, norms = halfspaces.learn(jax.random.key(0), inputs, targets, sigma=0.5, restarts=1)
+      >>> f"{(weights @ normal).max():.2f}"  # the cosine to the true normal
+      '1.00'
     """
     _validate.positive(sigma=sigma, step_size=step_size)
     _validate.at_least(1, steps=steps, restarts=restarts)
@@ -175,6 +186,11 @@ def tester_learner(
       within theta of an accepted w differ from it on no more than ``statistics.disagreement`` of the tested inputs.
       That the best half-space is within O(epsilon) of w is the paper's theorem, by the inequality of
       :func:`surrogate_loss`; its constants, and how many rows it takes, are simplified here and not proven.
+
+    Example:
+      >>> result = halfspaces.tester_learner(jax.random.key(0), inputs, targets, epsilon=0.3, eta=0.1)
+      >>> print(result.accepted, f"{result.weights @ normal:.2f}")
+      True 1.00
 
     Reference:
       Gollakota, Klivans, Stavropoulos and Vasilyan 2023, An Efficient Tester-Learner for Halfspaces, arXiv 2302.14853.

@@ -56,6 +56,11 @@ def statistics(
 
     Raises:
       ValueError: a setting is out of its range, or the inputs have fewer than 2 dimensions.
+
+    Example:
+      >>> found = halfspaces.statistics(inputs, normal, sigma=0.5, theta=0.1)
+      >>> f"{found.moments:.1f} standard errors"
+      '2.4 standard errors'
     """
     check_geometry(x.shape, sigma, theta)
     x = jnp.asarray(x)
@@ -107,6 +112,10 @@ def disagreement_bound(
     Guarantee:
       For all v within theta of w, ``mean(sign(x @ v) != sign(x @ w)) <= B`` on these very inputs, whatever they are.
       If labels go with v, the error of w on them exceeds that of v by at most B.
+
+    Example:
+      >>> f"{halfspaces.disagreement_bound(inputs, normal, theta=0.1):.2f}"
+      '0.19'
     """
     check_geometry(x.shape, 1.0, theta)
     return _disagreement(*_orthogonal_pairs(x, weights), theta)
@@ -142,6 +151,11 @@ def null_thresholds(
     Guarantee:
       Inputs drawn from N(0, I), independent of w and of ``key``, pass all tests with probability at least 1 - delta
       over both: exactly, for any number of draws, because the thresholds are order statistics of exchangeable values.
+
+    Example:
+      >>> limits = halfspaces.null_thresholds(jax.random.key(0), 3000, 3, sigma=0.5, theta=0.1)
+      >>> f"{limits.moments:.1f} standard errors"
+      '3.8 standard errors'
     """
     _validate.key(key)
     _validate.at_least(1, num_samples=num_samples)

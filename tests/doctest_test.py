@@ -1,0 +1,76 @@
+"""Examples in docstrings give what they show, and every public function has one."""
+
+import doctest
+import inspect
+
+import numpy as np
+import pytest
+
+from docs import build
+
+LATER = ("robustjax.losses", "robustjax.attacks", "robustjax.plotting")
+"""Rooms whose functions have no examples yet."""
+
+WITHOUT = {
+    "robustjax.models.resnet50": "as resnet18; tracing it takes seconds",
+    "robustjax.models.resnet56": "as resnet20; tracing it takes seconds",
+    "robustjax.models.resnet110": "as resnet20; tracing it takes seconds",
+    "robustjax.scoring.mahalanobis_ensemble": "its cross-validation takes seconds",
+    "robustjax.training.restore_model": "needs a run with checkpoints",
+    "robustjax.certification.interval_bounds": "later",
+    "robustjax.certification.certify_intervals": "later",
+    "robustjax.certification.prototypes.radius": "later",
+    "robustjax.models.prototypes": "later",
+    "robustjax.models.prototype_network": "later",
+    "robustjax.models.prototype_radius": "later",
+    "robustjax.models.prototype_log_detections": "later",
+    "robustjax.models.prototype_log_probabilities": "later",
+}
+"""Functions without an example; the list only shrinks."""
+
+MODULES = {module.__name__: module for module in build.modules()}
+
+
+def functions(module) -> dict[str, str]:
+    """The docstrings of the public functions of a module, by full name."""
+    named = {name: getattr(module, name) for name in build.public_names(module)}
+    return {
+        f"{module.__name__}.{name}": inspect.getdoc(value) or ""
+        for name, value in named.items()
+        if inspect.isroutine(value) or build.is_constructor(name, value)
+    }
+
+
+def run(name: str, text: str, names: dict) -> dict:
+    """Runs the examples of a docstring on a copy of the names, and returns what they leave."""
+    test = doctest.DocTestParser().get_doctest(text, names, name, name, 0)
+    printed = []
+    result = doctest.DocTestRunner(verbose=False).run(test, out=printed.append, clear_globs=False)
+    assert not result.failed, "".join(printed)
+    return test.globs
+
+
+def prepared(name: str) -> dict:
+    """What the docstrings of a module and of those around it prepare for the examples of its functions."""
+    around = prepared(name.rpartition(".")[0]) if "." in name else {}
+    return run(name, MODULES[name].__doc__ or "", around)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_give_what_they_show(name):
+    with np.printoptions():  # the examples set their own
+        names = prepared(name)
+        for function, text in functions(MODULES[name]).items():
+            run(function, text, names)
+
+
+def test_every_public_function_has_an_example():
+    texts = {name: text for module in MODULES.values() for name, text in functions(module).items()}
+    assert len(texts) > 150
+    without = {name for name, text in texts.items() if ">>> " not in text and not name.startswith(LATER)}
+    assert without == {*WITHOUT}
+
+
+def test_a_wrong_example_fails():
+    with pytest.raises(AssertionError, match=r"Expected:\s+3\s+Got:\s+2"):
+        run("wrong", ">>> 1 + 1\n3\n", {})
