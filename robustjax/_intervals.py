@@ -80,6 +80,12 @@ def bounds(
       Holds for every input in the box, in exact arithmetic. The bounds are computed in the precision of the inputs and
       are not rounded outwards: an output may leave them by rounding errors.
 
+    Example:
+      >>> difference = lambda x: jax.nn.relu(x[0] - x[1])
+      >>> found = intervals.bounds(difference, lower=jnp.array([0.0, 0.2]), upper=jnp.array([0.5, 0.3]))
+      >>> f"{found.lower:.1f} to {found.upper:.1f}"
+      '0.0 to 0.3'
+
     Reference:
       Gowal et al. 2018, On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models,
       arXiv 1810.12715.

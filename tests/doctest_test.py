@@ -17,14 +17,6 @@ WITHOUT = {
     "robustjax.models.resnet110": "as resnet20; tracing it takes seconds",
     "robustjax.scoring.mahalanobis_ensemble": "its cross-validation takes seconds",
     "robustjax.training.restore_model": "needs a run with checkpoints",
-    "robustjax.certification.interval_bounds": "later",
-    "robustjax.certification.certify_intervals": "later",
-    "robustjax.certification.prototypes.radius": "later",
-    "robustjax.models.prototypes": "later",
-    "robustjax.models.prototype_network": "later",
-    "robustjax.models.prototype_radius": "later",
-    "robustjax.models.prototype_log_detections": "later",
-    "robustjax.models.prototype_log_probabilities": "later",
 }
 """Functions without an example; the list only shrinks."""
 

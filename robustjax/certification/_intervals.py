@@ -70,6 +70,11 @@ def certify(
       cover a model that is run in less than float32, as matrix products on TPUs and GPUs are unless they are told
       otherwise (``jax.default_matmul_precision``).
 
+    Example:
+      >>> certificate = intervals.certify(logits_fn, x, epsilon=0.2)  # the means 0.5 and 0.9 may fall by 0.2
+      >>> print(certificate.label, certificate.verified)
+      [1 1] [False  True]
+
     Reference:
       Gowal et al. 2018, On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models,
       arXiv 1810.12715.

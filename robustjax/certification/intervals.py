@@ -1,4 +1,9 @@
-"""Certificates of the network itself by interval bound propagation, without noise and without sampling."""
+"""Certificates of the network itself by interval bound propagation, without noise and without sampling.
+
+The examples begin with:
+
+>>> from robustjax.certification import intervals
+"""
 
 from robustjax._intervals import Interval as Interval
 from robustjax._intervals import bounds as bounds

@@ -84,6 +84,16 @@ def radius(
       The published formula in what cancels, and for squared distances in the bound of their change, which there has
       3 e^2 in place of e^2.
 
+    Example:
+      >>> components = jnp.stack([jnp.zeros((2, 2, 1)), jnp.ones((2, 2, 1))])  # a black and a white image
+      >>> module = models.prototypes.classifier(
+      ...     jax.random.key(0), components, jnp.array([0, 1]), num_classes=2, reasoning="rbf"
+      ... )
+      >>> network = models.prototypes.network(models.functional(module).state.params)
+      >>> certificate = certification.prototypes.radius(network, jnp.full((1, 2, 2, 1), 0.1))
+      >>> print(certificate.label, certificate.radius)
+      [0] [0.8]
+
     Reference:
       Saralajew et al. 2024, A Robust Prototype-Based Network with Interpretable RBF Classifier Foundations,
       arXiv 2412.15499.

@@ -56,6 +56,10 @@ def network(params: Mapping[str, Any]) -> PrototypeNetwork:
 
     Returns:
       The network.
+
+    Example:
+      >>> prototypes.network(models.functional(module).state.params).components.shape
+      (2, 4)
     """
     squared, components = "log_squared_scale" in params, params["components"]
     weights = jax.nn.softmax(params["reasoning"])
@@ -78,6 +82,10 @@ def log_detections(network: PrototypeNetwork, x: Float[AnyArray, "batch ..."]) -
 
     Returns:
       ``(batch, components)``, at most 0; the gradient at a component itself is 0.
+
+    Example:
+      >>> print(prototypes.log_detections(net, x))  # distances of 0.2 and 1.8, in units of the scale
+      [[-0.46 -4.14]]
     """
     distances = _distances(network, x)
     return -(jnp.square(distances) if network.squared else distances) / _per_component(network)
@@ -98,6 +106,10 @@ def log_probabilities(
 
     Returns:
       ``(batch, classes)``, at most 0 but for rounding.
+
+    Example:
+      >>> print(prototypes.log_probabilities(net, prototypes.log_detections(net, x)))
+      [[-0.48 -3.63]]
 
     Reference:
       Saralajew et al. 2024, A Robust Prototype-Based Network with Interpretable RBF Classifier Foundations,
@@ -125,6 +137,10 @@ def radius(
 
     Returns:
       ``(batch,)`` l2 radii: positive where the label is answered, else minus that within which it is not.
+
+    Example:
+      >>> print(prototypes.radius(net, x, jnp.array([0])))  # the boundary is half-way, 0.8 away
+      [0.8]
     """
     distances = _distances(network, x)
     logs = -(jnp.square(distances) if network.squared else distances) / _per_component(network)
@@ -278,6 +294,11 @@ def classifier(
 
     Raises:
       ValueError: if an argument is out of its range.
+
+    Example:
+      >>> module = prototypes.classifier(jax.random.key(0), components, num_classes=2)
+      >>> module(x).features.shape  # the detections of two components
+      (1, 2)
 
     Reference:
       Saralajew et al. 2024, A Robust Prototype-Based Network with Interpretable RBF Classifier Foundations,
