@@ -112,6 +112,7 @@ def build(folder: pathlib.Path) -> None:
                 places[id(value)] = f"{module.__name__}.{name}"
     written = lambda annotation, names, *_: as_written(annotation, names, places)
     pdoc.doc.safe_eval_type = pdoc.doc_types.safe_eval_type = written
+    pdoc.doc.Function.decorators = pdoc.doc.Class.decorators = ()  # all of them are private matters
     warnings.filterwarnings("ignore", "'robustjax' may refer")
     pdoc.render.configure(docformat="google", math=True)
     pdoc.pdoc("robustjax", r"!robustjax\.(.*\.)?_", output_directory=folder)

@@ -6,7 +6,8 @@ logits and need no fit, ``mahalanobis`` or ``knn``, which read features, and ``r
 The examples below share three classes of training rows and two test rows, the second of which is foreign:
 
 >>> rng, labels = np.random.default_rng(0), np.arange(60) % 3
->>> features = np.abs(5 * np.eye(3, 6)[labels] + rng.normal(size=(60, 6))).astype(np.float32)
+>>> features = 5 * np.eye(3, 6)[labels] + rng.normal(size=(60, 6))
+>>> features = np.abs(features).astype(np.float32)
 >>> head = scoring.Head(kernel=np.eye(6, 3, dtype=np.float32))
 >>> train = scoring.Outputs(features @ head.kernel, features)
 >>> rows = np.array([[5, 1, 1, 1, 1, 1], [1, 1, 1, 5, 5, 5]], np.float32)
