@@ -1,4 +1,4 @@
-"""What the documents name exists: functions of the method catalogue, and commands that parse wherever they stand."""
+"""What the documents name exists: functions, links and commands; and the README's code runs."""
 
 import functools
 import importlib
@@ -16,10 +16,9 @@ from experiments.common import command_line
 ROOT = pathlib.Path(__file__).parents[1]
 CATALOGUE = ROOT / "docs" / "methods.md"
 COLUMNS = ["Method", "Paper (arXiv)", "Function", "Command", "Claim", "Measured"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    CATALOGUE,
+    *DOCUMENTS,
     *sorted((ROOT / "experiments").glob("*[!_]*/__init__.py")),
     *sorted((ROOT / "experiments").glob("[!_]*.py")),
     *sorted((ROOT / "experiments" / "claims").glob("[!_]*.py")),
@@ -90,3 +89,28 @@ def test_commands_are_found_and_wrong_ones_fail(capsys):
         with pytest.raises(SystemExit):
             parse(f"python -m experiments.{wrong}")
     assert capsys.readouterr().err
+
+
+def test_blocks_of_the_readme_run_in_order():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(blocks) == 4
+    assert names["cert"].label.shape == names["scores_in"].shape == names["test"].label.shape
+    assert abs(names["x_adv"] - names["test"].image).max() <= 8 / 255
+
+
+def anchors_of(page: pathlib.Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_links_of_a_page_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors_of(target), link
