@@ -20,6 +20,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"
 PAGES = [
     *DOCUMENTS,
     *sorted((ROOT / "experiments").glob("*[!_]*/__init__.py")),
+    ROOT / "experiments" / "smoothing" / "sequential.py",
     *sorted((ROOT / "experiments").glob("[!_]*.py")),
     *sorted((ROOT / "experiments" / "claims").glob("[!_]*.py")),
 ]
@@ -85,7 +86,7 @@ def test_commands_are_found_and_wrong_ones_fail(capsys):
         "python -m experiments.a --b 1", "python -m experiments.c   --d 2",
     ]  # fmt: skip
     assert parse("python -m experiments.smoothing --sigma 0.75 --help  # slow").sigma == 0.75
-    for wrong in ("smoothing --sigm 0.5", "smoothing --sigma high", "smoothing_report RUN --radii high"):
+    for wrong in ("smoothing --sigm 0.5", "smoothing --sigma high", "smoothing.sequential RUN --radii high"):
         with pytest.raises(SystemExit):
             parse(f"python -m experiments.{wrong}")
     assert capsys.readouterr().err

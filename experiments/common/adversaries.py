@@ -1,4 +1,4 @@
-"""Attacks by the name that a command line gives them, and the classifiers that they attack."""
+"""Attacks and adversarial trainings by name, and their radii."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
-from experiments.common import folders
-from robustjax import attacks, data, losses
+from experiments.common import tables
+from robustjax import attacks, losses
 
 NORMS = ("linf", "l2", "l1")
 ADVERSARIAL = ("pgd", "trades", "mart", "awp", "logit_pairing")
 WITHIN = (*ADVERSARIAL, "intervals")
-"""Trainings for a ball."""
+"""Trainings for a ball, which need a radius."""
 TRAINING = ("standard", *WITHIN, "entropy", "gaussian")
 DEFAULT = ("fgsm", "pgd_20", "pgd_40", "autoattack")
 DEFAULT_SMOOTHED = ("fgsm", "pgd_20")
@@ -29,9 +26,9 @@ class Named(NamedTuple):
     Attributes:
       make: ``(epsilon, norm) -> attack``.
       reference: first author, or both of two, and arXiv id.
-      about: settings that the name does not say.
-      norms: in which it is defined.
-      averages: whether it can follow the mean over draws of a random model.
+      about: its settings.
+      norms: for which it is defined.
+      averages: whether its gradients can be averaged over draws of a random model.
     """
 
     make: Callable[[float, Any], Any]
@@ -90,52 +87,47 @@ ATTACKS = {
     ),
 }  # fmt: skip
 
-# Radii by the name of a data set: of the table, and of adversarial training.
 EPSILONS = {
-    ("digits", "linf"): "0.1,0.2,0.3",
-    ("digits", "l2"): "0.25,0.5,1",
-    ("digits", "l1"): "0.5,1,2",
-    ("mnist", "linf"): "0.1,0.2,0.3",
-    ("mnist", "l2"): "1,1.5,2",
-    ("mnist", "l1"): "5,10",
-    ("cifar10", "linf"): "2/255,4/255,8/255",
-    ("cifar10", "l2"): "0.25,0.5,1",
-    ("cifar10", "l1"): "4,8,12",
+    ("digits", "linf"): (0.1, 0.2, 0.3),
+    ("digits", "l2"): (0.25, 0.5, 1.0),
+    ("digits", "l1"): (0.5, 1.0, 2.0),
+    ("mnist", "linf"): (0.1, 0.2, 0.3),
+    ("mnist", "l2"): (1.0, 1.5, 2.0),
+    ("mnist", "l1"): (5.0, 10.0),
+    ("cifar10", "linf"): (2 / 255, 4 / 255, 8 / 255),
+    ("cifar10", "l2"): (0.25, 0.5, 1.0),
+    ("cifar10", "l1"): (4.0, 8.0, 12.0),
 }
+"""Radii of the table by data set and norm."""
 TRAIN_EPSILON = {
-    ("digits", "linf"): "0.15",
-    ("digits", "l2"): "0.75",
-    ("digits", "l1"): "2",
-    ("mnist", "linf"): "0.3",
-    ("mnist", "l2"): "2",
-    ("mnist", "l1"): "10",
-    ("cifar10", "linf"): "8/255",
-    ("cifar10", "l2"): "0.5",
-    ("cifar10", "l1"): "12",
+    ("digits", "linf"): 0.15,
+    ("digits", "l2"): 0.75,
+    ("digits", "l1"): 2.0,
+    ("mnist", "linf"): 0.3,
+    ("mnist", "l2"): 2.0,
+    ("mnist", "l1"): 10.0,
+    ("cifar10", "linf"): 8 / 255,
+    ("cifar10", "l2"): 0.5,
+    ("cifar10", "l1"): 12.0,
 }
+"""Radius of adversarial training by data set and norm."""
 
 
-def default(setting: str, text: str | None, dataset: str, norm: str) -> str:
-    """The text that is given for ``epsilons`` or ``train_epsilon``, or that of the data set; one that can be read."""
-    table = {"epsilons": EPSILONS, "train_epsilon": TRAIN_EPSILON}[setting]
-    found = text or table.get((dataset.split(":")[0], norm))
+def default(setting: str, given: Any, dataset: str, norm: str) -> Any:
+    """``given`` or, where it is None or empty, the ``epsilons`` or ``train_epsilon`` of the data set."""
+    table: Any = {"epsilons": EPSILONS, "train_epsilon": TRAIN_EPSILON}[setting]
+    found = given or table.get((dataset.split(":")[0], norm))
     if found is None:
         raise ValueError(f"{setting} must be given for the data set {dataset!r} in {norm}.")
-    if len(epsilons_of(found, name=setting)) > 1 and setting == "train_epsilon":
-        raise ValueError(f"train_epsilon must be one number, got {found!r}.")
     return found
 
 
-def names_of(texts: str, norms: tuple[str, ...], *, smoothed: bool) -> list[str]:
-    """The names in a comma-separated text, the default ones for an empty one; each can be used."""
-    default = DEFAULT_SMOOTHED if smoothed else DEFAULT
-    names = [name.strip() for name in texts.split(",") if name.strip()] or list(default)
-    if len(set(names)) < len(names):
-        raise ValueError(f"attacks must name each one once, got {texts!r}.")
+def check(names: tuple[str, ...], norms: tuple[str, ...], *, smoothed: bool) -> None:
+    """Raises ValueError for a name of no attack, or of one that is not defined for the norms or a smoothed model."""
     for name in names:
         if name not in ATTACKS:
             close = difflib.get_close_matches(name, ATTACKS)
-            hint = f"Did you mean {' or '.join(close)}?" if close else f"There are {', '.join(ATTACKS)}."
+            hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are {', '.join(ATTACKS)}."
             raise ValueError(f"attacks must be known names, got {name!r}. {hint}")
         if not set(ATTACKS[name].norms) & set(norms):
             raise ValueError(
@@ -144,14 +136,13 @@ def names_of(texts: str, norms: tuple[str, ...], *, smoothed: bool) -> list[str]
             )
         if smoothed and not ATTACKS[name].averages:
             able = ", ".join(other for other, attack in ATTACKS.items() if attack.averages)
-            raise ValueError(f"attacks must follow a mean over noise for a smoothed model ({able}), got {name!r}.")
-    return names
+            raise ValueError(f"attacks on a smoothed model must be among {able}, got {name!r}.")
 
 
 def epsilons_of(texts: str, *, name: str = "epsilons") -> tuple[float, ...]:
     """The radii in a comma-separated text, such as 0.1,8/255, in rising order."""
     try:
-        epsilons = sorted(float(Fraction(text.strip())) for text in texts.split(","))
+        epsilons = sorted(float(Fraction(text.strip())) for text in str(texts).split(","))
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"{name} must be numbers or fractions, such as 0.1 or 8/255, got {texts!r}.") from error
     if not epsilons[0] > 0:
@@ -162,66 +153,71 @@ def epsilons_of(texts: str, *, name: str = "epsilons") -> tuple[float, ...]:
 
 
 def text_of(epsilon: float) -> str:
-    """A radius as people write it: 0.15, or 8/255."""
+    """A radius as papers write it: 0.15 or 8/255."""
     levels = round(epsilon * 255)
     return f"{levels}/255" if len(f"{epsilon:g}") > 5 and abs(epsilon - levels / 255) < 1e-9 else f"{epsilon:g}"
 
 
 def make(name: str, epsilon: float, norm: str, *, samples: int | None = None) -> Any:
-    """The attack of that name; with samples, one on a random model that follows the mean over so many draws."""
+    """The attack of that name; with ``samples``, on a random model, with gradients averaged over as many draws."""
     attack = ATTACKS[name].make(epsilon, norm)
     if samples is None:
         return attack
-    if isinstance(attack, attacks.pgd):  # what fools the mean over these draws may not fool that over others
+    if isinstance(attack, attacks.pgd):  # the best point of these draws may not be the best of others
         attack = dataclasses.replace(attack, keep="last")
     return attacks.expectation_over_transformation(attack, samples=samples)
 
 
-def print_list(console: Console) -> None:
-    """Prints every name with its reference."""
-    table = Table("attack", "norms", "settings", "first authors, arXiv", title="Attacks", title_justify="left")
-    for name, attack in ATTACKS.items():
-        table.add_row(name, "all" if attack.norms == NORMS else " ".join(attack.norms), attack.about, attack.reference)
-    console.print(table)
+def listed() -> tables.Table:
+    """Every name with its reference."""
+    rows = [
+        (name, "all" if attack.norms == NORMS else " ".join(attack.norms), attack.about, attack.reference)
+        for name, attack in ATTACKS.items()
+    ]
+    return tables.Table("Attacks", ("attack", "norms", "settings", "first authors, arXiv"), rows)
 
 
-def objective_of(config: Any, *, num_steps: int) -> losses.Objective:
-    """What ``config.training`` minimises, in so many steps."""
-    if config.training == "standard":
+def objective_of(
+    training: str,
+    *,
+    norm: Any = "linf",
+    epsilon: float | None = None,
+    steps: int = 10,
+    beta: float = 6.0,
+    sigma: float = 0.5,
+    num_steps: int,
+) -> losses.Objective:
+    """The objective of a training by name.
+
+    Args:
+      training: one of ``TRAINING``.
+      norm: of the ball to train for.
+      epsilon: its radius; for the trainings in ``WITHIN``.
+      steps: of PGD.
+      beta: weight of the divergence in trades and mart.
+      sigma: standard deviation of the noise of gaussian training.
+      num_steps: of the training, for schedules.
+    """
+    if training == "standard":
         return losses.standard()
-    if config.training == "gaussian":
-        return losses.smoothing.gaussian_augmentation(sigma=config.sigma)
-    if config.training == "entropy":
+    if training == "gaussian":
+        return losses.smoothing.gaussian_augmentation(sigma=sigma)
+    if training == "entropy":
         return losses.adversarial.entropy_regularization()
-    (epsilon,) = epsilons_of(config.train_epsilon)
-    if config.training == "intervals":  # the schedule of the paper on MNIST: of 60,000 steps 2,000 and 10,000
-        begin, steps = num_steps // 30, num_steps // 6
-        ball = losses.ramp(end=epsilon, begin=begin, steps=steps)
-        share = losses.ramp(start=1.0, end=0.5, begin=begin, steps=steps)
+    assert epsilon is not None
+    if training == "intervals":  # the schedule of the paper on MNIST: of 60,000 steps 2,000 and 10,000
+        begin, grow = num_steps // 30, num_steps // 6
+        ball = losses.ramp(end=epsilon, begin=begin, steps=grow)
+        share = losses.ramp(start=1.0, end=0.5, begin=begin, steps=grow)
         return losses.scheduled(losses.interval_training(epsilon=epsilon), epsilon=ball, kappa=share)
-    attack = attacks.pgd(epsilon=epsilon, norm=config.train_norm, steps=config.train_steps, keep="last")
+    attack = attacks.pgd(epsilon=epsilon, norm=norm, steps=steps, keep="last")
     beside = dataclasses.replace(attack, random_start=0.001)  # where the papers of TRADES and MART start
-    if config.training == "trades":
+    if training == "trades":
         beside = dataclasses.replace(beside, loss=losses.kl_divergence)
-        return losses.adversarial.trades(attack=beside, beta=config.beta)
-    if config.training == "mart":
-        return losses.adversarial.mart(attack=beside, beta=config.beta)
-    if config.training == "logit_pairing":
+        return losses.adversarial.trades(attack=beside, beta=beta)
+    if training == "mart":
+        return losses.adversarial.mart(attack=beside, beta=beta)
+    if training == "logit_pairing":
         return losses.adversarial.logit_pairing(attack=attack)
     objective = losses.adversarial.adversarial_training(attack=attack)
-    return losses.adversarial.awp(objective=objective) if config.training == "awp" else objective
-
-
-def parts_of(config: Any) -> tuple[data.Dataset, data.Dataset]:
-    """Images to train on and to attack, of the classes that the model of ``config.checkpoint`` knows.
-
-    Raises:
-      ValueError: the checkpoint is of another data set or model than the config says, or cannot be opened.
-    """
-    test_split = config.test_split or data.splits(config.dataset).test
-    parts = [data.load(config.dataset, split, config.data_dir) for split in (config.train_split, test_split)]
-    if config.checkpoint is not None:
-        theirs = folders.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
-        if theirs.get("classes"):
-            parts = [data.select_classes(part, theirs["classes"]) for part in parts]
-    return parts[0], parts[1]
+    return losses.adversarial.awp(objective=objective) if training == "awp" else objective

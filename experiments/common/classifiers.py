@@ -1,4 +1,4 @@
-"""Classifiers that experiments train."""
+"""Classifiers of the experiments: their images, training, checkpoints and outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from experiments.common import files, runtimes
+from experiments.common import files, folders, runtimes
 from robustjax import data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
 
@@ -27,7 +27,7 @@ RECIPE_OF = {"digits": "digits", "mnist": "mnist", "cifar10": "cohen_cifar10", "
 CACHED_BYTES = 2 * 2**30
 """Training sets up to this size are decoded once and kept as uint8; larger ones stream."""
 BLOCK_BYTES = 2**24
-"""What goes through a model at once, without training, takes at most so much of each device, in float32."""
+"""Largest batch of images on a device, in float32, outside training."""
 
 
 class Classifier(NamedTuple):
@@ -72,7 +72,7 @@ def _logits_of(outputs: Callable) -> Callable:
 
 
 def recipe_of(dataset: str, recipe: str | None, learning_rate: float | None = None) -> training.Recipe:
-    """The recipe of that name or, for None, the literature's for the data set, perhaps at another learning rate."""
+    """The recipe of that name, for None the literature's for the data set; with ``learning_rate`` if it is given."""
     known = ", ".join(training.RECIPES)
     name = RECIPE_OF.get(dataset.split(":")[0]) if recipe is None else recipe
     if name is None:
@@ -83,11 +83,38 @@ def recipe_of(dataset: str, recipe: str | None, learning_rate: float | None = No
     return found if learning_rate is None else dataclasses.replace(found, learning_rate=learning_rate)
 
 
+def images_of(
+    dataset: str,
+    data_dir: str | None,
+    *,
+    model: str,
+    checkpoint: str | None,
+    train_split: str,
+    test_split: str | None,
+    image_size: int | None = None,
+) -> tuple[data.Dataset, data.Dataset]:
+    """Images to train on and images to test on, of the classes and the training split that a checkpoint knows.
+
+    Raises:
+      ValueError: the checkpoint belongs to another data set or model, or one of these cannot be opened.
+    """
+    theirs: dict[str, Any] = {} if checkpoint is None else folders.settings_of(checkpoint, dataset=dataset, model=model)
+    # A model normalises by the statistics of the images on which it was trained.
+    splits = (theirs.get("train_split", train_split), test_split or data.splits(dataset).test)
+    parts = [data.load(dataset, split, data_dir) for split in splits]
+    if theirs.get("classes"):
+        parts = [data.select_classes(part, theirs["classes"]) for part in parts]
+    if image_size is not None:
+        shape = (image_size, image_size, parts[0].image_shape[-1])
+        parts = [data.match_images(part, shape) for part in parts]
+    return parts[0], parts[1]
+
+
 def build(model: str, dataset: data.Dataset, *, dtype: str, key: jax.Array) -> models.Functional:
     """The untrained model for a data set's images, classes and normalisation."""
     if not dataset.num_classes:
         raise ValueError(
-            f"dataset {dataset.name!r} has labels without a number of classes, so nothing can be trained on it."
+            f"dataset {dataset.name!r} must have labels with a known number of classes to train a classifier."
         )
     mean, std = data.channel_statistics(dataset)
     settings = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes, "mean": mean, "std": std}
@@ -108,7 +135,7 @@ def outputs_of(classifier: Classifier, images: AnyArray, batch_size: int = 500) 
 def _in_batches(
     classifier: Classifier, image_shape: tuple[int, ...], batch_size: int
 ) -> tuple[int, Callable[[AnyArray], Outputs]]:
-    """How many images go through the model at once, and what takes so many or fewer to outputs on the host."""
+    """The batch size, and a function from at most that many images to outputs on the host."""
     devices = 1 if classifier.mesh is None else classifier.mesh.size
     at_most = max(1, BLOCK_BYTES // (4 * math.prod(image_shape)))
     size = min(-(-batch_size // devices), at_most) * devices
@@ -130,19 +157,28 @@ def augmentation() -> losses.Augment:
 def restored(
     checkpoint: str, functional: models.Functional, console: Console, runtime: runtimes.Runtime = runtimes.HERE
 ) -> Classifier:
-    """The classifier of another run, its first where it has several, as it was at the end."""
+    """The trained classifier of another run; the first where that run has several."""
     run = epath.Path(checkpoint)
     folders = [run / "checkpoints", run / "seed-0" / "fine_tuning", run / "seed-0" / "checkpoints"]
     found = next((folder for folder in folders if folder.is_dir()), folders[0])
     log = lambda message: console.print(message, soft_wrap=True)
     if found.is_dir() and not any((run / name).exists() for name in ("metrics.json", "metrics.csv")):
-        log(f"{run} has no results yet: its training may not have ended.")
+        log(f"{run} has no results yet: its training may be unfinished.")
     state, mesh = training.restore_model(found, functional.state, log=log), runtime.local_mesh()
     return Classifier(functional, runtimes.on_mesh(state, mesh), mesh)
 
 
+def of_checkpoint(
+    checkpoint: str, functional: models.Functional, folder: epath.Path, runtime: runtimes.Runtime
+) -> Classifier:
+    """The trained classifier of another run, recorded in ``folder`` as the model of this run."""
+    classifier = restored(checkpoint, functional, runtimes.console(), runtime)
+    keep_to(classifier, folder)
+    return classifier
+
+
 def keep_to(classifier: Classifier, folder: epath.Path) -> None:
-    """Notes which restored model a run is about; ValueError where it has begun with another."""
+    """Records which restored model a run uses; ValueError if the run began with another one."""
     if jax.process_index() != 0:
         return
     path = folder / "model.json"
@@ -154,16 +190,16 @@ def keep_to(classifier: Classifier, folder: epath.Path) -> None:
     try:
         theirs = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}); pass --overwrite to start anew.") from error
+        raise ValueError(f"{path} cannot be read ({error}); pass --overwrite to start again.") from error
     if theirs != ours:
         raise ValueError(
-            f"checkpoint must hold the model that the run in {folder} began with, but it is another now: trained anew, "
-            "or its last checkpoint is damaged; choose another --name, or pass --overwrite to start anew."
+            f"checkpoint must hold the model that the run in {folder} began with, but its model has changed: trained "
+            "again, or its last checkpoint is damaged; choose another --name, or pass --overwrite to start again."
         )
 
 
 def num_steps(recipe: training.Recipe, num_epochs: int | None, size: int) -> int:
-    """Steps of a training on so many images, for None in as many epochs as the recipe says."""
+    """Steps of a training on ``size`` images; for None in as many epochs as the recipe has."""
     return size // min(recipe.batch_size, size) * (recipe.num_epochs if num_epochs is None else num_epochs)
 
 
@@ -183,15 +219,15 @@ def train(
     recipe: training.Recipe,
     num_epochs: int | None,
     seed: int,
-    log: Callable[[str], None],
+    log: Callable[[str], None] = runtimes.log,
     outliers: data.Dataset | None = None,
     runtime: runtimes.Runtime = runtimes.HERE,
     watch: Callable[[int, int, Mapping[str, float]], None] | None = None,
 ) -> tuple[Classifier, dict[str, float]]:
-    """Trains by a recipe, or takes up the training whose checkpoints are in the folder.
+    """Trains by a recipe, or resumes the training whose checkpoints are in the folder.
 
-    With ``outliers``, each batch is joined with as many of them, if there are so many. ``watch`` is told of all steps,
-    the step and its numbers.
+    With ``outliers``, each batch is joined by as many of them, or by all if there are fewer. ``watch`` receives the
+    number of all steps, the step and its numbers.
 
     Returns:
       The classifier, on the devices of this process that ``runtime`` names; and the loss and accuracy of the last
@@ -203,8 +239,8 @@ def train(
     steps_per_epoch = len(dataset) // batch_size
     if batch_size % (devices := runtime.global_mesh().size):
         raise ValueError(
-            f"mesh must have a number of devices that divides the batch of {batch_size} images, got {devices}; pass "
-            "--mesh data=N."
+            f"mesh must have a number of devices that divides the batch of {batch_size} images, got {devices}; choose "
+            "it by --mesh data=N."
         )
     if recipe.augment:
         objective = losses.augmented(augmentation(), objective)

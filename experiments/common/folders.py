@@ -12,6 +12,9 @@ from etils import epath
 
 from experiments.common import files, runtimes
 
+ALWAYS_SAME = ("results_dir", "name", "overwrite", "data_dir", "figure_format", "list")
+"""Fields that never make it another run."""
+
 
 def run_folder(results_dir: str, experiment: str, name: str) -> epath.Path:
     """``RESULTS_DIR/EXPERIMENT/NAME``; ValueError for a name that is no folder name."""
@@ -21,15 +24,20 @@ def run_folder(results_dir: str, experiment: str, name: str) -> epath.Path:
 
 
 def open_run(
-    folder: epath.Path, config: Any, *, same: tuple[str, ...], overwrite: bool, notes: Mapping[str, Any] | None = None
+    folder: epath.Path,
+    config: Any,
+    *,
+    same: tuple[str, ...] = (),
+    overwrite: bool = False,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Makes the run folder, or takes up the run that is in it; of many processes the first does, and the others wait.
+    """Makes the run folder, or resumes the run in it; the first of many processes does, and the others wait.
 
     Args:
       folder: of the run.
       config: frozen dataclass, written as ``config.json``.
-      same: fields that may differ between the run there and the one that takes it up.
-      overwrite: whether a run that is there is deleted first.
+      same: fields that may differ when a run is resumed, besides ``ALWAYS_SAME``.
+      overwrite: whether an existing run is deleted first.
       notes: written beside the settings, such as the version; may differ.
 
     Raises:
@@ -37,7 +45,7 @@ def open_run(
     """
     notes = notes or {}
     if jax.process_index() == 0:
-        _open_run(folder, config, (*same, *notes), overwrite, notes)
+        _open_run(folder, config, (*ALWAYS_SAME, *same, *notes), overwrite, notes)
     runtimes.barrier("run folder")
 
 
@@ -50,19 +58,19 @@ def _open_run(
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"folder {folder} is a file; use another name.")
         if folder.exists() and any(p for p in folder.iterdir() if not p.name.endswith(".unfinished")):
-            raise ValueError(f"folder {folder} holds files but no config.json, so it is no run; use another name.")
+            raise ValueError(f"folder {folder} holds files but no config.json, so it is not a run; use another name.")
         files.write_whole(path, json.dumps(ours, indent=1) + "\n")
         return
     try:
         theirs = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete the folder to start anew.") from error
+        raise ValueError(f"{path} cannot be read ({error}); delete the folder to start again.") from error
     if not isinstance(theirs, dict) or theirs.get("run") != ours["run"]:
-        raise ValueError(f"folder {folder} is no run of this experiment; use another name.")
+        raise ValueError(f"folder {folder} is not a run of this experiment; use another name.")
     checkpoint = getattr(config, "checkpoint", None)
     if checkpoint is not None and folder.resolve() in ((p := epath.Path(checkpoint).resolve()), *p.parents):
-        raise ValueError(f"checkpoint must be another run than the one in {folder}, got {checkpoint}.")
-    if overwrite:  # only what is known to be a run of ours
+        raise ValueError(f"checkpoint must not be the run folder itself, {folder}, got {checkpoint}.")
+    if overwrite:  # only now: it is a run of this experiment
         folder.rmtree()
         return _open_run(folder, config, same, False, notes)
     names = [name for name in {**theirs, **ours} if name not in same and theirs.get(name) != ours.get(name)]
@@ -70,15 +78,15 @@ def _open_run(
         text = ", ".join(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in names)
         raise ValueError(
             f"folder {folder} belongs to a run with another config ({text}); "
-            "choose another --name, or pass --overwrite to start anew."
+            "choose another --name, or pass --overwrite to start again."
         )
 
 
 def settings_of(checkpoint: str, *, flag: str = "checkpoint", **wanted: Any) -> dict[str, Any]:
-    """The config of another run, which ``flag`` named.
+    """The config of another run, the folder that ``flag`` gives.
 
     Raises:
-      ValueError: there is none, or a setting is not the one that is wanted.
+      ValueError: it cannot be read, or a setting differs from the one that is wanted.
     """
     path = epath.Path(checkpoint) / "config.json"
     try:
@@ -90,6 +98,6 @@ def settings_of(checkpoint: str, *, flag: str = "checkpoint", **wanted: Any) -> 
     for name, value in wanted.items():
         if theirs.get(name) != value:
             raise ValueError(
-                f"{flag} {checkpoint} has {name} {theirs.get(name)}, got {value}; pass --{name} {theirs.get(name)}."
+                f"{flag} {checkpoint} has {name} {theirs.get(name)}, not {value}; pass --{name} {theirs.get(name)}."
             )
     return theirs

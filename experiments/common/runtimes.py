@@ -1,6 +1,6 @@
 """Where a run happens and who watches it: devices, processes, logs and traces.
 
-None of it changes a certificate of given weights, and training changes by rounding alone.
+None of it changes a certificate of given weights; training changes only by rounding.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from robustjax import training
 AXES = ("data", "noise")
 TRACE_SECONDS = 10
 HEARTBEAT_SECONDS = 30
-"""A process that was not heard of for so long is taken for dead; the others then stop."""
+"""A process that is silent for so long counts as dead; the others then stop."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """Where to run and who watches; may differ when a run is taken up, and changes results by rounding alone."""
+    """Where to run and who watches; may differ when a run is resumed, and changes results only by rounding."""
 
     mesh: str = ""
-    """Devices of each process that share images and noisy copies, such as data=4,noise=2; empty: all, as data."""
+    """Devices of each process: data=4,noise=2 splits images over 4 and noisy copies over 2. Empty: all split images."""
     coordinator: str | None = None
-    """HOST:PORT of process 0 where many work on one run; auto: as Cloud TPU, GKE, SLURM or Open MPI say."""
+    """HOST:PORT of process 0, for a run of several processes; auto: as set by Cloud TPU, GKE, SLURM or Open MPI."""
     num_processes: int | None = None
-    """How many processes there are; not for auto."""
+    """Number of processes; not with auto."""
     process_id: int | None = None
-    """Which of them this is, from 0; not for auto."""
+    """Index of this process, from 0; not with auto."""
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go besides the run folder; each needs the extra of its name."""
+    """Also log metrics to tensorboard or wandb; pip install 'robustjax[tensorboard]' or 'robustjax[wandb]' first."""
     profile: bool = False
-    """Leave a JAX trace of ten seconds in the folder trace of the run, from when programs are compiled."""
+    """Write a JAX trace of ten seconds to the folder trace of the run."""
     cache_dir: str | None = None
-    """Folder that keeps compiled programs; None: $JAX_COMPILATION_CACHE_DIR, else the user's cache folder."""
+    """Folder of compiled programs. None: $JAX_COMPILATION_CACHE_DIR, else the user's cache folder."""
 
     def __post_init__(self):
         axes = self.axes()
@@ -114,8 +114,13 @@ def console() -> Console:
     return Console(quiet=jax.process_index() != 0)
 
 
+def log(message: str) -> None:
+    """Prints a line; of many processes, only the first does."""
+    console().print(message, soft_wrap=True, highlight=False, markup=False)
+
+
 def barrier(name: str) -> None:
-    """Waits until all processes have come here."""
+    """Waits until all processes have reached this point."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
@@ -127,7 +132,7 @@ def barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def started(runtime: Runtime) -> Iterator[None]:
-    """Sets JAX up for a run: processes, kept programs, and what SIGTERM does."""
+    """Sets JAX up for a run: processes, the cache of compiled programs, and signals."""
     if jax.config.jax_compilation_cache_dir is None or runtime.cache_dir is not None:  # pyrefly: ignore
         import platformdirs
 
@@ -142,14 +147,14 @@ def started(runtime: Runtime) -> Iterator[None]:
                 sys.stderr.write(f"Waiting for process 0 at {runtime.coordinator}, for at most five minutes.\n")
         jax.distributed.initialize(**of_all)
     began = time.perf_counter()
-    tell = lambda *_: sys.stderr.write(f"between its loops; {time.perf_counter() - began:,.0f} s since the start\n")
+    tell = lambda *_: sys.stderr.write(f"between loops; {time.perf_counter() - began:,.0f} s since the start\n")
     with on_signal("SIGTERM", _raise_preempted), on_signal("SIGUSR1", tell):
         yield
         barrier("end")  # JAX would not wait for long
 
 
 def _raise_preempted(*_) -> None:
-    raise training.Preempted("The process was asked to end (SIGTERM); the same command continues from what is written.")
+    raise training.Preempted("Received SIGTERM; the same command resumes this run.")
 
 
 @contextlib.contextmanager
@@ -169,7 +174,7 @@ def on_signal(name: str, handler: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred_sigterm() -> Iterator[Any]:
-    """Gives ``stop(step)``: whether SIGTERM has come, for a loop that can save before it ends."""
+    """Yields ``stop(step)``: whether SIGTERM has arrived, for a loop that can save before it ends."""
     asked: list[int] = []
     with on_signal("SIGTERM", lambda *_: asked.append(1)):
         yield lambda step: bool(asked)
@@ -185,7 +190,7 @@ COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compi
 
 @functools.cache
 def _compilations() -> list[float]:
-    """Seconds of all compilations from the first call on."""
+    """Seconds of each compilation since the first call."""
     durations: list[float] = []
 
     def listen(event: str, duration: float, **_: str | int | float) -> None:
@@ -197,7 +202,7 @@ def _compilations() -> list[float]:
 
 
 class Stopwatch:
-    """Wall-clock seconds since it was made, and how many of them went into lowering and compiling programs."""
+    """Wall-clock seconds since it was made, and how many of them were spent on compiling."""
 
     def __init__(self):
         self._began, self._compiled = time.perf_counter(), len(_compilations())
@@ -210,13 +215,13 @@ class Stopwatch:
         """The seconds and the machine, for a report."""
         seconds = self.seconds()
         return (
-            f"This call took {seconds['total']:,.1f} s, {seconds['compiling']:,.1f} s of them compiling, on "
+            f"This call took {seconds['total']:,.1f} s, of which {seconds['compiling']:,.1f} s compiling, on "
             f"{machine()}, jax {jax.__version__}."
         )
 
 
 class Watch:
-    """Is told where a run stands, and passes it on: to SIGUSR1, to TensorBoard and W&B, and to the profiler."""
+    """Receives the progress of a run and passes it on: to SIGUSR1, to TensorBoard and W&B, and to the profiler."""
 
     def __init__(self, loggers: list[Any], trace: epath.Path | None):
         self._loggers, self._trace, self._trace_began = loggers, trace, 0.0
@@ -247,7 +252,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(runtime: Runtime, folder: epath.Path, settings: Mapping[str, Any]) -> Iterator[Watch]:
-    """Gives what the loops of a run tell their numbers to."""
+    """Yields the ``Watch`` to which the loops of a run report their numbers."""
     with contextlib.ExitStack() as stack:
         opened = {"tensorboard": _tensorboard, "wandb": _wandb}
         names = runtime.log if jax.process_index() == 0 else ()
@@ -282,7 +287,7 @@ def _wandb(folder: epath.Path, settings: Mapping[str, Any]) -> Iterator[Any]:
         import wandb  # pyrefly: ignore[missing-import]
     except ImportError as error:
         raise ValueError("log wandb needs wandb: pip install 'robustjax[wandb]'.") from error
-    place = None if is_remote(folder) else str(folder)  # W&B writes to local disks alone
+    place = None if is_remote(folder) else str(folder)  # W&B writes only to local disks
     with wandb.init(project="robustjax", dir=place, name=folder.name, config=dict(settings)) as run:
         known = set()
 

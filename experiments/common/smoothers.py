@@ -1,4 +1,4 @@
-"""What the noise of a smoothed classifier is, how its base classifier is trained for it, and how it is certified."""
+"""Smoothed classifiers: the noise, the training of the base classifier, and certification."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ TRAINING: dict[str, Any] = {
 }
 """By name: objectives with a ``sigma``."""
 SETTINGS = {"train_weight": "weight", "train_epsilon": "epsilon", "train_steps": "steps", "train_draws": "num_noise"}
-"""Settings of the experiment, and of the objectives that have them."""
+"""Settings of the experiment, and the fields of the objectives that they set."""
 WARMED_UP = {"smoothadv": ("epsilon", 1 / 9), "smoothmix": ("weight", 1 / 9), "macer": ("weight", 0.0)}
-"""What changes while a model is trained, and for which share of it by default: ten of the papers' 90 epochs."""
+"""The field that changes during training, and for which share of the steps by default: ten of the papers' 90 epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class OnNoise:
 
 
 def measure_of(noise: str, sigma: float, grid: int | None, norm: str | None, dimension: int) -> certification.Measure:
-    """The smoothing measure with this standard deviation, of images with so many numbers."""
+    """The smoothing measure with standard deviation ``sigma`` for images of ``dimension`` numbers."""
     if noise != "gaussian" and grid is not None:
         raise ValueError(f"grid is for gaussian noise, got grid {grid} with {noise} noise.")
     if noise == "uniform":
@@ -59,16 +59,16 @@ def measure_of(noise: str, sigma: float, grid: int | None, norm: str | None, dim
 
 
 def objective_of(noise: str, sigma: float, training: str, **settings: Any) -> losses.Objective:
-    """What is minimised; without noise for sigma 0. ``settings`` are those of ``SETTINGS``, None for the objective's.
+    """The training objective, without noise for sigma 0; ``settings`` as in ``SETTINGS``, None for the default.
 
     Raises:
-      ValueError: a setting that this training does not have, or noise that it is not made for.
+      ValueError: a setting or a noise that this training does not have.
     """
     given = {SETTINGS[name]: value for name, value in settings.items() if value is not None}
     known = {field.name for field in dataclasses.fields(TRAINING[training])}
     for name in sorted(set(given) - known):
         flag = next(flag for flag, field in SETTINGS.items() if field == name)
-        raise ValueError(f"{flag} is no setting of {training} training, got {given[name]}.")
+        raise ValueError(f"{flag} is not a setting of {training} training, got {given[name]}.")
     if training != "gaussian" and (noise != "gaussian" or not sigma):
         raise ValueError(f"{training} training needs gaussian noise, got {noise} noise with train_sigma {sigma:g}.")
     if not sigma:
@@ -81,16 +81,18 @@ def objective_of(noise: str, sigma: float, training: str, **settings: Any) -> lo
 
 
 def warmed_up(training: str, objective: losses.Objective, share: float | None, num_steps: int) -> losses.Objective:
-    """The objective whose setting grows in this share of the steps, None for the usual, or, for macer, is 0 in them.
+    """The objective with a warm-up in this share of the steps, None for the default.
+
+    During the warm-up the field in ``WARMED_UP`` grows from 0; the weight of macer stays 0.
 
     Raises:
-      ValueError: this training has no such setting, or a share outside [0, 1).
+      ValueError: this training has no warm-up, or the share lies outside [0, 1).
     """
     if share is not None and not 0 <= share < 1:
         raise ValueError(f"train_warmup must lie in [0, 1), got {share}.")
     if training not in WARMED_UP:
         if share is not None:
-            raise ValueError(f"train_warmup is no setting of {training} training, got {share}.")
+            raise ValueError(f"train_warmup is not a setting of {training} training, got {share}.")
         return objective
     name, usual = WARMED_UP[training]
     steps = round((usual if share is None else share) * num_steps)
@@ -101,7 +103,7 @@ def warmed_up(training: str, objective: losses.Objective, share: float | None, n
 
 
 def halves_of(functional: models.Functional) -> tuple[models.Functional, ...]:
-    """The model of each half of a checkerboard: as it is, with 0 at the pixels of the other."""
+    """The model on each half of a checkerboard, with 0 at the pixels of the other half."""
     return tuple(
         functional._replace(apply=_of_half(functional.apply, i), outputs=_of_half(functional.outputs, i))
         for i in (0, 1)
@@ -131,32 +133,50 @@ def joined(parts: tuple[classifiers.Classifier, ...]) -> classifiers.Classifier:
     return classifiers.Classifier(functional, states, parts[0].mesh)
 
 
+def largest_radius(measure: Any, *, num_estimation: int, alpha: float, dual: bool = False) -> float:
+    """The radius that is certified where all draws agree."""
+    if dual:  # each half has its share of the draws and of alpha
+        bound = certification.binomial_lower_bound(num_estimation // 2, num_estimation // 2, alpha / 2)
+        return float(certification.dual_radius(np.repeat(bound, 2), measure))
+    return float(measure.radius(certification.binomial_lower_bound(num_estimation, num_estimation, alpha)))
+
+
 Procedure = Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
-"""``(keys, x, warm_up=False) -> label, radius, probability, draws`` of each image; to warm up takes few draws."""
+"""``(keys, x, warm_up=False) -> label, radius, probability, draws`` of each image; a warm-up takes few draws."""
 
 
-def procedure_of(config: Any, bases: tuple[classifiers.Classifier, ...], measure: certification.Measure) -> Procedure:
-    """How the images are certified, by the settings of the experiment."""
+def procedure(
+    bases: tuple[classifiers.Classifier, ...],
+    measure: certification.Measure,
+    *,
+    num_selection: int,
+    num_estimation: int,
+    alpha: float,
+    batch_size: int | None,
+    sequential: bool,
+    target_radius: float | None,
+) -> Procedure:
+    """Certification with a fixed number of draws, in sequence, or of two base classifiers: dual smoothing."""
     logits_fns: Any = tuple(classifier.logits_fn() for classifier in bases)
-    common: Any = {"measure": measure, "alpha": config.alpha, "batch_size": config.batch_size}
+    common: Any = {"measure": measure, "alpha": alpha, "batch_size": batch_size}
 
-    def sequential(keys, x, warm_up=False):
+    def in_sequence(keys, x, warm_up=False):
         found = certification.certify_sequential(
-            keys, logits_fns[0], x, num_selection=config.num_selection, max_samples=config.num_estimation,
-            target_radius=config.target_radius, **common,
+            keys, logits_fns[0], x, num_selection=num_selection, max_samples=num_estimation,
+            target_radius=target_radius, **common,
         )  # fmt: skip
         return found.label, found.radius, found.probability, found.num_samples
 
     def fixed(keys, x, warm_up=False):
-        selection, estimation = (1, 100) if warm_up else (config.num_selection, config.num_estimation)
+        selection, estimation = (1, 100) if warm_up else (num_selection, num_estimation)
         found = certification.certify(
             keys, logits_fns[0], x, num_selection=selection, num_estimation=estimation, **common
         )
         return found.label, found.radius, found.probability, np.full(len(x), selection + estimation)
 
     def dual(keys, x, warm_up=False):
-        selection, estimation = (1, 50) if warm_up else (config.num_selection // 2, config.num_estimation // 2)
+        selection, estimation = (1, 50) if warm_up else (num_selection // 2, num_estimation // 2)
         found = certification.dual(keys, logits_fns, x, num_selection=selection, num_estimation=estimation, **common)
         return found.label, found.radius, found.probability.min(-1), np.full(len(x), 2 * (selection + estimation))
 
-    return dual if config.dual else sequential if config.is_sequential() else fixed
+    return dual if len(bases) > 1 else in_sequence if sequential or target_radius is not None else fixed

@@ -6,5 +6,5 @@ import numpy as np
 
 
 def evenly(size: int, most: int) -> np.ndarray:
-    """At most so many positions, evenly spaced, since many sets are sorted by class."""
+    """At most ``most`` of ``size`` positions, evenly spaced because many data sets are sorted by class."""
     return np.linspace(0, size - 1, min(size, most)).astype(int)

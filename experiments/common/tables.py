@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,24 +57,26 @@ def markdown(table: Table) -> list[str]:
 
 
 def show(console: Console, table: Table) -> None:
-    """Prints a table; columns that do not fit side by side follow below, each part with the names of the rows."""
-    width = lambda column: max(len(str(cells[column]).replace("**", "")) for cells in (table.headers, *table.rows))
-    widths = [width(column) + 2 for column in range(len(table.headers))]
-    first = 1
-    while first < len(widths) or first == 1:
+    """Prints a table; numbers that do not fit side by side follow below, each part with the names of the rows."""
+    columns = [[str(cell) for cell in column] for column in zip(table.headers, *table.rows, strict=True)]
+    numeric = [all(re.match(r"[-+*]*[\d.]|-?$", cell) for cell in cells) for _, *cells in columns]
+    widths = [max(len(cell.replace("**", "")) for cell in column) + 2 for column in columns]
+    widths = [width if number else min(width, 40) for width, number in zip(widths, numeric, strict=True)]
+    first, title = 1, table.title
+    while first < len(columns):
         last = first + 1
-        while last < len(widths) and widths[0] + sum(widths[first : last + 1]) <= console.width:
+        while last < len(columns) and widths[0] + sum(widths[first : last + 1]) <= console.width:
             last += 1
-        title = escape(table.title if first == 1 else f"{table.title}, continued")
-        printed = rich_table.Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for column in (0, *range(first, min(last, len(widths)))):
-            justify = "right" if column else "left"
-            printed.add_column(escape(table.headers[column]), justify=justify, no_wrap=bool(column))
-        for cells in table.rows:
-            texts = [str(cells[column]) for column in (0, *range(first, min(last, len(widths))))]
-            printed.add_row(*(f"[bold]{escape(t.strip('*'))}[/]" if t.startswith("**") else escape(t) for t in texts))
+        shown = (0, *range(first, last))
+        printed = rich_table.Table(box=None, padding=(0, 2, 0, 0))
+        for i in shown:
+            right = bool(i) and numeric[i]
+            printed.add_column(escape(columns[i][0]), justify="right" if right else "left", no_wrap=right)
+        for cells in zip(*(columns[i][1:] for i in shown), strict=True):
+            printed.add_row(*(f"[bold]{escape(c.strip('*'))}[/]" if c.startswith("**") else escape(c) for c in cells))
+        console.print(f"\n[italic]{escape(title)}[/]", highlight=False)
         console.print(printed)
-        first = last
+        first, title = last, f"{table.title}, continued"
 
 
 def report(

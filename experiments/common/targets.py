@@ -1,4 +1,4 @@
-"""What is attacked: a model and images, and what attacks leave of its accuracy."""
+"""A model and images under attack, and how much accuracy the attacks leave."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.common import classifiers
+from experiments.common import classifiers, subsets
 from robustjax import attacks, certification
 
 ALPHA = 0.001
@@ -44,12 +44,12 @@ class Target(NamedTuple):
     samples: int | None = None
 
     def first(self, most: int) -> Target:
-        """The same with fewer images, evenly spaced."""
-        chosen = np.linspace(0, len(self.id) - 1, min(len(self.id), most)).astype(int)
+        """At most ``most`` of the images, evenly spaced."""
+        chosen = subsets.evenly(len(self.id), most)
         return self._replace(id=self.id[chosen], image=self.image[chosen], label=self.label[chosen])
 
     def answers(self, key: jax.Array, images: np.ndarray) -> np.ndarray:
-        """The classes that the model answers, ``(n,)``; a smoothed one, on fresh noise, may answer ``ABSTAIN``."""
+        """The predicted classes ``(n,)``; a smoothed model, on fresh noise, may return ``ABSTAIN``."""
         if self.measure is not None:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, self.id)
             return certification.predict(
@@ -63,7 +63,7 @@ class Target(NamedTuple):
         return np.asarray(logits).argmax(-1)
 
     def perturbed(self, key: jax.Array, attack: Any) -> np.ndarray:
-        """Adversarial images, in blocks of one size, the last one filled up."""
+        """Adversarial images, computed in blocks of one size."""
         logits_fn, parts = self.classifier.logits_fn(), []
         if self.measure is not None:
             noisy = _noisy_logits_of(self.classifier.functional.outputs, self.measure)
@@ -84,7 +84,7 @@ class Target(NamedTuple):
         return {"x_adv": images, "answer": answers, "seconds": seconds, "queries": queries}
 
     def under_autoattack(self, key: jax.Array, attack: Any, *, kept: dict | None, keep: Callable) -> dict[str, Any]:
-        """As ``under``; what each of its attacks leaves is given to ``keep``, and is not done again where ``kept``."""
+        """As ``under``; ``keep`` receives the state after each of its attacks, and ``kept``, if given, is resumed."""
         resume, correct = None, []
         if kept is not None:
             resume, correct = _evaluation_of(kept), [*kept["part_correct"]]

@@ -1,15 +1,15 @@
 """Sequential certification beside certify, on models of experiments.smoothing."""
 
 import csv
-import dataclasses
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
-from experiments import sequential, smoothing
+from experiments import smoothing
 from experiments.common import files
+from experiments.smoothing import sequential
 from robustjax import certification
 
 
@@ -48,7 +48,7 @@ def test_certify_is_that_of_the_runs(runs, tmp_path, monkeypatch, capfd):
         assert row["lost"] + row["gained"] <= 1
         assert 200 <= row["median"] <= row["draws"] <= 2100
     assert "lost" in capfd.readouterr().out
-    monkeypatch.setattr(sequential, "of_block", None)  # nothing is computed again
+    monkeypatch.setattr(sequential, "answers_of", None)  # nothing is computed again
     assert sequential.run(config) == rows
     for run in runs:  # as if both had been made anew with other noise
         path = pathlib.Path(run, "config.json")
@@ -74,9 +74,9 @@ def test_all_draws_and_the_first_of_them_answer_alike(runs, tmp_path, monkeypatc
 
 
 def test_no_doubt_is_rightly_so():
-    config, measure = sequential.Config(runs=("a",), radii=(0.0, 0.25, 0.5)), certification.gaussian(0.5)
-    votes = np.arange(0, 5001, 20)
-    doubtful = sequential._doubtful(config, measure, votes, 5000)
+    votes, targets = np.arange(0, 5001, 20), [0.0, 0.25, 0.5]
+    settings = {"max_samples": 100_000, "alpha": 0.001}
+    doubtful = sequential.doubtful(votes, 5000, certification.gaussian(0.5), targets, **settings)
     needed = [0.5, 0.6914624612740131, 0.8413447460685429]  # Phi(r / sigma)
     share = votes / 5000
     for target in needed:
@@ -100,13 +100,13 @@ def test_bad_settings_are_named(runs, tmp_path, tmp_path_factory):
     for settings, message in (
         ({"runs": ()}, "runs must name run folders, each once"),
         ({"runs": (runs[0], runs[0] + "/")}, "runs must name run folders, each once"),
-        ({"runs": (runs[0], str(copies / "twin"))}, "runs must have a seed each, got 0, 0"),
-        ({"runs": (runs[0], str(copies / "other"))}, "runs must be alike but for the seed, got train_sigma None in"),
+        ({"runs": (runs[0], str(copies / "twin"))}, "runs must have different seeds, got 0, 0"),
+        ({"runs": (runs[0], str(copies / "other"))}, "runs must differ only in the seed, got train_sigma None in"),
         ({"runs": (str(copies / "list"),)}, "runs must be the folder of a run, but .* holds no settings"),
         ({"runs": (str(copies / "old"),)}, "runs must be runs of experiments.smoothing, of this version"),
-        ({"runs": (str(copies / "taken"),)}, "runs must have trained a model of their own"),
+        ({"runs": (str(copies / "taken"),)}, "runs must have trained their own model"),
         ({"radii": (0.1, 0.1)}, "radii must be given once each"),
-        ({"max_samples": 5}, "max_samples must be more: 5 certify nothing at alpha 0.001"),
+        ({"max_samples": 5}, "max_samples must be larger: 5 certify nothing at alpha 0.001"),
         ({"radii": ()}, "radii or tolerances must have an entry"),
         ({"radii": (9.0,)}, r"radii must lie between 0 and 1\.35"),
         ({"tolerances": (1.0,)}, "tolerances must lie strictly between 0 and 1"),
@@ -116,5 +116,5 @@ def test_bad_settings_are_named(runs, tmp_path, tmp_path_factory):
         ({"runs": (str(tmp_path),)}, "runs must be the folder of a run, but .* cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):
-            sequential.run(dataclasses.replace(config_of(runs, tmp_path), **settings))
+            sequential.run(config_of(**{"runs": runs, "folder": tmp_path} | settings))
     assert not list(tmp_path.iterdir())

@@ -47,22 +47,22 @@ def test_the_whole_box_must_leave_nothing(monkeypatch, measure, reach):
     seen = []
     monkeypatch.setattr(Target, "under", lambda self, key, attack: seen.append(attack) or {"answer": self.label + 1})
     finding = _sanity.whole_box(target, jax.random.key(0))
-    assert finding == (True, f"PGD-20 at {reach}, where every image is within reach, leaves 0.000.")
+    assert finding == (True, f"PGD-20 at {reach}, where every image is within reach, leaves an accuracy of 0.000.")
     assert (seen[0].steps, seen[0].samples) == (20, target.samples)
     monkeypatch.setattr(Target, "under", lambda self, key, attack: {"answer": self.label})
     finding = _sanity.whole_box(target, jax.random.key(0))
     assert finding.word == "WARNING"
-    assert finding.text.endswith("leaves 1.000, not 0: gradients seem to be masked.")
+    assert finding.text.endswith("leaves an accuracy of 1.000, not 0: gradients may be masked.")
 
 
 @pytest.mark.usefixtures("plain_outputs")
-def test_logits_that_are_not_finite_are_told():
+def test_logits_that_are_not_finite_are_reported():
     target = a_target(lambda x: jnp.where(x.reshape(-1, 64)[:, :10] > 0.59, jnp.nan, 0.0))
     with pytest.raises(ValueError, match=r"logits are not finite at \d of 8 inputs"):
         target.answers(jax.random.key(0), target.image)
 
 
-def test_masked_gradients_are_told():
+def test_masked_gradients_are_reported():
     target = a_target(masked)
     findings = _sanity.diagnosis(target, jax.random.key(0), {"AutoAttack at linf 0.1": ("something else.",)})
     assert [finding.word for finding in findings] == ["WARNING", "WARNING"]
@@ -70,7 +70,7 @@ def test_masked_gradients_are_told():
     assert "The model: gradients are masked or broken: zero at 8" in texts
     assert "AutoAttack at linf 0.1: something else." in texts
     (sound,) = _sanity.diagnosis(a_target(lambda x: x.reshape(-1, 64)[:, :10]), jax.random.key(0), {})
-    assert sound == (True, "The model has gradients at all 8 images tried, is deterministic, and gives logits.")
+    assert sound == (True, "The model is deterministic, returns logits, and has gradients at all 8 images tried.")
 
 
 def test_square_must_not_be_stronger_than_attacks_with_gradients():
@@ -78,10 +78,10 @@ def test_square_must_not_be_stronger_than_attacks_with_gradients():
     table = {("linf", 0.1, "apgd_ce"): stands, ("linf", 0.1, "square"): np.arange(100) < 58}
     finding = _sanity.square_and_gradients(table)
     assert finding.word == "pass"
-    assert finding.text.endswith("than noise (at worst +0.020, two standard errors 0.028, at linf 0.1, square).")
+    assert finding.text.endswith("up to noise (at worst +0.020, two standard errors 0.028, at linf 0.1, square).")
     finding = _sanity.square_and_gradients({**table, ("linf", 0.1, "square"): np.arange(100) < 40})
     assert finding.word == "WARNING"
-    warned = "stronger than attacks that do: gradients are masked, or losses mislead (+0.200, two standard errors 0.080"
+    warned = "stronger than gradient attacks: gradients may be masked (+0.200, two standard errors 0.080"
     assert warned in finding.text
     better = {("linf", 0.1, "square"): np.arange(100) < 40, ("linf", 0.1, "autoattack: apgd-t"): np.arange(100) < 30}
     assert _sanity.square_and_gradients({**table, **better}).word == "pass"
@@ -90,7 +90,10 @@ def test_square_must_not_be_stronger_than_attacks_with_gradients():
     assert finding.word == "WARNING"
     assert "(+0.200, two standard errors 0.080, at linf 0.1, autoattack: square)" in finding.text
     finding = _sanity.square_and_gradients({("linf", 0.1, "square"): stands})
-    assert finding == (None, "Whether Square is stronger than APGD: needs autoattack, or square and apgd_ce.")
+    assert finding == (
+        None,
+        "Comparing Square with gradient attacks needs the attack autoattack, or square and apgd_ce.",
+    )
 
 
 def test_more_steps_must_not_help():
@@ -98,7 +101,7 @@ def test_more_steps_must_not_help():
     table = {("l2", 0.5, "pgd_20"): fewer, ("l2", 0.5, "pgd_40"): more}
     finding = _sanity.more_steps(table, {})
     assert finding.word == "WARNING"
-    assert finding.text.startswith("More steps of PGD help the defender: the loss that they follow misleads (+0.200")
+    assert finding.text.startswith("More steps of PGD help the defender: PGD follows a misleading loss (+0.200")
     assert "at l2 0.5, pgd_40 against pgd_20" in finding.text
     steps = {"linf": {"epsilon": np.array([8 / 255]), "correct": np.stack([more, fewer])[None]}}
     assert _sanity.more_steps({}, steps).word == "pass"
@@ -114,10 +117,10 @@ def test_what_is_certified_must_not_be_fooled():
     answers = {("l2", 0.3, "pgd_20"): np.array([0, 1, -1, 7]), ("l2", 1.0, "pgd_20"): np.array([7, 7, 7, 7])}
     finding = _sanity.above_certified(answers, certificate, label, 0.002)
     assert finding.word == "pass"
-    assert finding.text.endswith("of 2 certified images, 0 are fooled within their radius and 1 abstain.")
+    assert finding.text.endswith("of 2 certified images, 0 are misclassified within their radius, 1 abstain.")
     finding = _sanity.above_certified({("l2", 0.3, "fgsm"): np.array([-1, 7, -1, 7])}, certificate, label, 0.002)
     assert finding.word == "WARNING"
-    assert finding.text.startswith("Robust accuracy is below what is certified (fgsm at l2 0.3): of 2 certified")
+    assert finding.text.startswith("Robust accuracy is below certified accuracy (fgsm at l2 0.3): of 2 certified")
     finding = _sanity.above_certified({("l2", 0.3, "fgsm"): np.array([7, 1, 2, 3])}, certificate, label, 0.002)
     assert finding.word == "WARNING"
-    assert "of 2 certified images, 1 are fooled within their radius" in finding.text
+    assert "of 2 certified images, 1 are misclassified within their radius" in finding.text

@@ -1,4 +1,4 @@
-"""The images of an out-of-distribution evaluation: what is known, what is foreign, and how foreign."""
+"""The images of an out-of-distribution evaluation: in-distribution, near and far sets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from robustjax import data
 
 SYNTHETIC = ("textures", "uniform_noise", "gaussian_noise")
 HELD_OUT, PERMUTED = "held_out", "permuted_pixels"
-# Where the images of a set without a test split are, and which are black on white, beside MNIST's white on black.
+# The split to use of a set without a test split, and the sets that are black on white where MNIST is white on black.
 SPLITS = {"omniglot": "small1+small2"}
 INVERTED = ("omniglot",)
 
@@ -26,7 +26,7 @@ class Foreign(NamedTuple):
 
     Attributes:
       group: ``"near"`` or ``"far"``.
-      dataset: images in the shape of the known ones.
+      dataset: images in the shape of the in-distribution images.
     """
 
     group: str
@@ -34,12 +34,12 @@ class Foreign(NamedTuple):
 
 
 class Sets(NamedTuple):
-    """All that a run looks at.
+    """All images of a run.
 
     Attributes:
-      train: known classes, to fit on.
-      validation: known classes, held out of the training split.
-      test: known classes.
+      train: in-distribution images to fit on.
+      validation: in-distribution images, held out of the training split.
+      test: in-distribution images to score.
       foreign: out-of-distribution sets by name.
       outliers: out-of-distribution images to train on, or None.
     """
@@ -52,14 +52,11 @@ class Sets(NamedTuple):
 
 
 def parsed(name: str) -> tuple[str, str]:
-    """The data set and the split that ``NAME@SPLIT`` stands for, or ``NAME``, which is its test split.
-
-    Sets that are made here rather than loaded have the split ``""``.
-    """
+    """Data set and split of ``NAME@SPLIT``; of ``NAME``, its test split; of a synthetic set, the split ``""``."""
     base, at, split = name.partition("@")
     if base in (HELD_OUT, PERMUTED, *SYNTHETIC):
         if at:
-            raise ValueError(f"{base} has no splits to choose from, got {name!r}.")
+            raise ValueError(f"{base} has no splits, got {name!r}.")
         return base, ""
     if not base or (at and not split) or "@" in split:
         raise ValueError(f"near, far and outliers must be NAME or NAME@SPLIT, such as omniglot@small1, got {name!r}.")
@@ -67,7 +64,7 @@ def parsed(name: str) -> tuple[str, str]:
 
 
 def overlap(one: tuple[str, str], other: tuple[str, str]) -> bool:
-    """Whether two of ``(data set, split)`` may share images: two slices of one stored split count as if they did."""
+    """Whether two of ``(data set, split)`` may share images; two slices of one stored split count as sharing."""
     stored = [{part.split("[")[0].strip() for part in split.split("+")} for _, split in (one, other)]
     same = one[0].split(":")[0] == other[0].split(":")[0]  # whatever the version
     return same and bool(stored[0] & stored[1] or "all" in stored[0] | stored[1])
@@ -84,11 +81,11 @@ def open_sets(
     max_images: int,
     seed: int,
 ) -> Sets:
-    """Opens all sets, named as in ``parsed``; near ones default to the classes held out, far ones to synthetic images.
+    """Opens all sets, named as in ``parsed``; near sets default to the held-out classes, far sets to synthetic images.
 
     Raises:
-      ValueError: a set is named twice, is not foreign, is tested and trained on, has no such split, needs classes to be
-        held out, or cannot be opened.
+      ValueError: a set is named twice, is not foreign, is both tested and trained on, has no such split, needs
+        ``classes`` to hold some out, or cannot be opened.
     """
     splits = data.splits(dataset)
     known, validation, test = (data.load(dataset, split, data_dir) for split in splits)
@@ -100,28 +97,28 @@ def open_sets(
     far = tuple(far) or ("textures", "uniform_noise", PERMUTED)
     names = (*near, *far)
     if len(set(names)) < len(names):
-        raise ValueError(f"near and far must name each set once, got {', '.join(names)}.")
+        raise ValueError(f"near and far must name each set once, got {' '.join(names)}.")
     part_of = {name: parsed(name) for name in (*names, *([] if outliers is None else [outliers]))}
     for name in names:
         if name != HELD_OUT and any(overlap(part_of[name], (dataset, split)) for split in splits):
             raise ValueError(
-                f"near and far must be foreign to {dataset}, got {name!r}; {HELD_OUT} are its other classes."
+                f"near and far must be foreign to {dataset}, got {name!r}; use {HELD_OUT} for its other classes."
             )
     part_of[HELD_OUT] = (dataset, splits.test)
     tested = {name: part_of[name] for name in names}
-    if outliers != HELD_OUT:  # whose images are in the split of the known ones, but not among them
+    if outliers != HELD_OUT:  # held-out images lie in the same stored split as the test images, but are not among them
         tested[dataset] = part_of[HELD_OUT]
     for name, part in tested.items():
         if outliers is not None and overlap(part, part_of[outliers]):
             raise ValueError(
-                f"outliers must not be tested, nor lie in a stored split that is, got {outliers!r} beside {name!r}; "
-                f"tested are {', '.join(tested)}."
+                f"outliers must not share a stored split with a tested set, got {outliers!r} and {name!r}; tested are "
+                f"{', '.join(tested)}."
             )
 
     def opened(name: str) -> data.Dataset:
         if name == HELD_OUT:
             if not rest:
-                raise ValueError(f"{HELD_OUT} needs classes to leave some of {dataset} out, got {tuple(classes)}.")
+                raise ValueError(f"{HELD_OUT} needs --classes that leave out some of {dataset}, got {tuple(classes)}.")
             return data.select_classes(everything, rest)
         if name == PERMUTED:
             return data.permute_pixels(test, seed=seed)

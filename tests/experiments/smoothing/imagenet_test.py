@@ -15,7 +15,7 @@ from experiments.common import certificates, classifiers, runtimes
 from robustjax import data, training
 from robustjax.data import _conventions
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 SHAPES = ((20, 30, 3), (33, 24, 3), (48, 48, 3))
 write = runpy.run_path(str(ROOT / "tests" / "data" / "conftest.py"))["write"]
 
@@ -73,6 +73,7 @@ def test_smoothing_goes_all_the_way_and_never_reads_more_than_a_batch(tmp_path, 
 # picture at a time.
 MEASURED = """
 import atexit, dataclasses, resource, runpy
+from experiments.common import classifiers
 atexit.register(lambda: print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 from robustjax import training
 classifiers.CACHED_BYTES, classifiers.BLOCK_BYTES = 0, 8 * 4 * 224 * 224 * 3

@@ -3,6 +3,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from rich.console import Console
 
 from experiments.common import classifiers, runtimes
 from robustjax import data, training
@@ -70,3 +72,23 @@ def test_large_images_go_through_in_smaller_batches(classifier, monkeypatch):
     for either, size in ((classifier, 3), (on(classifier, training.make_mesh(MESH)), 24)):
         assert classifiers._in_batches(either, (8, 8, 1), 500)[0] == size
     assert classifiers._in_batches(classifier, (80, 80, 1), 500)[0] == 1
+
+
+def test_the_model_of_a_run_is_its_fine_tuned_one(classifier, tmp_path, monkeypatch):
+    for name in ("checkpoints", "fine_tuning"):
+        (tmp_path / "seed-0" / name).mkdir(parents=True)
+    seen = []
+    monkeypatch.setattr(training, "restore_model", lambda folder, state, log: seen.append(folder.name))
+    classifiers.restored(str(tmp_path), classifier.functional, Console())
+    assert seen == ["fine_tuning"]
+
+
+def test_a_run_keeps_to_the_model_it_began_with(classifier, tmp_path):
+    other = classifier._replace(state=jax.tree.map(lambda a: a + 1, classifier.state))
+    for _ in range(2):
+        classifiers.keep_to(classifier, epath.Path(tmp_path))
+    with pytest.raises(ValueError, match="checkpoint must hold the model that the run in .* began with"):
+        classifiers.keep_to(other, epath.Path(tmp_path))
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model.json cannot be read \(.*\); pass --overwrite"):
+        classifiers.keep_to(classifier, epath.Path(tmp_path))

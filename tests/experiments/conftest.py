@@ -1,0 +1,34 @@
+"""One tiny run of each product, made once per worker and shared by all tests that only look at it or resume it."""
+
+import pytest
+
+from experiments import adversarial, ood, smoothing
+
+SMOOTHING = {"model": "mlp", "num_epochs": 10, "num_images": 6, "skip": 50, "num_estimation": 300, "sigma": 0.3}
+OOD = {"model": "mlp", "num_epochs": 5, "seeds": 2, "detectors": ("msp", "energy", "knn", "react+energy")}
+ADVERSARIAL = {"model": "mlp", "num_epochs": 2, "num_images": 12, "epsilons": (0.05, 0.3)}
+
+
+@pytest.fixture(scope="session")
+def smoothing_run(tmp_path_factory):
+    """The config and the summary."""
+    config = smoothing.Config(results_dir=str(tmp_path_factory.mktemp("results")), **SMOOTHING)
+    return config, smoothing.run(config)
+
+
+@pytest.fixture(scope="session")
+def ood_run(tmp_path_factory):
+    """The config and the rows."""
+    config = ood.Config(**OOD, results_dir=str(tmp_path_factory.mktemp("results")))
+    return config, ood.run(config)
+
+
+@pytest.fixture(scope="session")
+def adversarial_run(tmp_path_factory):
+    """The config and the rows."""
+    attacks = ("fgsm", "pgd_20", "autoattack")
+    config = adversarial.Config(**ADVERSARIAL, attacks=attacks, results_dir=str(tmp_path_factory.mktemp("results")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        patch.setattr("experiments.adversarial._sanity.STEPS", (1, 4))
+        return config, adversarial.run(config)

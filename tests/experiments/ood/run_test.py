@@ -1,0 +1,188 @@
+"""The experiment end to end on digits: what it leaves, what it re-uses, what it leaves out."""
+
+import csv
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments import ood
+from experiments.common import detectors, foreign
+from experiments.ood import _config, _report, _score
+from robustjax import data, metrics
+
+TINY = {"model": "mlp", "num_epochs": 1, "seeds": 1}
+
+
+def read(path):
+    with np.load(path) as scores:
+        return dict(scores)
+
+
+@pytest.fixture(scope="module")
+def finished(ood_run):
+    config, rows = ood_run
+    return config, rows, config.folder()
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Most of a small run would go into drawing; ``finished``, which is made before, has its figures."""
+    monkeypatch.setattr(_report, "figures_of", lambda *_, **__: {})
+
+
+def test_a_run_leaves_its_folder(finished):
+    _, rows, folder = finished
+    for name in ("config.json", "metrics.csv", "metrics.json", "report.md", "scores/in.npz", "scores/held_out.npz"):
+        assert (folder / name).is_file(), name
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert pictures == {"score_histograms.png", "roc_near.png", "roc_far.png", "auroc.png", "images.png"}
+    written = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert len(written) == len(rows) == 2 * 4 * 4  # seeds, detectors, sets
+    assert {row["group"] for row in written if row["set"] == "held_out"} == {"near"}
+    report = (folder / "report.md").read_text()
+    assert "## AUROC, mean (sd) over 2 seeds" in report
+    for part in ("near", "far", "textures (far)", "uniform_noise (far)", "permuted_pixels (far)"):
+        assert f"## {part}; FPR@95TPR with out-of-distribution positive" in report
+    by_set = report.split("## textures (far)")[1].split("##")[0].splitlines()
+    assert by_set[2] == "| detector | AUROC | AUPR-in | AUPR-out | FPR@95TPR |"
+    of_msp = [r for r in rows if (r["detector"], r["set"]) == ("msp", "textures")]
+    want = [np.mean([r[m] for r in of_msp]) for m in ("auroc", "aupr_in", "aupr_out", "fpr_ood_positive")]
+    [found] = [line.replace("*", "").split("|")[2:-1] for line in by_set if "| msp |" in line]
+    assert [float(cell.split()[0]) for cell in found] == pytest.approx(want, abs=6e-4)
+
+
+def test_rows_are_the_metrics_of_the_scores(finished):
+    _, rows, folder = finished
+    inside, outside = (read(folder / "scores" / f"{part}.npz") for part in ("in", "textures"))
+    row = next(r for r in rows if (r["seed"], r["detector"], r["set"]) == (1, "react+energy", "textures"))
+    name = row["detector"]
+    assert inside[name].shape[0] == outside[name].shape[0] == 2
+    assert row["auroc"] == pytest.approx(metrics.auroc(inside[name][1], outside[name][1]))
+    assert row["num_in"] == inside[name].shape[1]
+
+
+def test_classes_are_those_of_the_split(finished):
+    config, rows, _ = finished
+    assert config.resolved().classes == (0, 1, 2, 3, 4, 5)
+    sizes = {r["set"]: r["num_out"] for r in rows}
+    assert rows[0]["num_in"] + sizes["held_out"] == 500
+
+
+def test_groups_are_unweighted_means():
+    rows = [
+        {"seed": s, "detector": "d", "set": part, "group": "far", "auroc": value + s}
+        for s in (0, 1)
+        for part, value in (("a", 0.2), ("b", 0.6))
+    ]
+    np.testing.assert_allclose(_report.over_seeds(rows, "d", "auroc", group="far"), [0.4, 1.4])
+    np.testing.assert_allclose(_report.over_seeds(rows, "d", "auroc", part="b"), [0.6, 1.6])
+
+
+def test_more_detectors_join_what_is_there(finished):
+    config, _, folder = finished
+    before = {path: os.stat(path).st_mtime_ns for path in folder.glob("seed-*/scores/*.npz")}
+    ood.run(dataclasses.replace(config, detectors=("msp", "entropy"), seeds=1))
+    assert {path: os.stat(path).st_mtime_ns for path in before} == before
+    assert (folder / "seed-0/scores/entropy.npz").is_file()
+    assert not (folder / "seed-1/scores/entropy.npz").exists()
+    written = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    assert len(written) == 2 * 4 * 4 + 4  # of the other seed and of the new detector's one
+    assert read(folder / "scores" / "in.npz")["msp"].shape[0] == 2
+
+
+def test_another_config_is_refused(finished):
+    config, _, folder = finished
+    with pytest.raises(ValueError, match="num_epochs: 5 there, 2 now"):
+        ood.run(dataclasses.replace(config, num_epochs=2, name=folder.name))
+
+
+def test_a_model_of_another_experiment_is_scored(finished, tmp_path):
+    config, rows, folder = finished
+    scored = ood.run(ood.Config(model="mlp", checkpoint=str(folder), detectors=("energy",), results_dir=str(tmp_path)))
+    want = [r["auroc"] for r in rows if r["seed"] == 0 and r["detector"] == "energy"]
+    np.testing.assert_allclose([r["auroc"] for r in scored], want)
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_with_the_same_scores(finished, tmp_path):
+    config, _, folder = finished
+    ours_folder = tmp_path / "ood" / folder.name
+    command = [sys.executable, "-m", "experiments.ood", "--model", "mlp", "--num-epochs", "5", "--seeds", "1"]
+    command += ["--detectors", "msp", "energy", "--results-dir", str(tmp_path)]
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    # Not while it is importing: in training, while checkpoints are written, between two detectors.
+    begun = ours_folder / random.choice(["config.json", "seed-0/checkpoints", "seed-0/scores/msp.npz"])
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    ood.run(dataclasses.replace(config, detectors=("msp", "energy"), seeds=1, results_dir=str(tmp_path)))
+    for part in ("in", "held_out"):
+        ours = read(ours_folder / "scores" / f"{part}.npz")
+        for name in ("msp", "energy"):
+            theirs = read(folder / "seed-0" / "scores" / f"{name}.npz")[part]
+            np.testing.assert_allclose(ours[name][0], theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [name for name in _config.TRAINING if name != "standard"])
+def test_every_training_runs(training, tmp_path):
+    outliers = "gaussian_noise" if training in _config.NEED_OUTLIERS else None
+    settings = {**TINY, "num_epochs": 2, "detectors": ("msp",), "results_dir": str(tmp_path)}
+    config = ood.Config(training=training, outliers=outliers, **settings)
+    rows = ood.run(config)
+    assert all(0 <= row["auroc"] <= 1 for row in rows)
+    assert json.loads((config.folder() / "metrics.json").read_text())["accuracy"][0] > 0.2
+
+
+def test_parts_of_a_set_are_tested_under_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(foreign, "overlap", lambda *_: False)  # digits stand in for a foreign set
+    far = ("digits@train[:20]", "digits@train[20:50]")
+    rows = ood.run(ood.Config(far=far, **TINY, detectors=("energy",), results_dir=str(tmp_path)))
+    sizes = {row["set"]: row["num_out"] for row in rows}
+    assert [sizes[name] for name in far] == [20, 30]
+    assert len(list(tmp_path.glob("ood/*/scores/digits@train_*.npz"))) == 2
+
+
+@pytest.mark.data
+def test_tfds_sets_are_opened(data_dir, tmp_path, monkeypatch):
+    splits = data.splits
+    few = data.Splits("train[:1000]", "train[90%:91%]", "test[:500]")
+    monkeypatch.setattr(data, "splits", lambda name: few if name == "mnist" else splits(name))
+    monkeypatch.setattr(_score, "MAX_IMAGES", 200)
+    config = ood.Config(
+        dataset="mnist", data_dir=data_dir, near=("fashion_mnist",), far=("omniglot", "cifar10"), **TINY,
+        detectors=("energy",), results_dir=str(tmp_path),
+    )  # fmt: skip
+    rows = ood.run(config)
+    assert {row["set"]: row["num_out"] for row in rows} == {"fashion_mnist": 200, "omniglot": 200, "cifar10": 200}
+    report = (config.folder() / "report.md").read_text()
+    for line in ("fashion_mnist (near): 8,000", "omniglot (far): 5,840", "cifar10 (far): 10,000"):
+        assert f"- {line} images\n" in report
+
+
+def test_what_cannot_be_fitted_is_left_out(tmp_path, capsys, monkeypatch):
+    fit = detectors.fit
+
+    def unfit(name, context):
+        if name == "she":
+            raise ValueError("no row of class 3.")
+        return fit(name, context)
+
+    monkeypatch.setattr(detectors, "fit", unfit)
+    settings = {**TINY, "results_dir": str(tmp_path)}
+    rows = ood.run(ood.Config(detectors=("she", "msp"), **settings))
+    assert {row["detector"] for row in rows} == {"msp"}
+    assert "she is left out: no row of class 3." in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match="detectors could not be fitted, none of she"):
+        ood.run(ood.Config(detectors=("she",), name="other", **settings))
