@@ -115,7 +115,11 @@ def details(config: Config, results: _frame.Results) -> list[str]:
 STUDY = _frame.Study(
     measure=measure,
     config=Config(),
+<<<<<<< HEAD
     tiny=Config(sizes=(6,), train_split="train[:64]", model="mlp", num_epochs=1, num_images=2, num_estimation=100),
+=======
+    tiny=Config(sizes=(6, 7), model="mlp", num_epochs=1, num_images=2, num_estimation=100),
+>>>>>>> 24938ed (Two modalities and growing images are studies on the frame)
     numbers=[
         _frame.Column("standard_accuracy", "accuracy"),
         _frame.Column("average_certified_radius", "ACR"),
