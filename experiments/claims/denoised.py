@@ -1,0 +1,310 @@
+"""Certifies one classifier behind several denoisers, beside classifiers that were trained for the noise.
+
+A classifier that never saw noise is smoothed as it is, behind a denoiser, and behind one step of a diffusion model;
+beside it are classifiers that were trained for the noise, one of them after rRCM's pre-training. All see the same noisy
+copies.
+
+    python -m experiments.claims.denoised
+    python -m experiments.claims.denoised --methods none denoising gaussian --sigma 0.25
+    python -m experiments.claims.denoised --dataset mnist --data-dir DIR --recipe mnist_short --num-images 100
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from experiments.claims import _denoised_parts, _frame
+from experiments.common import checks, classifiers, files, runtimes, subsets, tables
+from robustjax import attacks, certification, data, losses, metrics, plotting
+from robustjax.typing import LogitsFn
+
+Method = Literal["none", "denoising", "stability", "diffusion", "gaussian", "consistency", "rrcm"]
+METHODS: dict[Method, str] = {
+    "none": "a classifier that never saw noise, as it is",
+    "denoising": "the same behind a denoiser, trained on the squared error",
+    "stability": "the same behind a denoiser, trained on the classifier's answers without noise",
+    "diffusion": "the same behind one step of a diffusion model",
+    "gaussian": "a classifier trained with the noise",
+    "consistency": "a classifier trained with the noise and for answers that agree",
+    "rrcm": "the same, after some of the passes went into features that agree at all levels of noise, without labels",
+}
+"""What is smoothed, by name."""
+ACR = "average_certified_radius"
+GROUP = 20
+"""Images that are certified at once, or more, so that devices share them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the measurement; radii and sigma are in units of [0, 1] pixels, l2."""
+
+    dataset: str = "digits"
+    """digits (embedded), or any prepared TFDS data set with image and label."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets; None: $TFDS_DATA_DIR, else TFDS's own."""
+    train_split: str = "train"
+    """Images to train on, in TFDS syntax. To choose settings: 'train[:90%]' here and 'train[90%:]' to certify."""
+    test_split: str | None = None
+    """Images to certify, in TFDS syntax; None: the data set's test split."""
+    methods: tuple[Method, ...] = tuple(METHODS)
+    """What is smoothed."""
+    model: str = "cnn"
+    """Classifier: mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
+    recipe: str | None = None
+    """Training recipe of the classifiers, see experiments.smoothing; None: the one of the data set."""
+    num_epochs: int | None = None
+    """Passes over the training images for each classifier; None: as the recipe."""
+    denoiser_epochs: int | None = None
+    """Passes for each denoiser and the diffusion model; None: 200 for the digits, else 10."""
+    denoiser_width: int = 32
+    """Units of each of their hidden layers."""
+    denoiser_depth: int = 6
+    """Their layers."""
+    consistency_weight: float = 5.0
+    """Weight of the divergence between answers in consistency and rrcm."""
+    pretraining_share: float = 0.25
+    """Share of the passes of rrcm that are pre-training, without labels."""
+    pretraining_sigma: float = 40.0
+    """Largest noise of pre-training, in units of [0, 1] pixels."""
+    sigma: float = 0.5
+    """Standard deviation of the smoothing noise, and of the noise in training."""
+    num_selection: int = 100
+    """Noisy copies of each image that select its class."""
+    num_estimation: int = 1000
+    """Noisy copies of each image that bound the probability of the class."""
+    alpha: float = 0.001
+    """Probability, for each image, that its certificate is wrong."""
+    batch_size: int | None = None
+    """Noisy copies in one call of the model; None: 200 on a CPU, 1000 on an accelerator."""
+    num_images: int = 200
+    """Certify at most N images, evenly spaced."""
+    num_attacked: int = 10
+    """Attack at most N of the certified images inside their radii; not one may be fooled."""
+    radii: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Radii of the table."""
+
+    def __post_init__(self):
+        checks.at_least(1, self, "num_epochs", "denoiser_epochs", "denoiser_width", "num_selection", "num_estimation")
+        checks.at_least(1, self, "batch_size", "num_images")
+        checks.at_least(2, self, "denoiser_depth")
+        checks.at_least(0, self, "num_attacked")
+        checks.positive(self, "sigma")
+        checks.probability(self, "alpha", "pretraining_share")
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must name each of {', '.join(METHODS)} at most once, got {self.methods}.")
+        if not self.radii or not all(0 <= radius < float("inf") for radius in self.radii):
+            raise ValueError(f"radii must be finite numbers of at least 0, got {self.radii}.")
+        if "rrcm" in self.methods and self.num_epochs == 1:
+            raise ValueError("num_epochs must be at least 2 with rrcm, which is pre-trained in some of them, got 1.")
+        losses.consistency(weight=self.consistency_weight)
+        losses.consistency_pretraining(largest=2 * self.pretraining_sigma)
+        classifiers.recipe_of(self.dataset, self.recipe)
+
+
+@functools.cache  # one function, so that compiled programs are shared
+def _noisy_logits_of(measure: certification.Gaussian) -> Callable:
+    return lambda logits_fn, key, x: logits_fn(measure.sample(key, x[0])[None])
+
+
+def is_broken(
+    config: Config, keys: Sequence[jax.Array], logits_fn: LogitsFn, image: np.ndarray, label: np.ndarray, radius: float,
+    *, steps: int = 20, draws: int = 16, answer_draws: int = 1000,
+) -> bool:  # fmt: skip
+    """Whether PGD inside its certified radius changes the smoothed answer to one image: keys of attack and answer."""
+    measure = certification.gaussian(config.sigma)
+    noisy = jax.tree_util.Partial(_noisy_logits_of(measure), logits_fn)
+    attack = attacks.pgd(epsilon=radius * 0.999, norm="l2", steps=steps, samples=draws)
+    x_adv = attack(keys[0], noisy, image, label)
+    settings = {"num_samples": answer_draws, "alpha": config.alpha, "batch_size": config.batch_size}
+    answer = certification.predict(keys[1], logits_fn, x_adv, measure, **settings)
+    return answer[0] not in (certification.ABSTAIN, label[0])
+
+
+def certified(
+    config: Config, key: jax.Array, logits_fn: LogitsFn, test: data.Dataset, place: Callable, group: int
+) -> dict[str, Any]:
+    """Certifies the images, attacks some of them inside their radii, and measures what a copy costs.
+
+    Args:
+      config: of the run.
+      key: the same for all methods, which see the same noise.
+      logits_fn: the base classifier.
+      test: where the images come from.
+      place: puts images where they are worked on.
+      group: number of images that are certified at once.
+
+    Returns:
+      Arrays for an npz file.
+    """
+    ids, measure = subsets.evenly(len(test), config.num_images), certification.gaussian(config.sigma)
+    image, label, _ = test[ids]
+    certify_key, attack_key, answer_key = jax.random.split(key, 3)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(certify_key, ids)
+    settings = {"num_selection": config.num_selection, "alpha": config.alpha, "batch_size": config.batch_size}
+    parts, seconds = [], 0.0
+    for start in range(-group, len(ids), group):
+        rows = np.minimum(np.arange(max(start, 0), max(start, 0) + group), len(ids) - 1)  # the last group is filled up
+        draws = config.num_estimation if start >= 0 else min(config.num_estimation, 100)  # the first compiles
+        began = time.perf_counter()
+        found = certification.certify(
+            keys[rows], logits_fn, place(image[rows]), measure, num_estimation=draws, **settings
+        )
+        if start >= 0:
+            seconds += time.perf_counter() - began
+            parts.append(found)
+    certificate = certification.Certificate(*(np.concatenate(c)[: len(ids)] for c in zip(*parts, strict=True)))
+    attacked = np.flatnonzero(certificate.radius > 0)[: config.num_attacked]
+    broken = 0
+    for row in attacked:
+        keys, one = (attack_key, jax.random.fold_in(answer_key, ids[row])), slice(row, row + 1)
+        broken += is_broken(config, keys, logits_fn, image[one], certificate.label[one], float(certificate.radius[row]))
+    forward = jax.jit(lambda logits_fn, x: logits_fn(x))
+    clean = np.asarray(forward(logits_fn, image)).argmax(-1)
+    cost = forward.lower(logits_fn, image[:1]).cost_analysis() or {}
+    costs = {"flops_per_copy": cost["flops"]} if "flops" in cost else {}  # not every device says
+    return {
+        **certificate._asdict(), **costs, "id": ids, "true": label, "clean_accuracy": (clean == label).mean(),
+        "seconds_per_image": seconds / (group * len(parts)), "attacked": len(attacked), "broken": broken,
+    }  # fmt: skip
+
+
+def numbers_of(config: Config, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The numbers of a method, and radii for the figure."""
+    certificate = certification.Certificate(*(arrays[name] for name in certification.Certificate._fields))
+    at = metrics.certified_accuracy(certificate, arrays["true"], config.radii)
+    numbers = {ACR: metrics.average_certified_radius(certificate, arrays["true"])}
+    numbers |= {f"certified_accuracy_{r:g}": value for r, value in zip(config.radii, at, strict=True)}
+    numbers |= {"abstained": certificate.abstained.mean()}
+    numbers |= {name: value for name, value in arrays.items() if value.ndim == 0}
+    return numbers | {"radius": certificate.radius, "correct": certificate.label == arrays["true"]}
+
+
+def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
+    """Trains and certifies all methods with one seed, or does what is left of it."""
+    train = data.load(config.dataset, config.train_split, config.data_dir)
+    test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
+    trained, devices = _denoised_parts.Trained(config, seed, train, place), place.runtime.local_mesh().size
+    group = -(-GROUP // devices) * devices
+    key = jax.random.fold_in(jax.random.key(seed), 1)  # the same noise for all methods
+    found = {}
+    for method in config.methods:
+        path = place.folder / f"{method}.npz"
+        if not path.exists():
+            logits_fn = trained.logits_fn(method)
+            if jax.process_index() == 0:
+                files.write_arrays(path, certified(config, key, logits_fn, test, trained.standard.place, group))
+                place.log(f"Seed {seed}: {method} certified.")
+            runtimes.barrier(f"{method} of seed {seed}")
+        if jax.process_index() == 0:
+            found[method] = numbers_of(config, files.read_arrays(path))
+    return found
+
+
+def columns(config: Config) -> Sequence[_frame.Column]:
+    """What is certified, and what it costs."""
+    return [
+        _frame.Column(ACR, "ACR"),
+        *(_frame.Column(f"certified_accuracy_{r:g}", f"{r:g}") for r in config.radii),
+        _frame.Column("abstained", "abstain"),
+        _frame.Column("clean_accuracy", "clean"),
+        _frame.Column("flops_per_copy", "Mflop/copy", lambda v: f"{v.mean() / 1e6:.2f}"),
+        _frame.Column("seconds_per_image", "s/image", lambda v: f"{v.mean():.3f}"),
+        _frame.Column("broken", "fooled inside", lambda v: f"{v.sum():.0f}"),
+    ]
+
+
+def curves(config: Config, results: _frame.Results):
+    """Certified accuracy of each method, over the images of all seeds."""
+    of = {method: (np.ravel(r["radius"]), np.ravel(r["correct"])) for method, r in results.items()}
+    return {"certified_accuracy": plotting.certified_accuracy_curve(of)}
+
+
+def details(config: Config, results: _frame.Results) -> Sequence[tables.Table | str]:
+    """What the methods are, their ACR beside that of others, and whether a certificate was broken."""
+    broken, attacked = (sum(of[name].sum() for of in results.values()) for name in ("broken", "attacked"))
+    beside = [name for name in ("none", "gaussian") if name in results]
+    rows = [[m, *(tables.mean_and_sd(of[ACR] - results[name][ACR]) for name in beside)] for m, of in results.items()]
+    paired = [tables.Table("ACR less that of the same seed", ["method", *beside], rows)] if beside else []
+    images = len(results[config.methods[0]]["radius"][0])
+    return [
+        *paired,
+        f"{'pass' if not broken else 'WARNING'}: PGD inside certified radii changed the smoothed answer of "
+        f"{broken:.0f} of {attacked:.0f} images.",
+        f"Certified accuracy at radii, of {images} images with {config.num_estimation:,} copies of each.",
+        "\n".join(f"- {method}: {METHODS[method]}." for method in config.methods),
+    ]
+
+
+def bars(relation: Any, *pairs: tuple[Method, Method]) -> Callable[[Config], tuple[_frame.Bar, ...]]:
+    """Of the ACR of each pair of methods, and that no attack breaks a radius of the first."""
+
+    def of(config: Config) -> tuple[_frame.Bar, ...]:
+        both = [_frame.Bar(ACR, one, relation, other) for one, other in pairs if {one, other} <= {*config.methods}]
+        arms = dict.fromkeys(one for one, _ in pairs if one in config.methods)
+        return (*both, *(_frame.Bar("broken", arm, "<=", 0) for arm in arms))
+
+    return of
+
+
+STUDY = _frame.Study(
+    measure=measure,
+    config=Config(),
+    tiny=Config(
+        train_split="train[:64]", methods=("none", "stability", "rrcm"), model="mlp", num_epochs=2, denoiser_epochs=1,
+        denoiser_width=4, denoiser_depth=2, num_selection=20, num_estimation=40, batch_size=20, num_images=20,
+        num_attacked=0,
+    ),
+    numbers=columns,
+    claims=(
+        _frame.Claim(
+            method="Denoised smoothing",
+            paper="Salman et al. 2020",
+            arxiv="2003.01908",
+            functions=("certification.denoised", "losses.denoising", "losses.denoising_stability", "models.denoiser"),
+            statement=(
+                "A denoiser makes a classifier that never saw noise certifiable, and one trained on the classifier's "
+                "answers more than one trained on the squared error."
+            ),
+            bars=bars(">", ("denoising", "none"), ("stability", "denoising")),
+        ),
+        _frame.Claim(
+            method="Denoised smoothing beside training with noise",
+            paper="Salman et al. 2020",
+            arxiv="2003.01908",
+            functions=("certification.denoised", "losses.denoising_stability"),
+            statement="A classifier behind a denoiser comes near one that is trained with the noise.",
+            bars=bars(">=", ("stability", "gaussian")),  # the paper does not say what is near
+        ),
+        _frame.Claim(
+            method="Diffusion-denoised smoothing",
+            paper="Carlini et al. 2022",
+            arxiv="2206.10550",
+            functions=(
+                "certification.diffusion_denoised", "losses.diffusion", "losses.alphas_bar", "models.noise_predictor",
+            ),
+            statement="One step of a diffusion model serves as denoiser at every sigma.",
+            bars=bars(">", ("diffusion", "none")),
+        ),
+        _frame.Claim(
+            method="rRCM",
+            paper="Lei et al. 2025",
+            arxiv="2501.13094",
+            functions=("losses.consistency_pretraining", "losses.Preconditioned", "losses.info_nce"),
+            statement="Features that agree at all levels of noise give larger radii with one forward pass.",
+            bars=bars(">", ("rrcm", "gaussian"), ("rrcm", "consistency"), ("rrcm", "diffusion")),
+        ),
+    ),
+    figure=curves,
+    details=details,
+    in_folder=True,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    _frame.main(STUDY, __doc__)

@@ -1,0 +1,141 @@
+"""The study of denoisers: what is smoothed, what is certified and attacked, and what it refuses."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments.claims import _denoised_parts, _frame, denoised
+from experiments.common import classifiers, runtimes
+from robustjax import certification, data, losses
+
+TINY = denoised.STUDY.tiny
+
+
+@pytest.fixture
+def place(tmp_path):
+    return _frame.Place(tmp_path, runtimes.HERE, Console(quiet=True), runtimes.Watch([], None))
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Does not train, and notes name and passes of each training."""
+    found = {}
+
+    def train(folder, functional, *args, num_epochs, **settings):
+        found[folder.name] = num_epochs
+        return classifiers.Classifier(functional, functional.state), {}
+
+    monkeypatch.setattr(classifiers, "train", train)
+    return found
+
+
+def test_methods_are_what_they_say(place, trainings):
+    trained = _denoised_parts.Trained(TINY, 0, data.load("digits", "train[:64]"), place)
+    x = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)
+    answers = {method: np.asarray(trained.logits_fn(method)(x)) for method in denoised.METHODS}
+    want = trained.standard.functional.outputs(trained.standard.state, x).logits
+    for method in ("none", "gaussian", "consistency"):  # all begin with the same parameters
+        np.testing.assert_array_equal(answers[method], want)
+    scale = 1 / np.sqrt((2 * TINY.sigma) ** 2 + 0.25)
+    inside = scale * (2 * x - 1)  # what rRCM gives the network, whose images are in [0, 1]
+    np.testing.assert_allclose(
+        answers["rrcm"], trained.standard.functional.outputs(trained.standard.state, (inside + 1) / 2).logits, atol=1e-4
+    )
+    for method in ("denoising", "stability", "diffusion"):
+        assert answers[method].shape == (4, 10)
+        assert np.abs(answers[method] - want).max() > 1e-3
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_rrcm_has_the_passes_of_the_others(share, place, trainings):
+    config = dataclasses.replace(TINY, pretraining_share=share)
+    _denoised_parts.Trained(config, 0, data.load("digits", "train[:64]"), place).logits_fn("rrcm")
+    assert trainings == {"rrcm_pretraining": 1, "rrcm": 1}
+
+
+def linear(x):
+    """Two classes, of which the first wins where the first pixel is above 1 / 2."""
+    return 100 * np.array([[1.0, -1.0]], np.float32) * (x[:, 0, 0] - 0.5)
+
+
+def test_certificates_are_those_of_the_votes():
+    test = data.load("digits", "test")
+    config = dataclasses.replace(TINY, num_images=6, num_attacked=0)
+    logits_fn = jax.tree_util.Partial(lambda kernel, x: x.reshape(len(x), -1) @ kernel, KERNEL)
+    key = jax.random.key(0)
+    arrays = denoised.certified(config, key, logits_fn, test, lambda rows: rows, 4)
+    assert len(arrays["id"]) == 6
+    np.testing.assert_array_equal(arrays["true"], test[arrays["id"]].label)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key, 3)[0], arrays["id"])
+    counts = certification.sample_counts(
+        keys, logits_fn, test[arrays["id"]].image, certification.gaussian(0.5),
+        num_samples=40, first_sample=20, batch_size=20,
+    )  # fmt: skip
+    decided = arrays["label"] >= 0
+    assert decided.any()
+    bound = certification.binomial_lower_bound(np.asarray(counts).max(-1), 40, config.alpha)
+    np.testing.assert_allclose(arrays["probability"][decided], bound[decided], rtol=1e-9)
+    assert arrays["flops_per_copy"] == pytest.approx(2 * KERNEL.size, rel=0.1)
+    numbers = denoised.numbers_of(config, {name: np.asarray(value) for name, value in arrays.items()})
+    correct = arrays["label"] == arrays["true"]
+    assert numbers[denoised.ACR] == pytest.approx((arrays["radius"] * correct).mean())
+    assert numbers["certified_accuracy_0.25"] == (correct & (arrays["radius"] >= 0.25)).mean()
+
+
+KERNEL = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+
+
+def test_attacks_break_a_radius_that_is_too_large():
+    # The first pixel is 0.3 above the border of a half-space, so that no shorter attack changes the answer.
+    x = np.full((1, 2, 2, 1), 0.8, np.float32)
+    config = dataclasses.replace(TINY, sigma=0.05, alpha=0.01)
+    keys, label = jax.random.split(jax.random.key(0)), np.array([0])
+    few = {"steps": 4, "draws": 2, "answer_draws": 40}
+    assert not denoised.is_broken(config, keys, linear, x, label, 0.15, **few)
+    assert denoised.is_broken(config, keys, linear, x, label, 0.6, **few)
+
+
+def test_certificates_that_are_there_are_not_made_again(place, trainings, monkeypatch):
+    config = dataclasses.replace(TINY, methods=("none", "gaussian"))
+    certificate = certification.Certificate(
+        np.array([1, -1]), np.array([0.5, 0.0]), np.array([0.9, 0.4]), np.array([False, True])
+    )
+    arrays = certificate._asdict() | {"true": np.array([1, 1]), "attacked": 1, "broken": 0}
+    monkeypatch.setattr(denoised, "certified", lambda *_: arrays)
+    first = denoised.measure(config, 0, place)
+    assert {*trainings} == {"standard", "gaussian"}
+    monkeypatch.setattr(classifiers, "train", lambda *args, **settings: pytest.fail("trained again"))
+    again = denoised.measure(config, 0, place)
+    assert again["gaussian"][denoised.ACR] == first["gaussian"][denoised.ACR] == 0.25
+
+
+def test_a_broken_certificate_is_reported():
+    of = {"broken": np.array([0.0, 1.0]), "attacked": np.array([2.0, 2.0]), "radius": np.zeros((2, 6))}
+    config = dataclasses.replace(TINY, methods=("none",))
+    text = denoised.details(config, {"none": of | {denoised.ACR: np.array([0.5, 0.25])}})
+    assert "WARNING: PGD inside certified radii changed the smoothed answer of 1 of 4 images." in text
+    assert text[0].rows == [["none", "0.000 (0.000)"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": ()}, "methods must name each of none, denoising, .* at most once"),
+        ({"sigma": 0.0}, "sigma must be positive and finite, got 0.0"),
+        ({"num_attacked": -1}, "num_attacked must be an integer of at least 0, got -1"),
+        ({"alpha": 1.0}, "alpha must lie strictly between 0 and 1, got 1.0"),
+        ({"radii": (-0.5,)}, r"radii must be finite numbers of at least 0, got \(-0.5,\)"),
+        ({"denoiser_depth": 1}, "denoiser_depth must be an integer of at least 2, got 1"),
+        ({"num_epochs": 1}, "num_epochs must be at least 2 with rrcm, .* got 1"),
+        ({"recipe": "none"}, "recipe must be one of digits, mnist"),
+        ({"consistency_weight": -1.0}, "weight must be at least 0"),
+        ({"pretraining_share": 1.0}, "pretraining_share must lie strictly between 0 and 1, got 1.0"),
+        ({"pretraining_sigma": 1e-4}, "largest must be above smallest=0.002, got 0.0002"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        denoised.Config(**settings)
