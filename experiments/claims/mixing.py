@@ -1,0 +1,377 @@
+"""Mixes an accurate and a robust classifier, and measures what the mixture keeps of each.
+
+Two mixtures, for each seed: with an adversarially trained classifier, by a fixed share and by a network, attacked as a
+whole; and with a smoothed classifier, by a fixed share, certified.
+
+    python -m experiments.claims.mixing
+    python -m experiments.claims.mixing --dataset mnist --data-dir DIR --num-images 200 --num-certified 200
+    python -m experiments.claims.mixing --train-split 'train[:80%]' --test-split 'train[80%:]' --robust-scale 0.5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.claims import _frame, _mixing_parts
+from experiments.common import adversaries, checks, classifiers, subsets, tables
+from experiments.common.command_line import Number
+from robustjax import attacks, data, losses, models, plotting, training
+from robustjax.certification import mixing
+
+NETWORK = training.Recipe(algorithm="adam", learning_rate=1e-3, schedule="cosine", batch_size=128, num_epochs=20)
+"""Of the mixing network; the authors' is AdamW at 5e-5 for 3 epochs of CIFAR-10."""
+RADII = (0.0, 0.25, 0.5, 0.75)
+CLEAN_LOST, KEPT = 0.005, 0.6
+"""What a certified mixture may lose of the better clean accuracy, and must keep of the certified accuracy."""
+BETTER, PART = "certified: better part", f"certified: {KEPT:.0%} of smoothed"
+ATTACKS = {
+    "detached": "cross-entropy, alpha held constant",
+    "attached": "cross-entropy",
+    "gamma": "cross-entropy and gamma",
+    "apgd": "cross-entropy, targeted DLR",
+    "autoattack": "AutoAttack",
+    "all": "all of them",
+}
+"""Numbers of the mixture by network: what it keeps under attacks that see more or less of it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the measurement; radii are in units of [0, 1] pixels, alpha is the share of the robust classifier."""
+
+    dataset: str = "digits"
+    """digits (embedded), or any prepared TFDS data set with images and labels."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
+    train_split: str = "train"
+    """Images to train on, in TFDS syntax. To choose settings: 'train[:80%]' here, 'train[80%:]' in --test-split."""
+    test_split: str | None = None
+    """Images to test on, in TFDS syntax. None: the test split of the data set."""
+    model: str = "cnn"
+    """All three classifiers: mlp, lenet, cnn, strided_cnn, resnet20 and others, see experiments.adversarial."""
+    recipe: str | None = None
+    """Training recipe, see experiments.smoothing. None: the data set's recipe."""
+    num_epochs: int | None = None
+    """Passes over the training images, None: as in the recipe, but 25 for adversarial training on digits."""
+    epsilon: Number | None = None
+    """Linf radius of adversarial training and of the attacks, such as 0.15 or 8/255. None: by data set."""
+    alphas: tuple[float, ...] = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+    """Fixed shares of the robust classifier."""
+    low: float = 0.84
+    """Smallest share that the network gives to the robust classifier."""
+    high: float = 0.99
+    """Its largest share."""
+    standard_scale: float = 1.0
+    """Multiplies the logits of the accurate classifier before they are mixed."""
+    robust_scale: float = 1.0
+    """Multiplies the logits of the robust classifier before they are mixed."""
+    network_epochs: int = NETWORK.num_epochs
+    """Passes over the training images for the mixing network."""
+    gamma_weight: float = 0.0
+    """Weight of gamma in what the adversary raises in training. With 0.2, the mean of the authors' draws, a network
+    on digits could not tell attacked images from clean ones."""
+    steps: int = 100
+    """Steps of each APGD; in training there are 10."""
+    autoattack: bool = True
+    """Also run AutoAttack on the robust classifier and on the mixture by network."""
+    num_images: int | None = None
+    """Maximum number of images to attack, evenly spaced. None: all, but 64 of the digits."""
+    sigma: float = 0.5
+    """Standard deviation of the noise of the smoothed classifier, in training and in use."""
+    certified_alpha: float = 0.76
+    """Its share in the mixture that is certified, above 1/2."""
+    num_selection: int = 100
+    """Noisy copies that select the class."""
+    num_estimation: int = 10_000
+    """Noisy copies that bound its probability."""
+    failure: float = 0.001
+    """Probability, for each image, that its certificate is wrong."""
+    num_certified: int | None = None
+    """Maximum number of images to certify, evenly spaced. None: all, but 100 of the digits."""
+
+    def __post_init__(self):
+        checks.at_least(1, self, "num_epochs", "network_epochs", "steps", "num_images", "num_certified")
+        checks.at_least(1, self, "num_selection", "num_estimation")
+        if not self.alphas or not all(0 <= alpha <= 1 for alpha in self.alphas):
+            raise ValueError(f"alphas must be one or more numbers in [0, 1], got {self.alphas}.")
+        if not 0.5 < self.certified_alpha <= 1:
+            raise ValueError(f"certified_alpha must be above 1/2 and at most 1, got {self.certified_alpha}.")
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"low and high must be 0 <= low <= high <= 1, got {self.low} and {self.high}.")
+        checks.positive(self, "epsilon", "sigma", "standard_scale", "robust_scale")
+        if not 0 <= self.gamma_weight <= 1:
+            raise ValueError(f"gamma_weight must lie in [0, 1], got {self.gamma_weight}.")
+        checks.probability(self, "failure")
+        classifiers.recipe_of(self.dataset, self.recipe)
+        self.radius()
+
+    def radius(self) -> float:
+        """Linf radius of adversarial training and of the attacks."""
+        return adversaries.default("train_epsilon", self.epsilon, self.dataset, "linf")
+
+
+def train(
+    config: Config, seed: int, images: data.Dataset, key: jax.Array, place: _frame.Place
+) -> tuple[dict[str, classifiers.Classifier], mixing.mixture, Any]:
+    """The three classifiers by name, the mixture of the first two, and its trained state."""
+    recipe = classifiers.recipe_of(config.dataset, config.recipe)
+    attack = attacks.pgd(epsilon=config.radius(), steps=10, keep="last")
+    objectives = {
+        "standard": losses.standard(),
+        "robust": losses.adversarial.adversarial_training(attack=attack),
+        "smoothed": losses.smoothing.gaussian_augmentation(sigma=config.sigma),
+    }
+
+    def trained(name, functional, key, **settings):
+        return classifiers.train(
+            place.folder / name, functional, images, key=key, seed=seed, log=place.log, runtime=place.runtime,
+            watch=functools.partial(place.watch, f"training of {name}, seed {seed}"), **settings,
+        )[0]  # fmt: skip
+
+    found = {}
+    for index, (name, objective) in enumerate(objectives.items()):
+        model_key, train_key = jax.random.split(jax.random.fold_in(key, index))
+        found[name] = trained(
+            name, classifiers.build(config.model, images, dtype="float32", key=model_key), train_key,
+            objective=objective, recipe=recipe,
+            num_epochs=config.num_epochs or (25 if name == "robust" and config.dataset == "digits" else None),
+        )  # fmt: skip
+    standard, robust = found["standard"], found["robust"]
+    seen = jax.eval_shape(standard.functional.outputs, standard.state, jnp.zeros((1, *images.image_shape)))
+    model_key, train_key = jax.random.split(jax.random.fold_in(key, len(objectives)))
+    num_inputs = 2 * sum(part.shape[-1] for part in seen)
+    network = models.functional(models.mixing_network(model_key, num_inputs=num_inputs))
+    mixture = mixing.mixture(
+        standard=standard.functional.apply,
+        robust=robust.functional.apply,
+        network=network.apply,
+        **{name: getattr(config, name) for name in ("low", "high", "standard_scale", "robust_scale")},
+    )
+    adversary = dataclasses.replace(attack, loss=losses.adaptive_cross_entropy(weight=config.gamma_weight))
+    of_network = trained(
+        "network",
+        network._replace(apply=mixture, state=mixture.init(standard.state, robust.state, network.state)),
+        train_key,
+        objective=losses.mixing_training(attack=adversary),
+        recipe=dataclasses.replace(NETWORK, augment=recipe.augment),
+        num_epochs=config.network_epochs,
+    )
+    return found, mixture, of_network.state
+
+
+@functools.cache  # one function for all shares
+def _fixed(standard: Callable, robust: Callable, standard_scale: float, robust_scale: float) -> Callable:
+    def logits(states, alpha, x):
+        parts = (outputs(state, x).logits for outputs, state in zip((standard, robust), states))
+        return mixing.mix(*parts, alpha=alpha, standard_scale=standard_scale, robust_scale=robust_scale)
+
+    return logits
+
+
+@functools.cache
+def _blind(mixture: mixing.mixture) -> mixing.mixture:
+    """The mixture as an attack sees it that takes alpha for a constant."""
+
+    def network(state, x, *, train=False):
+        return jax.lax.stop_gradient(mixture.network(state, x, train=train)[0]), state
+
+    return dataclasses.replace(mixture, network=network)
+
+
+def attacks_of(config: Config, num_classes: int) -> dict[str, Any]:
+    """The attacks on the mixtures, by name."""
+    settings = {"epsilon": config.radius(), "steps": config.steps}
+    plain, targeted = attacks.apgd(**settings), attacks.apgd_targeted(**settings, num_targets=min(9, num_classes - 1))
+    return {
+        "ce": plain,
+        "apgd": attacks.worst_of(plain, targeted),
+        "gamma": attacks.apgd(**settings, loss=losses.adaptive_cross_entropy(weight=0.4)),
+        "autoattack": attacks.autoattack(epsilon=config.radius()),
+    }
+
+
+def arm_of(alpha: float) -> str:
+    """The name of the mixture by a fixed share."""
+    return {0.0: "accurate", 1.0: "robust"}.get(alpha, f"alpha {alpha:g}")
+
+
+def trade_off(
+    config: Config,
+    found: dict[str, classifiers.Classifier],
+    mixture: mixing.mixture,
+    state: Any,
+    test: data.Dataset,
+    key: jax.Array,
+) -> dict[str, dict[str, float]]:
+    """Accuracy on all test images, and what attacks leave of it on some, for each fixed share and for the network."""
+    image, label, _ = (np.asarray(part) for part in test[np.arange(len(test))])
+    most = config.num_images or (64 if config.dataset == "digits" else len(test))
+    chosen = subsets.evenly(len(test), most)
+    few = image[chosen], label[chosen]
+    attack = attacks_of(config, test.num_classes)
+    standard, robust = found["standard"], found["robust"]
+    fixed = _fixed(standard.functional.outputs, robust.functional.outputs, config.standard_scale, config.robust_scale)
+    arms: dict[str, dict[str, float]] = {}
+    for alpha in config.alphas:
+        logits_fn = jax.tree_util.Partial(fixed, (standard.state, robust.state), jnp.float32(alpha))
+        numbers = arms[arm_of(alpha)] = {"clean": float((_mixing_parts.answers_of(logits_fn, image) == label).mean())}
+        numbers["apgd"] = float(_mixing_parts.stands(key, attack["apgd"], logits_fn, *few).mean())
+        if config.autoattack and alpha == 1:
+            numbers["autoattack"] = float(_mixing_parts.stands(key, attack["autoattack"], logits_fn, *few).mean())
+    logits_fn = mixture.logits_fn(state)
+    numbers = {"clean": float((_mixing_parts.answers_of(logits_fn, image) == label).mean())}
+    left = {"apgd": _mixing_parts.stands(key, attack["apgd"], logits_fn, *few)}
+    left["gamma"] = _mixing_parts.stands(key, attack["gamma"], logits_fn, *few)
+    blind = _blind(mixture).logits_fn(state)
+    numbers["detached"] = float(_mixing_parts.stands(key, attack["ce"], blind, *few, whole=logits_fn).mean())
+    numbers["attached"] = float(_mixing_parts.stands(key, attack["ce"], logits_fn, *few).mean())
+    if config.autoattack:
+        left["autoattack"] = _mixing_parts.stands(key, attack["autoattack"], logits_fn, *few)
+    numbers |= {name: float(correct.mean()) for name, correct in left.items()}
+    numbers["all"] = float(np.all([*left.values()], axis=0).mean())
+    as_accurate = {"clean": numbers["clean"], "apgd": at_accuracy(numbers["clean"], [*arms.values()])}
+    return arms | {"network": numbers, "fixed, as accurate": as_accurate}
+
+
+def at_accuracy(clean: float, fixed: Sequence[dict[str, float]]) -> float:
+    """Robust accuracy of the fixed mixture of this clean accuracy: interpolated, 0 beyond the curve."""
+    points = sorted((row["clean"], row["apgd"]) for row in fixed)
+    best = [max(apgd for other, apgd in points if other >= at) for at, _ in points]  # what a more accurate one has too
+    return float(np.interp(clean, [at for at, _ in points], best, right=0.0))
+
+
+def certified(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Accuracy and certified accuracy of the mixture with a smoothed classifier, and of its parts."""
+    arms: dict[str, dict[str, Any]] = {}
+    for arm, name in (("accurate", "standard"), ("smoothed", "smoothed"), ("mixture", "mixture")):
+        numbers = arms[f"certified: {arm}"] = {
+            "clean": float((arrays[f"answered_{name}"] == arrays["answered_label"]).mean())
+        }
+        if name != "standard":
+            radius, right = arrays[f"{name}_radius"], arrays[f"{name}_label"] == arrays["label"]
+            numbers |= {f"at_{r:g}": (right & (radius >= r)).mean() for r in RADII}
+            numbers |= {"radius": radius, "right": right, "predicted": arrays[f"{name}_label"]}
+            numbers |= {name: arrays[name] for name in ("id", "label")}
+    arms[BETTER] = {"clean": max(arms[f"certified: {arm}"]["clean"] for arm in ("accurate", "smoothed"))}
+    arms[PART] = {f"at_{r:g}": KEPT * arms["certified: smoothed"][f"at_{r:g}"] for r in RADII}
+    changed = {"attacked": len(arrays["changed"]), "changed": arrays["changed"].sum()}
+    arms["certified: mixture"] |= changed | {"least_excess": arrays["excess"].min(initial=np.inf)}
+    return arms
+
+
+def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
+    """Trains, attacks and certifies with one seed; trainings that were interrupted resume."""
+    test_split = config.test_split or data.splits(config.dataset).test
+    images, test = (data.load(config.dataset, split, config.data_dir) for split in (config.train_split, test_split))
+    train_key, attack_key, certify_key = jax.random.split(jax.random.key(seed), 3)
+    found, mixture, state = train(config, seed, images, train_key, place)
+    if jax.process_index() != 0:
+        return {}
+    arms = trade_off(config, found, mixture, state, test, attack_key)
+    return arms | certified(_mixing_parts.certify(config, found, test, certify_key))
+
+
+def figures(config: Config, results: _frame.Results) -> dict[str, Any]:
+    """Robust accuracy against clean accuracy, and certified accuracy against the radius."""
+    curves = {
+        arm: tuple(np.concatenate([*results[f"certified: {arm}"][name]]) for name in ("radius", "right"))
+        for arm in ("smoothed", "mixture")
+    }
+    return {"trade_off": _trade_off(config, results), "certified_accuracy": plotting.certified_accuracy_curve(curves)}
+
+
+def _trade_off(config: Config, results: _frame.Results) -> Any:
+    from matplotlib.figure import Figure
+
+    point = lambda arm: [results[arm][name].mean() for name in ("clean", "apgd")]
+    curve = np.array([point(arm_of(alpha)) for alpha in config.alphas])
+    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*curve.T, label="fixed share", **plotting.line_style(0))
+    for alpha, place in zip(config.alphas, curve, strict=True):
+        axes.annotate(f"{alpha:g}", place, textcoords="offset points", xytext=(4, 3), fontsize="x-small")
+    star = plotting.line_style(1) | {"linestyle": "none", "marker": "*", "markersize": 11}
+    axes.plot(*point("network"), label="by network", **star)
+    text = adversaries.text_of(config.radius())
+    axes.set(xlabel="clean accuracy", ylabel=f"robust accuracy (APGD, linf {text})")
+    axes.grid(alpha=0.3, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def details(config: Config, results: _frame.Results) -> Sequence[tables.Table | str]:
+    """What attacks see of the network, what it gains and loses, and what attacks did within the certified radii."""
+    network, mixture = results["network"], results["certified: mixture"]
+    rows = [[text, tables.mean_and_sd(network[name])] for name, text in ATTACKS.items() if name in network]
+    parts: list[tables.Table | str] = [tables.Table("Mixture by network, robust accuracy", ["attack", "left"], rows)]
+    if 1.0 in config.alphas:
+        strongest = "autoattack" if config.autoattack else "apgd"
+        gained = tables.mean_and_sd(network["clean"] - results["robust"]["clean"])
+        lost = tables.mean_and_sd(results["robust"][strongest] - network[strongest])
+        parts.append(f"The network gains {gained} clean accuracy over the robust classifier and loses {lost} robust.")
+    changed, attacked = (int(mixture[name].sum()) for name in ("changed", "attacked"))
+    return [
+        *parts,
+        f"Attacks within the certified radii change {changed} of {attacked} answers.",
+        f"Accuracy under attack is at linf {adversaries.text_of(config.radius())}; certified radii are l2, at sigma "
+        f"{config.sigma:g} and alpha {config.certified_alpha:g}.",
+    ]
+
+
+STUDY = _frame.Study(
+    measure=measure,
+    config=Config(),
+    tiny=Config(
+        train_split="train[:64]", test_split="test[:64]", model="mlp", num_epochs=1, network_epochs=1,
+        alphas=(0.0, 1.0), steps=2, autoattack=False, sigma=0.1, num_selection=20, num_estimation=200, num_images=8,
+        num_certified=16,
+    ),
+    numbers=[
+        _frame.Column("clean", "clean"),
+        _frame.Column("apgd", "APGD"),
+        _frame.Column("autoattack", "AutoAttack"),
+        *(_frame.Column(f"at_{r:g}", f"certified at {r:g}") for r in RADII),
+    ],
+    claims=(
+        _frame.Claim(
+            method="Mixed classifiers",
+            paper="Bai et al. 2023",
+            arxiv="2301.12554",
+            functions=tuple(f"certification.mixing.{name}" for name in ("mix", "smoothed_radius", "lipschitz_radius")),
+            statement="A mixture keeps the class of its robust part in a certified radius, and the other's accuracy.",
+            bars=(
+                _frame.Bar("clean", "certified: mixture", ">=", BETTER, by=CLEAN_LOST),
+                _frame.Bar("at_0.25", "certified: mixture", ">=", PART),
+                _frame.Bar("changed", "certified: mixture", "<=", 0),
+            ),
+        ),
+        _frame.Claim(
+            method="Mixing network",
+            paper="Bai et al. 2023",
+            arxiv="2301.12554",
+            functions=(
+                "certification.mixing.mixture", "models.mixing_network", "losses.mixing_training",
+                "losses.adaptive_cross_entropy",
+            ),
+            statement=(
+                "A mixture whose shares a network chooses for each input is more robust than an equally accurate fixed "
+                "mixture."
+            ),
+            bars=(_frame.Bar("apgd", "network", ">", "fixed, as accurate"),),
+        ),
+    ),
+    figure=figures,
+    details=details,
+    in_folder=True,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    _frame.main(STUDY, __doc__)
