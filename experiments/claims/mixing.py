@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.claims import _frame, _mixing_parts
+from experiments.claims import _frame
+from experiments.claims._mixing_parts import answers_of, certify, stands
 from experiments.common import adversaries, checks, classifiers, subsets, tables
 from experiments.common.command_line import Number
 from robustjax import attacks, data, losses, models, plotting, training
@@ -221,19 +222,19 @@ def trade_off(
     arms: dict[str, dict[str, float]] = {}
     for alpha in config.alphas:
         logits_fn = jax.tree_util.Partial(fixed, (standard.state, robust.state), jnp.float32(alpha))
-        numbers = arms[arm_of(alpha)] = {"clean": float((_mixing_parts.answers_of(logits_fn, image) == label).mean())}
-        numbers["apgd"] = float(_mixing_parts.stands(key, attack["apgd"], logits_fn, *few).mean())
+        numbers = arms[arm_of(alpha)] = {"clean": float((answers_of(logits_fn, image) == label).mean())}
+        numbers["apgd"] = float(stands(key, attack["apgd"], logits_fn, *few).mean())
         if config.autoattack and alpha == 1:
-            numbers["autoattack"] = float(_mixing_parts.stands(key, attack["autoattack"], logits_fn, *few).mean())
+            numbers["autoattack"] = float(stands(key, attack["autoattack"], logits_fn, *few).mean())
     logits_fn = mixture.logits_fn(state)
-    numbers = {"clean": float((_mixing_parts.answers_of(logits_fn, image) == label).mean())}
-    left = {"apgd": _mixing_parts.stands(key, attack["apgd"], logits_fn, *few)}
-    left["gamma"] = _mixing_parts.stands(key, attack["gamma"], logits_fn, *few)
+    numbers = {"clean": float((answers_of(logits_fn, image) == label).mean())}
+    left = {"apgd": stands(key, attack["apgd"], logits_fn, *few)}
+    left["gamma"] = stands(key, attack["gamma"], logits_fn, *few)
     blind = _blind(mixture).logits_fn(state)
-    numbers["detached"] = float(_mixing_parts.stands(key, attack["ce"], blind, *few, whole=logits_fn).mean())
-    numbers["attached"] = float(_mixing_parts.stands(key, attack["ce"], logits_fn, *few).mean())
+    numbers["detached"] = float(stands(key, attack["ce"], blind, *few, whole=logits_fn).mean())
+    numbers["attached"] = float(stands(key, attack["ce"], logits_fn, *few).mean())
     if config.autoattack:
-        left["autoattack"] = _mixing_parts.stands(key, attack["autoattack"], logits_fn, *few)
+        left["autoattack"] = stands(key, attack["autoattack"], logits_fn, *few)
     numbers |= {name: float(correct.mean()) for name, correct in left.items()}
     numbers["all"] = float(np.all([*left.values()], axis=0).mean())
     as_accurate = {"clean": numbers["clean"], "apgd": at_accuracy(numbers["clean"], [*arms.values()])}
@@ -275,15 +276,13 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     if jax.process_index() != 0:
         return {}
     arms = trade_off(config, found, mixture, state, test, attack_key)
-    return arms | certified(_mixing_parts.certify(config, found, test, certify_key))
+    return arms | certified(certify(config, found, test, certify_key))
 
 
 def figures(config: Config, results: _frame.Results) -> dict[str, Any]:
     """Robust accuracy against clean accuracy, and certified accuracy against the radius."""
-    curves = {
-        arm: tuple(np.concatenate([*results[f"certified: {arm}"][name]]) for name in ("radius", "right"))
-        for arm in ("smoothed", "mixture")
-    }
+    joined = lambda arm, name: np.concatenate([*results[f"certified: {arm}"][name]])
+    curves = {arm: (joined(arm, "radius"), joined(arm, "right")) for arm in ("smoothed", "mixture")}
     return {"trade_off": _trade_off(config, results), "certified_accuracy": plotting.certified_accuracy_curve(curves)}
 
 

@@ -279,7 +279,7 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     beside = {"smoothing": smoothed(config, seed, place)} if config.smoothing is not None else {}
     if jax.process_index() != 0:
         return {}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for loss, (classifier, last) in trained.items():
         path = place.folder / loss / "certificates.npz"
         if not path.exists():
@@ -294,7 +294,7 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
 
 def figures(config: Config, results: _frame.Results) -> dict[str, Any]:
     """Certified accuracy of all seeds, and the prototypes of the first seed with their weights."""
-    curves = {arm: tuple(np.concatenate([*of[name]]) for name in ("radius", "right")) for arm, of in results.items()}
+    curves = {arm: (np.concatenate([*of["radius"]]), np.concatenate([*of["right"]])) for arm, of in results.items()}
     title = f"{config.dataset}, {config.reasoning}, {config.num_components} components per class"
     drawn = {"certified_accuracy": plotting.certified_accuracy_curve(curves, title=title)}
     for loss in config.losses:
@@ -366,7 +366,7 @@ STUDY = _frame.Study(
             paper="Saralajew et al. 2024",
             arxiv="2412.15499",
             functions=(
-                "models.prototypes", "losses.prototype_margin", "losses.prototype_radius",
+                "models.prototypes.classifier", "losses.prototype_margin", "losses.prototype_radius",
                 "certification.prototypes.radius",
             ),
             statement=(

@@ -13,8 +13,10 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+
 from experiments import smoothing
 from experiments.claims import _frame
+from experiments.common import smoothers
 from experiments.common.command_line import Number
 from experiments.smoothing import sequential
 
@@ -62,8 +64,14 @@ class Config:
     """Noisy copies per call of the model. None: 200 on a CPU, 1000 on an accelerator."""
 
     def __post_init__(self):
-        self.training(0, "results")
+        trained = self.training(0, "results")
         self.comparison("run", "results")
+        largest = smoothers.largest_radius(trained.measure(1), num_estimation=self.max_samples, alpha=self.alpha)
+        if max(self.radii, default=0.0) > largest:
+            raise ValueError(
+                f"radii must be at most {largest:g}, the largest that {self.max_samples:,} draws can certify, got "
+                f"{max(self.radii):g}."
+            )
 
     def training(self, seed: int, results_dir: str) -> smoothing.Config:
         """The run that trains a model; its own certificate, of one image, is not used."""
@@ -136,9 +144,9 @@ STUDY = _frame.Study(
         ),
     ),
     details=lambda config, results: [
-        "Draws: mean over images, those that select the class included. Certified: accuracy at the radius. ACR: average "
-        "certified radius. Lost: images, of all seeds, that certify certifies and the sequential test does not; gained: "
-        "the other way round."
+        "Draws: mean over images, with those that select the class. Certified: accuracy at the radius. ACR: average "
+        "certified radius. Lost: images, of all seeds, that only certify certifies; gained: that only the sequential "
+        "test certifies."
     ],
     in_folder=True,
 )  # fmt: skip

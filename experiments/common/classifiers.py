@@ -198,6 +198,12 @@ def keep_to(classifier: Classifier, folder: epath.Path) -> None:
         )
 
 
+@functools.cache  # equal ones share compiled steps
+def optimizer_of(recipe: training.Recipe, steps_per_epoch: int, num_epochs: int) -> optax.GradientTransformation:
+    """The optimizer of a recipe."""
+    return recipe.optimizer(steps_per_epoch, num_epochs)
+
+
 def num_steps(recipe: training.Recipe, num_epochs: int | None, size: int) -> int:
     """Steps of a training on ``size`` images; for None in as many epochs as the recipe has."""
     return size // min(recipe.batch_size, size) * (recipe.num_epochs if num_epochs is None else num_epochs)
