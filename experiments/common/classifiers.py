@@ -209,12 +209,6 @@ def num_steps(recipe: training.Recipe, num_epochs: int | None, size: int) -> int
     return size // min(recipe.batch_size, size) * (recipe.num_epochs if num_epochs is None else num_epochs)
 
 
-@functools.cache  # equal trainings share a compiled step
-def optimizer_of(recipe: training.Recipe, steps_per_epoch: int, num_epochs: int) -> optax.GradientTransformation:
-    """The optimizer of a recipe."""
-    return recipe.optimizer(steps_per_epoch, num_epochs)
-
-
 def train(
     folder: epath.Path,
     functional: models.Functional,

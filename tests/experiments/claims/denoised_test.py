@@ -9,7 +9,7 @@ from rich.console import Console
 
 from experiments.claims import _denoised_parts, _frame, denoised
 from experiments.common import classifiers, runtimes
-from robustjax import certification, data, losses
+from robustjax import certification, data
 
 TINY = denoised.STUDY.tiny
 
