@@ -1,0 +1,167 @@
+"""Out-of-distribution detectors on one classifier, compared by AUROC on near and far sets.
+
+python -m experiments.claims.detectors
+python -m experiments.claims.detectors --dataset mnist --data-dir DIR --far fashion_mnist omniglot cifar10
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from experiments import ood
+from experiments.claims import _frame
+from experiments.common import checks
+from experiments.common import detectors as named
+from robustjax import plotting
+
+GROUPS = ("near", "far")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the measurement; the images are those of experiments.ood."""
+
+    dataset: str = "digits"
+    """In-distribution data: digits (embedded), or any prepared TFDS data set with images and labels."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
+    classes: tuple[int, ...] = ()
+    """In-distribution labels. Default: as in experiments.ood, like the settings below."""
+    near: tuple[str, ...] = ()
+    """Near sets."""
+    far: tuple[str, ...] = ()
+    """Far sets."""
+    model: str = "cnn"
+    """Classifier."""
+    num_epochs: int | None = None
+    """Passes over the training images. None: as in the recipe."""
+    detectors: tuple[str, ...] = (*named.ALL, "feature_normalized+mahalanobis")
+    """Detectors to compare; a claim is left out where its detectors are."""
+
+    def __post_init__(self):
+        checks.distinct(self, "detectors")
+        self.run_of(1, "results")
+
+    def run_of(self, seeds: int, results_dir: str, training: Any = "standard", outliers: str | None = None):
+        """The run of ``seeds`` models with one training."""
+        return ood.Config(
+            dataset=self.dataset, data_dir=self.data_dir, classes=self.classes, near=self.near, far=self.far,
+            model=self.model, num_epochs=self.num_epochs, detectors=self.detectors, seeds=seeds,
+            results_dir=results_dir, training=training, outliers=outliers, name=training,
+        )  # fmt: skip
+
+
+def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
+    """Adds a seed to a run of experiments.ood that all seeds share."""
+    rows = ood.run(config.run_of(seed + 1, str(place.folder.parent / "runs")), place.runtime)
+    return numbers_of([row for row in rows if row["seed"] == seed])
+
+
+def numbers_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means over the sets of a group, by detector."""
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(row["detector"] for row in rows):
+        for group in GROUPS:
+            of_group = [row for row in rows if (row["detector"], row["group"]) == (name, group)]
+            metrics = {"AUROC": "auroc", "FPR": "fpr_ood_positive"} if of_group else {}
+            found.setdefault(name, {}).update(
+                {f"{metric} {group}": float(np.mean([row[of] for row in of_group])) for metric, of in metrics.items()}
+            )
+    return found
+
+
+def aurocs(config: Any, results: _frame.Results) -> Any:
+    """AUROC on near and far sets."""
+    shown = lambda of_arm: {name: values for name, values in of_arm.items() if name.startswith("AUROC")}
+    return plotting.bar_chart({arm: shown(of_arm) for arm, of_arm in results.items()}, label="AUROC", start=0.5)
+
+
+def _claim(
+    function: str, method: str, paper: str, arxiv: str | None, statement: str,
+    arms: tuple[str, ...], others: tuple[str | float, ...], groups: tuple[str, ...] = GROUPS,
+) -> _frame.Claim:  # fmt: skip
+    """Every arm has a higher AUROC than every other, on each group of sets that the run has."""
+
+    def bars(config: Any) -> tuple[_frame.Bar, ...]:
+        used = {arm for arm in (*arms, *others) if isinstance(arm, str)}
+        if not used <= set(config.detectors):
+            return ()
+        shown = [g for g in groups if g == "far" or config.dataset == "digits" or config.near or config.classes]
+        return tuple(_frame.Bar(f"AUROC {g}", arm, ">", other) for arm in arms for other in others for g in shown)
+
+    functions = tuple(f"scoring.{name}" for name in function.split())
+    return _frame.Claim(method, paper, arxiv, functions, statement, bars)
+
+
+CLAIMS = (
+    _claim("msp", "MSP", "Hendrycks, Gimpel 2017", "1610.02136",
+           "The maximum softmax probability is lower for foreign inputs.", ("msp",), (0.5,)),
+    _claim("entropy", "Entropy", "Hendrycks, Gimpel 2017", "1610.02136",
+           "Predictions of foreign inputs are more uncertain.", ("entropy",), (0.5,)),
+    _claim("max_logit", "Max logit", "Hendrycks et al. 2022", "1911.11132",
+           "Better than MSP: the logits say more before the softmax than after it.", ("max_logit",), ("msp",)),
+    _claim("energy", "Energy", "Liu et al. 2020", "2010.03759", "Better than MSP.", ("energy",), ("msp",)),
+    _claim("generalized_entropy", "GEN", "Liu, Lochman, Zach 2023, CVPR", None, "Better than entropy and MSP.",
+           ("generalized_entropy",), ("entropy", "msp")),
+    _claim("kl_matching", "KL matching", "Hendrycks et al. 2022", "1911.11132",
+           "Better than MSP: distance of a prediction from the typical predictions of each class.",
+           ("kl_matching",), ("msp",)),
+    _claim("odin", "ODIN", "Liang, Li, Srikant 2018", "1706.02690",
+           "Better than MSP, by a temperature and a step on the input.", ("odin",), ("msp",)),
+    _claim("mahalanobis add_class", "Mahalanobis", "Lee et al. 2018", "1807.03888",
+           "Better than MSP: distance from class-conditional Gaussians with one covariance.",
+           ("mahalanobis",), ("msp",)),
+    _claim("mahalanobis_ensemble", "Mahalanobis ensemble", "Lee et al. 2018", "1807.03888",
+           "Weighing the distances of all layers, with a step on the input, is better than the last layer only.",
+           ("mahalanobis_ensemble",), ("mahalanobis",)),
+    _claim("relative_mahalanobis", "Relative Mahalanobis", "Ren et al. 2021", "2106.09022",
+           "Better than Mahalanobis on near sets.", ("relative_mahalanobis",), ("mahalanobis",), ("near",)),
+    _claim("feature_normalized", "Mahalanobis++", "Mueller, Hein 2025", "2505.18032",
+           "Features of one length help Mahalanobis distances.",
+           ("feature_normalized+mahalanobis",), ("mahalanobis",)),
+    _claim("knn", "k-NN", "Sun et al. 2022", "2204.06507",
+           "The distance to the k-th nearest normalised training feature is better than Mahalanobis.",
+           ("knn",), ("mahalanobis",)),
+    _claim("vim residual", "ViM, residual", "Wang et al. 2022", "2203.10807",
+           "Logits and the residual outside the principal subspace are better together than each.",
+           ("vim",), ("residual", "energy")),
+    _claim("gradnorm", "GradNorm", "Huang, Geng, Li 2021", "2110.00218",
+           "Better than MSP: gradients towards the uniform distribution are smaller for foreign inputs.",
+           ("gradnorm",), ("msp",)),
+    _claim("she", "SHE", "Zhang et al. 2023, ICLR", None,
+           "Better than MSP: inner product with the stored pattern of the predicted class.", ("she",), ("msp",)),
+    _claim("nnguide", "NNGuide", "Park, Jung, Teoh 2023", "2309.14888", "Neighbours guide the energy.",
+           ("nnguide",), ("energy",)),
+    _claim("fdbd", "fDBD", "Liu, Qin 2024", "2312.11536",
+           "Better than MSP: foreign features lie closer to decision boundaries.", ("fdbd",), ("msp",)),
+    _claim("nci", "NCI", "Liu, Qin 2023", "2311.01479",
+           "Better than MSP: features of known inputs are near the weights of their class.", ("nci",), ("msp",)),
+    _claim("nac neuron_states", "NAC", "Liu et al. 2024", "2306.02879",
+           "Better than MSP: states of neurons that training did not cover are foreign.", ("nac",), ("msp",)),
+    _claim("react", "ReAct", "Sun, Guo, Li 2021", "2111.12797", "Clipping features helps the energy.",
+           ("react+energy",), ("energy",)),
+    _claim("dice", "DICE", "Sun, Li 2022", "2111.09805", "Keeping the largest contributions helps the energy.",
+           ("dice+energy",), ("energy",)),
+    _claim("ash", "ASH", "Djurisic et al. 2023", "2209.09858", "Pruning activations helps the energy.",
+           ("ash_s+energy", "ash_b+energy", "ash_p+energy"), ("energy",)),
+    _claim("scale", "SCALE", "Xu et al. 2024", "2310.00227", "Scaling without pruning is better than ASH.",
+           ("scale+energy",), ("ash_s+energy",)),
+    _claim("vra", "VRA", "Xu et al. 2023", "2302.11716",
+           "Removing low and clipping high activations helps the energy.", ("vra+energy",), ("energy",)),
+)  # fmt: skip
+
+STUDY = _frame.Study(
+    measure=measure,
+    config=Config(),
+    tiny=Config(model="mlp", num_epochs=1, far=("uniform_noise",), detectors=("msp", "energy")),
+    numbers=[_frame.Column(name, name) for name in ("AUROC near", "FPR near", "AUROC far", "FPR far")],
+    claims=CLAIMS,
+    figure=aurocs,
+    in_folder=True,
+)
+
+if __name__ == "__main__":
+    _frame.main(STUDY, __doc__)

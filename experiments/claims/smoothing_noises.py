@@ -1,0 +1,83 @@
+"""Uniform, Laplace and Gaussian smoothing of equal variance, compared by their certificates in the l1 norm.
+
+python -m experiments.claims.smoothing_noises
+python -m experiments.claims.smoothing_noises --dataset mnist --data-dir DIR --model lenet --sigma 0.5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from experiments import smoothing
+from experiments.claims import _frame
+from experiments.claims.smoothing_training import curves, numbers_of
+
+NOISES = ("uniform", "laplace", "gaussian")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the measurement; radii are l1, in units of [0, 1] pixels."""
+
+    dataset: str = "digits"
+    """digits (embedded), or any prepared TFDS data set with images and labels."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
+    model: str = "cnn"
+    """As in experiments.smoothing, like the settings below."""
+    sigma: float = 0.25
+    """Standard deviation of the noise of each pixel."""
+    num_epochs: int | None = None
+    """Passes over the training images. None: as in the recipe."""
+    num_estimation: int = 5000
+    """Noisy copies of each image that bound the probability of its class."""
+    num_images: int | None = 200
+    """Maximum number of images to certify. None: all."""
+    radii: tuple[float, ...] = (0.1, 0.25, 0.4)
+    """Radii of the table and of the bars."""
+
+    def __post_init__(self):
+        self.run_of("uniform", 0, "results")
+
+    def run_of(self, noise: Any, seed: int, results_dir: str) -> smoothing.Config:
+        """One of the runs that are compared; an l2 ball holds the l1 ball of its radius."""
+        return smoothing.Config(
+            dataset=self.dataset, data_dir=self.data_dir, model=self.model, sigma=self.sigma, noise=noise, norm="l1",
+            num_epochs=self.num_epochs, num_estimation=self.num_estimation, num_images=self.num_images,
+            radii=self.radii, seed=seed, results_dir=results_dir, name=noise,
+        )  # fmt: skip
+
+
+def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
+    """Runs experiments.smoothing with each noise."""
+    runs = {noise: config.run_of(noise, seed, str(place.folder)) for noise in NOISES}
+    summaries = {noise: smoothing.run(run, place.runtime) for noise, run in runs.items()}
+    return {noise: numbers_of(of, config.radii, runs[noise].folder()) for noise, of in summaries.items() if of}
+
+
+STUDY = _frame.Study(
+    measure=measure,
+    config=Config(),
+    tiny=Config(model="mlp", num_epochs=1, num_estimation=100, num_images=4),
+    numbers=lambda config: [
+        _frame.Column("accuracy", "accuracy"),
+        _frame.Column("ACR", "ACR"),
+        *(_frame.Column(f"at {r:g}", f"l1 {r:g}") for r in config.radii),
+    ],
+    claims=(
+        _frame.Claim(
+            method="Uniform and Laplace smoothing, other norms",
+            paper="Yang et al. 2020",
+            arxiv="2002.08118",
+            functions=("certification.uniform", "certification.laplace", "certification.in_norm"),
+            statement="Uniform noise certifies larger l1 balls than Laplace noise of the same variance.",
+            bars=lambda config: tuple(_frame.Bar(f"at {r:g}", "uniform", ">", "laplace") for r in config.radii),
+        ),
+    ),
+    figure=curves,
+    in_folder=True,
+)
+
+if __name__ == "__main__":
+    _frame.main(STUDY, __doc__)
