@@ -29,11 +29,10 @@ class Trained:
 
     def logits_fn(self, method: str) -> LogitsFn:
         """The base classifier of a method."""
-        sigma, augment = self.config.sigma, self._augment
+        sigma = self.config.sigma
         if method == "gaussian":
-            objective = losses.gaussian_augmentation(sigma=sigma, augment=augment)
-            return self._classifier(method, objective).logits_fn()
-        consistency = losses.consistency(sigma=sigma, weight=self.config.consistency_weight, augment=augment)
+            return self._classifier(method, losses.smoothing.gaussian_augmentation(sigma=sigma)).logits_fn()
+        consistency = losses.smoothing.consistency(sigma=sigma, weight=self.config.consistency_weight)
         if method == "consistency":
             return self._classifier(method, consistency).logits_fn()
         if method == "rrcm":
@@ -42,29 +41,25 @@ class Trained:
             return self.standard.logits_fn()
         network = self._network(models.noise_predictor if method == "diffusion" else models.denoiser, method)
         if method == "diffusion":
-            noise_fn = self._images_fn(method, network, losses.diffusion(augment=augment))
+            noise_fn = self._images_fn(method, network, losses.denoising.diffusion())
             return certification.diffusion_denoised(
-                self.standard.logits_fn(), noise_fn, losses.alphas_bar(), sigma=sigma
+                self.standard.logits_fn(), noise_fn, losses.denoising.alphas_bar(), sigma=sigma
             )
-        objective: Any = losses.denoising(sigma=sigma, augment=augment)
+        objective: Any = losses.denoising.mse(sigma=sigma)
         if method == "stability":
             classify, state = self.standard.functional.outputs, {"classifier": self.standard.state._asdict()}
-            objective = losses.denoising_stability(classify=classify, sigma=sigma, augment=augment)
+            objective = losses.denoising.stability(classify=classify, sigma=sigma)
             network = network._replace(state=network.state._replace(batch_stats=state))
         return certification.denoised(self.standard.logits_fn(), self._images_fn(method, network, objective))
 
     @functools.cached_property
     def standard(self) -> classifiers.Classifier:
         """The classifier that never saw noise."""
-        return self._classifier("standard", losses.standard(augment=self._augment))
+        return self._classifier("standard", losses.standard())
 
     @functools.cached_property
     def _recipe(self) -> training.Recipe:
         return classifiers.recipe_of(self.config.dataset, self.config.recipe)
-
-    @functools.cached_property
-    def _augment(self) -> losses.Augment | None:
-        return classifiers.augmentation() if self._recipe.augment else None
 
     def _key(self, name: str) -> jax.Array:
         return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
@@ -87,16 +82,18 @@ class Trained:
         """Pre-trained for a share of the epochs, and fine-tuned for the others."""
         functional, shape = self._untrained(), (1, *self.dataset.image_shape)
         features = jax.eval_shape(functional.outputs, functional.state, jax.ShapeDtypeStruct(shape, "float32")).features
-        start = losses.pretraining_state(self._key("rrcm"), functional.state, num_features=features.shape[-1])
-        views = self._augment or functools.partial(perturbations.random_crop, padding=max(1, shape[1] // 8))
+        start = losses.rrcm.pretraining_state(self._key("rrcm"), functional.state, num_features=features.shape[-1])
+        crops = functools.partial(perturbations.random_crop, padding=max(1, shape[1] // 8))
+        views = classifiers.augmentation() if self._recipe.augment else crops
         num_epochs = self.config.num_epochs or self._recipe.num_epochs
         first = min(max(1, round(self.config.pretraining_share * num_epochs)), num_epochs - 1)
-        pretraining = losses.consistency_pretraining(augment=views, largest=2 * self.config.pretraining_sigma)
-        trained = self._train("rrcm_pretraining", functional._replace(state=start), pretraining, self._recipe, first)
+        pretraining = losses.rrcm.consistency_pretraining(augment=views, largest=2 * self.config.pretraining_sigma)
+        recipe = dataclasses.replace(self._recipe, augment=False)  # views are augmented already
+        trained = self._train("rrcm_pretraining", functional._replace(state=start), pretraining, recipe, first)
         at_sigma = functional._replace(
-            state=losses.pretrained_model(trained.state),
-            apply=losses.Preconditioned(functional.apply, self.config.sigma),
-            outputs=losses.Preconditioned(functional.outputs, self.config.sigma),
+            state=losses.rrcm.pretrained_model(trained.state),
+            apply=losses.rrcm.preconditioned(functional.apply, self.config.sigma),
+            outputs=losses.rrcm.preconditioned(functional.outputs, self.config.sigma),
         )
         return self._train("rrcm", at_sigma, fine_tuning, self._recipe, num_epochs - first)
 
@@ -112,7 +109,8 @@ class Trained:
         """The trained network as a function of images."""
         epochs = self.config.denoiser_epochs or (200 if self.config.dataset == "digits" else 10)
         recipe = training.Recipe(  # the rate of Salman et al.
-            algorithm="adam", learning_rate=1e-3, schedule="cosine", batch_size=128, num_epochs=epochs
-        )
+            algorithm="adam", learning_rate=1e-3, schedule="cosine", batch_size=128, num_epochs=epochs,
+            augment=self._recipe.augment,
+        )  # fmt: skip
         state = self._train(name, network, objective, recipe, None).state
         return jax.tree_util.Partial(network.outputs, ModelState(state.params, {}))

@@ -251,10 +251,9 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     model_key, train_key, attack_key, score_key = jax.random.split(jax.random.key(seed), 4)
     functional = classifiers.build(config.model, train, dtype="float32", key=model_key)
     if config.checkpoint is None:
-        augment = classifiers.augmentation() if recipe.augment else None
         base, _ = classifiers.train(
             folder / "checkpoints", functional, train, key=train_key,
-            objective=losses.gaussian_augmentation(sigma=config.sigma, augment=augment), recipe=recipe,
+            objective=losses.smoothing.gaussian_augmentation(sigma=config.sigma), recipe=recipe,
             num_epochs=config.num_epochs, seed=seed, runtime=place.runtime, log=place.log,
             watch=functools.partial(place.watch, f"training of seed {seed}"),
         )  # fmt: skip

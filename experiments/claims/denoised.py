@@ -103,13 +103,13 @@ class Config:
             raise ValueError(f"radii must be finite numbers of at least 0, got {self.radii}.")
         if "rrcm" in self.methods and self.num_epochs == 1:
             raise ValueError("num_epochs must be at least 2 with rrcm, which is pre-trained in some of them, got 1.")
-        losses.consistency(weight=self.consistency_weight)
-        losses.consistency_pretraining(largest=2 * self.pretraining_sigma)
+        losses.smoothing.consistency(weight=self.consistency_weight)
+        losses.rrcm.consistency_pretraining(largest=2 * self.pretraining_sigma)
         classifiers.recipe_of(self.dataset, self.recipe)
 
 
 @functools.cache  # one function, so that compiled programs are shared
-def _noisy_logits_of(measure: certification.Gaussian) -> Callable:
+def _noisy_logits_of(measure: certification.Measure) -> Callable:
     return lambda logits_fn, key, x: logits_fn(measure.sample(key, x[0])[None])
 
 
@@ -267,7 +267,9 @@ STUDY = _frame.Study(
             method="Denoised smoothing",
             paper="Salman et al. 2020",
             arxiv="2003.01908",
-            functions=("certification.denoised", "losses.denoising", "losses.denoising_stability", "models.denoiser"),
+            functions=(
+                "certification.denoised", "losses.denoising.mse", "losses.denoising.stability", "models.denoiser",
+            ),
             statement=(
                 "A denoiser makes a classifier that never saw noise certifiable, and one trained on the classifier's "
                 "answers more than one trained on the squared error."
@@ -278,7 +280,7 @@ STUDY = _frame.Study(
             method="Denoised smoothing beside training with noise",
             paper="Salman et al. 2020",
             arxiv="2003.01908",
-            functions=("certification.denoised", "losses.denoising_stability"),
+            functions=("certification.denoised", "losses.denoising.stability"),
             statement="A classifier behind a denoiser comes near one that is trained with the noise.",
             bars=bars(">=", ("stability", "gaussian")),  # the paper does not say what is near
         ),
@@ -287,7 +289,8 @@ STUDY = _frame.Study(
             paper="Carlini et al. 2022",
             arxiv="2206.10550",
             functions=(
-                "certification.diffusion_denoised", "losses.diffusion", "losses.alphas_bar", "models.noise_predictor",
+                "certification.diffusion_denoised", "losses.denoising.diffusion", "losses.denoising.alphas_bar",
+                "models.noise_predictor",
             ),
             statement="One step of a diffusion model serves as denoiser at every sigma.",
             bars=bars(">", ("diffusion", "none")),
@@ -296,7 +299,7 @@ STUDY = _frame.Study(
             method="rRCM",
             paper="Lei et al. 2025",
             arxiv="2501.13094",
-            functions=("losses.consistency_pretraining", "losses.Preconditioned", "losses.info_nce"),
+            functions=("losses.rrcm.consistency_pretraining", "losses.rrcm.preconditioned", "losses.info_nce"),
             statement="Features that agree at all levels of noise give larger radii with one forward pass.",
             bars=bars(">", ("rrcm", "gaussian"), ("rrcm", "consistency"), ("rrcm", "diffusion")),
         ),

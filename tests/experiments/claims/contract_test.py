@@ -15,12 +15,14 @@ from experiments.claims import __main__ as claims
 from experiments.claims import _frame
 from experiments.common import runtimes
 
+ONE = runtimes.Runtime(mesh="data=1")  # programs for one device compile sooner
+
 
 def measured(study, seed, folder):
     """A seed, measured anew."""
     if not study.in_folder:
         return study.measure(study.tiny, seed)
-    place = _frame.Place(folder, runtimes.HERE, Console(quiet=True), runtimes.Watch([], None))
+    place = _frame.Place(folder, ONE, Console(quiet=True), runtimes.Watch([], None))
     return study.measure(study.tiny, seed, place)
 
 
@@ -33,7 +35,7 @@ def numbers_of(seed):
 def test_contract(name, tmp_path):
     study = claims.study_of(name)
     assert study.name == name
-    run = functools.partial(_frame.run, study, study.tiny)
+    run = functools.partial(_frame.run, study, study.tiny, runtime=ONE)
     first = run(_frame.Repeat(seeds=1, results_dir=str(tmp_path)))
     folder = tmp_path / "claims" / name / "tiny"
     before = os.stat(folder / "seeds" / "0.npz").st_mtime_ns

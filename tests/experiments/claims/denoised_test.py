@@ -12,6 +12,7 @@ from experiments.common import classifiers, runtimes
 from robustjax import certification, data
 
 TINY = denoised.STUDY.tiny
+KERNEL = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
 
 
 @pytest.fixture
@@ -21,12 +22,15 @@ def place(tmp_path):
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """Does not train, and notes name and passes of each training."""
+    """Does not train, and notes passes and network of each training; networks in front are moved from the identity."""
     found = {}
 
     def train(folder, functional, *args, num_epochs, **settings):
-        found[folder.name] = num_epochs
-        return classifiers.Classifier(functional, functional.state), {}
+        state = functional.state
+        if folder.name in ("denoising", "stability", "diffusion"):
+            state = state._replace(params=jax.tree.map(lambda a: a + 0.03, state.params))
+        found[folder.name] = num_epochs, functional, state
+        return classifiers.Classifier(functional, state), {}
 
     monkeypatch.setattr(classifiers, "train", train)
     return found
@@ -34,36 +38,33 @@ def trainings(monkeypatch):
 
 def test_methods_are_what_they_say(place, trainings):
     trained = _denoised_parts.Trained(TINY, 0, data.load("digits", "train[:64]"), place)
-    x = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)
-    answers = {method: np.asarray(trained.logits_fn(method)(x)) for method in denoised.METHODS}
-    want = trained.standard.functional.outputs(trained.standard.state, x).logits
-    for method in ("none", "gaussian", "consistency"):  # all begin with the same parameters
-        np.testing.assert_array_equal(answers[method], want)
-    scale = 1 / np.sqrt((2 * TINY.sigma) ** 2 + 0.25)
-    inside = scale * (2 * x - 1)  # what rRCM gives the network, whose images are in [0, 1]
-    np.testing.assert_allclose(
-        answers["rrcm"], trained.standard.functional.outputs(trained.standard.state, (inside + 1) / 2).logits, atol=1e-4
-    )
-    for method in ("denoising", "stability", "diffusion"):
-        assert answers[method].shape == (4, 10)
-        assert np.abs(answers[method] - want).max() > 1e-3
+    x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+    answers = {
+        method: trained.logits_fn(method)(x) for method in ("none", "gaussian", "rrcm", "stability", "diffusion")
+    }
+    classify = lambda x: trained.standard.functional.outputs(trained.standard.state, x).logits
+    np.testing.assert_array_equal(answers["none"], classify(x))
+    np.testing.assert_array_equal(answers["gaussian"], classify(x))  # all begin with the same parameters
+    contrast = 1 / np.sqrt((2 * TINY.sigma) ** 2 + 0.25)
+    np.testing.assert_allclose(answers["rrcm"], classify(0.5 + contrast * (x - 0.5)), atol=1e-4)
+    _, network, state = trainings["stability"]
+    assert {*state.batch_stats} == {"classifier"}  # whose answers are its targets
+    denoised_x = network.outputs(state._replace(batch_stats={}), x)
+    assert np.abs(denoised_x - x).max() > 0.01
+    np.testing.assert_allclose(answers["stability"], classify(denoised_x), atol=1e-4)
+    assert np.abs(answers["diffusion"] - answers["none"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_rrcm_has_the_passes_of_the_others(share, place, trainings):
     config = dataclasses.replace(TINY, pretraining_share=share)
     _denoised_parts.Trained(config, 0, data.load("digits", "train[:64]"), place).logits_fn("rrcm")
-    assert trainings == {"rrcm_pretraining": 1, "rrcm": 1}
-
-
-def linear(x):
-    """Two classes, of which the first wins where the first pixel is above 1 / 2."""
-    return 100 * np.array([[1.0, -1.0]], np.float32) * (x[:, 0, 0] - 0.5)
+    assert {name: passes for name, (passes, *_) in trainings.items()} == {"rrcm_pretraining": 1, "rrcm": 1}
 
 
 def test_certificates_are_those_of_the_votes():
     test = data.load("digits", "test")
-    config = dataclasses.replace(TINY, num_images=6, num_attacked=0)
+    config = dataclasses.replace(TINY, sigma=0.1, alpha=0.05, num_images=6, num_attacked=0)
     logits_fn = jax.tree_util.Partial(lambda kernel, x: x.reshape(len(x), -1) @ kernel, KERNEL)
     key = jax.random.key(0)
     arrays = denoised.certified(config, key, logits_fn, test, lambda rows: rows, 4)
@@ -71,7 +72,7 @@ def test_certificates_are_those_of_the_votes():
     np.testing.assert_array_equal(arrays["true"], test[arrays["id"]].label)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key, 3)[0], arrays["id"])
     counts = certification.sample_counts(
-        keys, logits_fn, test[arrays["id"]].image, certification.gaussian(0.5),
+        keys, logits_fn, test[arrays["id"]].image, certification.gaussian(0.1),
         num_samples=40, first_sample=20, batch_size=20,
     )  # fmt: skip
     decided = arrays["label"] >= 0
@@ -85,17 +86,15 @@ def test_certificates_are_those_of_the_votes():
     assert numbers["certified_accuracy_0.25"] == (correct & (arrays["radius"] >= 0.25)).mean()
 
 
-KERNEL = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
-
-
 def test_attacks_break_a_radius_that_is_too_large():
-    # The first pixel is 0.3 above the border of a half-space, so that no shorter attack changes the answer.
-    x = np.full((1, 2, 2, 1), 0.8, np.float32)
+    # Half-spaces: the border is as far away as the first pixel is above 1 / 2.
+    sides, image = np.array([[100.0, -100.0]], np.float32), np.full((1, 2, 2, 1), 0.5, np.float32)
+    linear = jax.tree_util.Partial(lambda sides, x: sides * (x[:, 0, 0] - 0.5), sides)
     config = dataclasses.replace(TINY, sigma=0.05, alpha=0.01)
-    keys, label = jax.random.split(jax.random.key(0)), np.array([0])
-    few = {"steps": 4, "draws": 2, "answer_draws": 40}
-    assert not denoised.is_broken(config, keys, linear, x, label, 0.15, **few)
-    assert denoised.is_broken(config, keys, linear, x, label, 0.6, **few)
+    keys, few = jax.random.split(jax.random.key(0)), {"steps": 4, "draws": 2, "answer_draws": 40}
+    for distance, broken in ((0.25, True), (0.5, False)):
+        image[0, 0, 0] = 0.5 + distance
+        assert denoised.is_broken(config, keys, linear, image, np.array([0]), 0.4, **few) == broken
 
 
 def test_certificates_that_are_there_are_not_made_again(place, trainings, monkeypatch):
