@@ -231,7 +231,7 @@ def covered(
                 values[method][where].append((hit, chosen.sum(-1).mean()))
     found: dict[str, dict[str, float]] = {}
     for method, of_method in values.items():
-        numbers = found[method] = {"num_images": len(label)}
+        numbers = found.setdefault(method, {"num_images": float(len(label))})
         for where, pairs in of_method.items():
             error = np.std(pairs, 0, ddof=min(1, config.splits - 1)) / np.sqrt(config.splits)
             for name, mean, e in zip(("coverage", "size"), np.mean(pairs, 0), error, strict=True):
@@ -286,7 +286,7 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
 
 def sizes(config: Config, results: _frame.Results):
     """Mean sizes of the sets of clean images, a group for each training and score."""
-    of = lambda *names: {method: results[arm_of(*names, method)]["size, clean"] for method in METHODS}
+    of = lambda trained, score: {name: results[arm_of(trained, score, name)]["size, clean"] for name in METHODS}
     bars = {arm_of(*names, "").strip(): of(*names) for names in itertools.product(config.trainings, config.names)}
     return {"sizes": plotting.bar_chart(bars, label="mean size of the sets, clean images")}
 
@@ -295,7 +295,7 @@ def details(config: Config, results: _frame.Results) -> Sequence[tables.Table | 
     """Whether RSCP+ held its guarantee, and what PTT and RCT did to the size of its sets."""
     arms = [arm_of(*names) for names in itertools.product(config.trainings, config.names, GUARANTEED)]
     lowest, arm, seed = min((value, arm, seed) for arm in arms for seed, value in enumerate(results[arm][LOW]))
-    size = lambda *names: tables.mean_and_sd(results[arm_of(*names, "rscp+")]["size, clean"], ".2f")
+    size = lambda trained, score: tables.mean_and_sd(results[arm_of(trained, score, "rscp+")]["size, clean"], ".2f")
     headers = ["score", "plain", "PTT", "RCT", "RCT and PTT"][: 1 + 2 * len(config.trainings)]
     rows = [
         [score, *(size(trained, f"{score}{ptt}") for trained in config.trainings for ptt in ("", "+ptt"))]

@@ -164,7 +164,9 @@ def certified(
     broken = 0
     for row in attacked:
         keys, one = (attack_key, jax.random.fold_in(answer_key, ids[row])), slice(row, row + 1)
-        broken += is_broken(config, keys, logits_fn, image[one], certificate.label[one], float(certificate.radius[row]))
+        broken += is_broken(
+            config, keys, logits_fn, np.asarray(image[one]), certificate.label[one], float(certificate.radius[row])
+        )
     forward = jax.jit(lambda logits_fn, x: logits_fn(x))
     clean = np.asarray(forward(logits_fn, image)).argmax(-1)
     cost = forward.lower(logits_fn, image[:1]).cost_analysis() or {}
@@ -193,7 +195,7 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     trained, devices = _denoised_parts.Trained(config, seed, train, place), place.runtime.local_mesh().size
     group = -(-GROUP // devices) * devices
     key = jax.random.fold_in(jax.random.key(seed), 1)  # the same noise for all methods
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for method in config.methods:
         path = place.folder / f"{method}.npz"
         if not path.exists():

@@ -55,7 +55,7 @@ class Config:
         if not self.sizes or min(self.sizes) < 2 or any(a >= b for a, b in zip(self.sizes, self.sizes[1:])):
             raise ValueError(f"sizes must be at least 2 pixels, in growing order, got {self.sizes}.")
         for dual in KINDS.values():
-            smoothing.check(self.run_of(self.sizes[0], dual, 0, "results"))
+            self.run_of(self.sizes[0], dual, 0, "results")
 
     def run_of(self, size: int, dual: bool, seed: int, results_dir: str) -> smoothing.Config:
         """One of the runs that are compared."""
@@ -115,11 +115,7 @@ def details(config: Config, results: _frame.Results) -> list[str]:
 STUDY = _frame.Study(
     measure=measure,
     config=Config(),
-<<<<<<< HEAD
     tiny=Config(sizes=(6,), train_split="train[:64]", model="mlp", num_epochs=1, num_images=2, num_estimation=100),
-=======
-    tiny=Config(sizes=(6, 7), model="mlp", num_epochs=1, num_images=2, num_estimation=100),
->>>>>>> 24938ed (Two modalities and growing images are studies on the frame)
     numbers=[
         _frame.Column("standard_accuracy", "accuracy"),
         _frame.Column("average_certified_radius", "ACR"),

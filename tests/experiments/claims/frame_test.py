@@ -29,16 +29,12 @@ def measure(config, seed):
 
 
 CLAIM = _frame.Claim(
-<<<<<<< HEAD
     "New",
     "A, B 2020",
     None,
     ("losses.adversarial.trades",),
     "It gains.",
     (_frame.Bar("accuracy", "new", ">", "plain"),),
-=======
-    "New", "A, B 2020", None, ("losses.trades",), "It gains.", (_frame.Bar("accuracy", "new", ">", "plain"),)
->>>>>>> 24938ed (Two modalities and growing images are studies on the frame)
 )
 STUDY = _frame.Study(measure, Config(), Config(gain=-1.0), [_frame.Column("accuracy", "acc")], (CLAIM,))
 
@@ -55,15 +51,9 @@ def test_numbers_verdicts_and_settings_are_recorded(tmp_path):
     record = run(tmp_path, record=str(tmp_path / "records"))
     noise = [np.random.default_rng(seed).normal() for seed in range(3)]
     plain = record["numbers"]["plain"]["accuracy"]
-<<<<<<< HEAD
     assert plain["values"] == noise
     assert (plain["mean"], plain["sd"]) == pytest.approx((np.mean(noise), np.std(noise, ddof=1)), rel=1e-12)
     assert record["numbers"]["new"]["distance"] == {"mean": "inf", "sd": 0.0, "values": ["inf"] * 3}
-=======
-    assert plain["seeds"] == noise
-    assert (plain["mean"], plain["sd"]) == pytest.approx((np.mean(noise), np.std(noise, ddof=1)), rel=1e-12)
-    assert record["numbers"]["new"]["distance"] == {"mean": "inf", "sd": 0.0, "seeds": ["inf"] * 3}
->>>>>>> 24938ed (Two modalities and growing images are studies on the frame)
     assert "images" not in record["numbers"]["plain"]
     (claim,) = record["claims"]
     assert (claim["method"], claim["verdict"]) == ("New", "appears")
@@ -72,12 +62,8 @@ def test_numbers_verdicts_and_settings_are_recorded(tmp_path):
     assert (record["settings"], record["different"]) == ({"gain": 1.0}, {})
     assert json.loads((tmp_path / "records" / "frame_test.json").read_text()) == record
     report = (folder_of(tmp_path) / "report.md").read_text()
-<<<<<<< HEAD
     assert claim["bars"][0]["measured"] == "accuracy: new 1.220 (0.113) > plain 0.220 (0.113)"
     assert "| accuracy: new 1.220 (0.113) > plain 0.220 (0.113) | appears | 1 (" in report
-=======
-    assert "| accuracy: new > plain | 1 (" in report
->>>>>>> 24938ed (Two modalities and growing images are studies on the frame)
     assert "| gain | 1.0 |" in report
     other = run(tmp_path, config=Config(gain=-1.5), record=str(tmp_path / "records"))
     assert (other["claims"][0]["verdict"], other["different"]) == ("does not appear", {"gain": -1.5})
