@@ -1,6 +1,7 @@
 """The house itself: which room may import which, where Flax stays, what an import costs, that names are explained."""
 
 import ast
+import functools
 import importlib
 import inspect
 import pathlib
@@ -111,10 +112,16 @@ print([name for name in heavy if name in sys.modules])
     assert fastest < 2
 
 
+@functools.cache
+def parsed(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def definitions(path: pathlib.Path) -> dict[str, ast.stmt]:
     """What a file defines at its top, by name."""
     found = {}
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         for name in [getattr(node, "name", None), *(getattr(target, "id", None) for target in targets)]:
             if name is not None:
@@ -124,7 +131,7 @@ def definitions(path: pathlib.Path) -> dict[str, ast.stmt]:
 
 def docstring(path: pathlib.Path, name: str) -> str | None:
     """The docstring in the source, of a function, a class, another name for one, or a constant (the string below)."""
-    body = ast.parse(path.read_text()).body
+    body = parsed(path).body
     node = definitions(path)[name]
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return ast.get_docstring(node)
@@ -143,7 +150,7 @@ def names_in(place: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
     """Where each public name of a module, or of a package and the modules that it shows, is defined."""
     path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     found = [(path, name) for name in definitions(path) if not name.startswith("_")]
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         if isinstance(node, ast.ImportFrom) and node.module.startswith("robustjax"):
             source = ROOT / node.module.replace(".", "/")
             for name in (alias.name for alias in node.names if alias.asname == alias.name):
@@ -183,7 +190,7 @@ def modules_of(room: str) -> dict[str, set[str]]:
     while waiting:
         place = waiting.pop()
         path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-        nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+        nodes = [node for node in parsed(path).body if isinstance(node, ast.ImportFrom)]
         shown = [(node.module, a.name) for node in nodes for a in node.names if a.asname == a.name]
         modules = {name for module, name in shown if is_module(ROOT / module.replace(".", "/") / name)}
         waiting += [place / name for name in modules]
