@@ -40,7 +40,7 @@ def mean_and_sd(values: Any, form: str = ".3f") -> str:
 
 
 def sd(values: np.ndarray) -> float:
-    """Sample standard deviation of two or more values: exactly 0 where all are equal, NaN where some are infinite."""
+    """Sample standard deviation of two or more values: exactly 0 where all are equal, NaN where one is infinite."""
     with np.errstate(invalid="ignore"):
         return float(values.std(ddof=1)) if (values != values[0]).any() else 0.0
 
