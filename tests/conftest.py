@@ -1,10 +1,13 @@
 """What has to be set before JAX touches a device: strictness, and less time for compiling."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
 
 import pytest
+
+gc.disable()  # until all tests are collected: what that makes stays
 
 # In the environment, so that the processes that tests start compile and round alike.
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -13,7 +16,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # A process that is killed, or not yet done, leaves half an entry there: it is compiled again.
 os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # an XLA that does not know a flag ends the process
-    quick = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+    quick += " --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 import jax  # noqa: E402
@@ -21,6 +25,11 @@ import jax  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
