@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint clean
+.PHONY: run test test-slow lint clean
 
 # On the embedded digits: trains a smoothed classifier and certifies it, compares out-of-distribution detectors, and
 # attacks a classifier that was trained on adversarial images.
@@ -13,6 +13,10 @@ run: .venv/.installed
 # The whole suite, without the tests marked slow.
 test: .venv/.installed-test
 	$(BIN)/python -m pytest
+
+# Of the tests marked slow those that take minutes: notebooks, several processes, kills. Claims take hours.
+test-slow: .venv/.installed-test
+	$(BIN)/python -m pytest -m slow --ignore-glob='*claim*' tests
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check

@@ -7,16 +7,16 @@ import pathlib
 import subprocess
 import sys
 
-import nbformat
 import numpy as np
 import pytest
-from nbformat.v4 import new_code_cell
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def execute(notebook, folder: pathlib.Path):
     """Runs all cells in a kernel of the present Python, in an empty folder, in a process of its own."""
+    import nbformat
+
     kernel = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": "Python 3",
@@ -152,6 +152,8 @@ NOTEBOOKS = pytest.mark.parametrize("path", sorted((ROOT / "colab").glob("*.ipyn
 
 @NOTEBOOKS
 def test_notebooks_are_stored_clean(path):
+    import nbformat
+
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
@@ -160,11 +162,14 @@ def test_notebooks_are_stored_clean(path):
     assert '%pip install -q "robustjax @ git+https://github.com/robustjax/robustjax"' in code[0].source
 
 
+@pytest.mark.slow
 @NOTEBOOKS
 def test_notebooks_run(path, tmp_path):
+    import nbformat
+
     values, check, num_figures = CHECKS[path.stem]
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.append(new_code_cell(f"print({values})"))
+    notebook.cells.append(nbformat.v4.new_code_cell(f"print({values})"))
     cells = execute(notebook, tmp_path).cells
     if folder := os.environ.get("ROBUSTJAX_TEST_NOTEBOOKS"):  # to look at
         nbformat.write(nbformat.v4.new_notebook(cells=cells[:-1]), pathlib.Path(folder) / path.name)

@@ -109,6 +109,7 @@ def says_why(result):
     return "error" in result or "another task died" in result["stderr"]
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_is_continued_by_two_though_one_is_killed(start, whole, tmp_path):
     with pytest.raises(training.Preempted):
         alone(tmp_path / "run", stop=lambda step: step == 6)
