@@ -56,7 +56,7 @@ def test_equal_settings_are_one_attack():
     assert hash(PGD) == hash(attacks.pgd(epsilon=0.05, steps=5))
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 5, 13, 100])
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
 def test_robust_accuracy_is_the_same_in_any_blocks(batch_size):
     accuracy = attacks.robust_accuracy(KEY, PGD, network, X, LABELS, batch_size=batch_size)
     expected = (network(PGD(KEY, network, X, LABELS)).argmax(-1) == LABELS) & (network(X).argmax(-1) == LABELS)

@@ -38,14 +38,11 @@ def lies_as(array, x):
 
 FGSM, PGD = attacks.fgsm(epsilon=EPSILON), attacks.pgd(epsilon=EPSILON, steps=3)
 ATTACKS = {
-    "fgsm": FGSM,
-    "momentum_iterative": attacks.momentum_iterative(epsilon=EPSILON, steps=3),
     "apgd_targeted": attacks.apgd_targeted(epsilon=EPSILON, steps=5, num_targets=2),
     "square": attacks.square(epsilon=EPSILON, queries=20),
     "fab": attacks.fab(steps=1, num_targets=1),
-    "deepfool": attacks.deepfool(steps=5),
     "carlini_wagner": attacks.carlini_wagner(steps=5, binary_search_steps=2, initial_c=1.0),
-    "worst_of": attacks.worst_of(PGD, FGSM),
+    "worst_of": attacks.worst_of(PGD, attacks.momentum_iterative(epsilon=EPSILON, steps=3)),
     "at_budget": attacks.at_budget(attacks.deepfool(steps=5), 0.2),
 }
 
@@ -108,9 +105,7 @@ class Seen:
         return FGSM(key, logits_fn, x, labels)
 
 
-@pytest.mark.parametrize(
-    ("spec", "batch_size", "size", "number"), [(BOTH, 5, 8, 2), (BOTH, 16, 16, 1), (DATA, 3, 4, 4)]
-)
+@pytest.mark.parametrize(("spec", "batch_size", "size", "number"), [(BOTH, 5, 8, 2), (DATA, 3, 4, 4)])
 def test_robust_accuracy_spreads_its_blocks(spec, batch_size, size, number):
     x, labels = on_mesh(X, LABELS, spec=spec)
     seen = Seen()
