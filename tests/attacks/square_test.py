@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax.attacks import Square, _attack, expectation_over_transformation, square
+from robustjax.attacks import _attack, expectation_over_transformation, square
 from robustjax.attacks._square import _bump, _square
 
 KEY = jax.random.key(0)
@@ -177,7 +177,7 @@ def test_bumps_are_two_pyramids(side, power):
 
 
 def test_bad_input(problem, monkeypatch):
-    monkeypatch.setattr(Square, "__init__", inspect.unwrap(Square.__init__))  # past the type checker of the tests
+    monkeypatch.setattr(square, "__init__", inspect.unwrap(square.__init__))  # past the type checker of the tests
     logits_fn, x, labels = problem
     for settings, message in [
         ({"epsilon": -1.0}, "epsilon must be at least 0 and finite, got -1.0"),

@@ -151,10 +151,9 @@ def test_weights_go_to_the_layer_that_tells_outliers(fitted):
     assert (outside > 0).mean() > 0.9 > 0.1 > (inside > 0).mean()  # log-odds: the border is 0
 
 
-def test_regression_is_that_of_the_definition():
+def test_regression_is_that_of_the_definition(fitted):
     # At the maximum of the penalised likelihood its gradient is 0, for one of the ten strengths of the penalty.
-    detector = scoring.mahalanobis_ensemble(as_they_are)
-    state = detector.fit(TRAIN, LABELS, **KNOWN)
+    state = fitted[1]
     rows = [
         np.stack([distances_by_hand(TRAIN[n], LABELS, known[n])[0].min(1) for n in TRAIN], -1)
         for known in KNOWN.values()
@@ -181,36 +180,21 @@ def test_ensemble_of_one_layer_ranks_as_that_layer():
     np.testing.assert_array_equal(np.argsort(got), np.argsort(want))
 
 
-def test_step_lowers_the_distance_by_its_gradient():
-    one = {"first": TRAIN["first"]}, {"first": TEST["first"]}
-    known = {name: {"first": layers["first"]} for name, layers in KNOWN.items()}
-    detector = scoring.mahalanobis_ensemble(as_they_are, epsilon=0.1)
-    state = detector.fit(one[0], LABELS, **known)
-    distance, apart, precision = distances_by_hand(TRAIN["first"], LABELS, TEST["first"])
-    nearest = distance.argmin(1)
-    gradient = 2 * apart[np.arange(len(nearest)), nearest] @ precision
-    moved = TEST["first"] - 0.1 * np.sign(gradient)
-    want = distances_by_hand(TRAIN["first"], LABELS, moved)[0].min(1)
-    got = (detector.score(state, one[1]) - state.bias) / state.weights["first"]
-    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
-    assert (want < distance.min(1)).mean() > 0.9
-
-
-def test_layers_of_a_model_move_one_by_one():
-    # Two layers that are the same coordinate, with opposite gradients: a common step could lower only one of the two.
-    def model(x):
-        return {"up": x, "down": -3 * x}
-
-    x = np.random.default_rng(9).normal(size=(30, 2)).astype(np.float32)
-    labels = np.arange(30) % 2
-    known = {"inliers": x[:10], "outliers": x[:10] + 4}
-    detector = scoring.mahalanobis_ensemble(model, epsilon=0.05)
-    state = detector.fit(x, labels, **known)
-    alone = scoring.mahalanobis_ensemble(lambda x: {"up": x}, epsilon=0.05)
-    part = alone.fit(x, labels, **known)
-    each = (alone.score(part, x) - part.bias) / part.weights["up"]
-    got = detector.score(state, x) - state.bias
-    np.testing.assert_allclose(got, each * (state.weights["up"] + state.weights["down"]), rtol=1e-3, atol=1e-3)
+def test_each_layer_has_its_own_step_down_its_gradient():
+    """Two layers share coordinates along which their gradients differ: one common step would not lower both."""
+    columns = {"left": slice(0, 3), "right": slice(1, 4)}
+    detector = scoring.mahalanobis_ensemble(lambda x: {name: x[:, some] for name, some in columns.items()}, epsilon=0.1)
+    train, test = TRAIN["first"], TEST["first"]
+    state = detector.fit(train, LABELS, **{name: layers["first"] for name, layers in KNOWN.items()})
+    want = float(state.bias)
+    for name, some in columns.items():
+        distance, apart, precision = distances_by_hand(train[:, some], LABELS, test[:, some])
+        nearest = distance.argmin(1)
+        gradient = 2 * apart[np.arange(len(nearest)), nearest] @ precision
+        lowered = distances_by_hand(train[:, some], LABELS, test[:, some] - 0.1 * np.sign(gradient))[0].min(1)
+        assert (lowered < distance.min(1)).mean() > 0.9
+        want = want + float(state.weights[name]) * lowered
+    np.testing.assert_allclose(detector.score(state, test), want, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["nac", "mahalanobis_ensemble"])
