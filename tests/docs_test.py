@@ -1,6 +1,5 @@
-"""What the documents name exists: functions, links and commands; and the README's code runs."""
+"""What the documents name exists: links and commands; and the README's code runs."""
 
-import functools
 import importlib
 import pathlib
 import re
@@ -9,13 +8,11 @@ import shlex
 import pytest
 import tyro
 
-import robustjax
 from experiments.claims import _frame
 from experiments.common import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 CATALOGUE = ROOT / "docs" / "methods.md"
-COLUMNS = ["Method", "Paper (arXiv)", "Function", "Command", "Claim", "Measured"]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [
     *DOCUMENTS,
@@ -24,22 +21,6 @@ PAGES = [
     *sorted((ROOT / "experiments").glob("[!_]*.py")),
     *sorted((ROOT / "experiments" / "claims").glob("[!_]*.py")),
 ]
-
-
-def cells_of(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
-
-
-def rows() -> list[dict[str, str]]:
-    head, rule, *lines = [line for line in CATALOGUE.read_text().splitlines() if line.startswith("|")]
-    assert cells_of(head) == COLUMNS
-    assert set("".join(cells_of(rule))) == {"-"}
-    return [dict(zip(COLUMNS, cells_of(line), strict=True)) for line in lines]
-
-
-def functions_of(row: dict[str, str]) -> list:
-    names = re.findall(r"`(\w+(?:\.\w+)+)`", row["Function"])
-    return [functools.reduce(getattr, name.split("."), robustjax) for name in names]
 
 
 def commands_in(text: str) -> list[str]:
@@ -56,19 +37,6 @@ def parse(command: str):
     if name.startswith("experiments.claims."):
         return tyro.cli(_frame.arguments(module.STUDY), args=arguments).config
     return tyro.cli(command_line.arguments(module.Config, module.run), args=arguments).config
-
-
-@pytest.mark.parametrize("row", rows(), ids=lambda row: row["Method"])
-def test_each_row_names_what_there_is(row):
-    assert all(row.values())
-    functions = functions_of(row)
-    assert functions
-    papers = re.findall(r"\[(\d{4}\.\d{4,5})\]\(https://arxiv.org/abs/(\d{4}\.\d{4,5})\)", row["Paper (arXiv)"])
-    assert papers or "not on arXiv" in row["Paper (arXiv)"]
-    for shown, linked in papers:
-        assert shown == linked
-        assert any(shown in (function.__doc__ or "") for function in functions)
-    assert commands_in(row["Command"]) or row["Command"] == "-"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import claims
-from experiments.claims import _frame
-from experiments.common import checks, command_line, runtimes, tables
+from experiments.claims import _catalogue, _frame, _verified
+from experiments.common import checks, command_line, files, runtimes, tables
 
 RECORDS = pathlib.Path(__file__).parents[2] / "docs" / "claims"
 
@@ -52,11 +52,14 @@ class Arguments:
     """Delete runs that are in these folders and start anew."""
     record: str | None = None
     """Also write the results to this folder, such as docs/claims."""
+    catalogue: str | None = None
+    """Only write the catalogue of methods to this file, such as docs/methods.md."""
 
     def __post_init__(self):
         checks.at_least(1, self, "seeds")
-        if self.all and self.names:
-            raise ValueError(f"names must be left out with --all, got {', '.join(self.names)}.")
+        if self.names and (self.all or self.catalogue is not None):
+            flag = "--all" if self.all else "--catalogue"
+            raise ValueError(f"names must be left out with {flag}, got {', '.join(self.names)}.")
 
 
 def listed() -> tables.Table:
@@ -70,12 +73,21 @@ def listed() -> tables.Table:
     return tables.Table("Studies", ["name", "papers", "seeds", "minutes"], rows)
 
 
+def catalogue() -> str:
+    """The catalogue of methods, of all studies and of the records in :data:`RECORDS`."""
+    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    return _catalogue.catalogue({name: study_of(name) for name in names()}, records, _verified.VERIFIED)
+
+
 def run(arguments: Arguments) -> list[dict[str, Any]]:
     """Measures the studies that are named, or lists all.
 
     Returns:
-      The record of each.
+      The record of each; none, where nothing is measured.
     """
+    if arguments.catalogue is not None:
+        files.write_whole(arguments.catalogue, catalogue())
+        return []
     if not arguments.all and not arguments.names:
         console = runtimes.console()
         tables.show(console, listed())

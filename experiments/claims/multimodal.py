@@ -246,8 +246,8 @@ STUDY = _frame.Study(
             paper="Yang et al. 2024",
             arxiv="2402.06244",
             functions=(
-                "models.multimodal", "losses.multimodal_margin", "losses.multimodal_radius",
-                "certification.multimodal.radius",
+                "certification.multimodal.radius", "losses.multimodal_margin", "losses.multimodal_radius",
+                "models.multimodal",
             ),
             statement="Larger certified radii, and more accuracy when the stronger modality is attacked or missing.",
             bars=bars,

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -81,8 +82,8 @@ def test_claims_name_what_there_is(name):
     for claim in study.claims:
         functions = [functools.reduce(getattr, f.split("."), robustjax) for f in claim.functions]
         assert functions
-        if claim.arxiv is not None:
-            assert any(claim.arxiv in (function.__doc__ or "") for function in functions), claim.method
+        for arxiv in [claim.arxiv or "", *re.findall(r"arXiv:(\d{4}\.\d{4,5})", claim.paper)]:
+            assert any(arxiv in (function.__doc__ or "") for function in functions), (claim.method, arxiv)
         for bar in claim.bars_of(study.config):
             assert bar.relation in (">", "<", ">=", "<=")
             assert bar.by >= 0
