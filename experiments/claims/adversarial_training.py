@@ -72,12 +72,17 @@ def accuracies(config: Config, results: _frame.Results) -> Any:
 
 
 def _claim(training: str, method: str, paper: str, arxiv: str | None, statement: str, *bars: _frame.Bar):
-    functions = {"pgd": "adversarial_training", "entropy": "entropy_regularization"}
+    functions = {
+        "pgd": "adversarial.adversarial_training",
+        "trades": "adversarial.trades kl_divergence",
+        "mart": "adversarial.mart boosted_cross_entropy",
+        "entropy": "adversarial.entropy_regularization",
+    }
     return _frame.Claim(
         method=method,
         paper=paper,
         arxiv=arxiv,
-        functions=(f"losses.adversarial.{functions.get(training, training)}",),
+        functions=tuple(f"losses.{name}" for name in functions.get(training, f"adversarial.{training}").split()),
         statement=statement,
         bars=lambda config: bars if training in config.trainings else (),
     )
