@@ -14,8 +14,8 @@ from experiments.common import command_line
 ROOT = pathlib.Path(__file__).parents[1]
 CATALOGUE = ROOT / "docs" / "methods.md"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES = [
-    *DOCUMENTS,
+PAGES = [  # but for CONTRIBUTING, whose commands are those of its example
+    *(page for page in DOCUMENTS if page.name != "CONTRIBUTING.md"),
     *sorted((ROOT / "experiments").glob("*[!_]*/__init__.py")),
     ROOT / "experiments" / "smoothing" / "sequential.py",
     *sorted((ROOT / "experiments").glob("[!_]*.py")),

@@ -5,7 +5,7 @@ l2 radius is a formula: certifying takes one prediction.
 
     python -m experiments.claims.prototypes
     python -m experiments.claims.prototypes --reasoning cbc --num-reasonings 2 --smoothing new
-    python -m experiments.claims.prototypes --dataset mnist --data-dir DIR --smoothing results/smoothing/mnist-cnn-0.5
+    python -m experiments.claims.prototypes --dataset mnist --data-dir DIR --num-components 10 --num-epochs 10
 """
 
 from __future__ import annotations

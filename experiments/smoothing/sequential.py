@@ -5,7 +5,7 @@ config.json, the answers for each block of images, metrics.csv and report.md. Th
 run.
 
     python -m experiments.smoothing.sequential results/smoothing/digits-cnn-0.5
-    python -m experiments.smoothing.sequential RUN RUN RUN --data-dir DIR --radii 0.25 0.5 0.75 --num-images 500
+    python -m experiments.smoothing.sequential RUN_0 RUN_1 RUN_2 --data-dir DIR --radii 0.25 0.5 0.75 --num-images 500
     python -m experiments.smoothing.sequential RUN --tolerances 0.05 0.1 0.2 --num-images 200
 """
 
