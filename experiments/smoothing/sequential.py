@@ -61,9 +61,6 @@ class Config:
     """Delete the comparison in the folder and start again."""
 
     def __post_init__(self):
-        places = [epath.Path(folder).resolve() for folder in self.runs]
-        if not places or len(set(places)) < len(places):
-            raise ValueError(f"runs must name run folders, each once, got {self.runs}.")
         if not self.radii and not self.tolerances:
             raise ValueError("radii or tolerances must have an entry.")
         checks.distinct(self, "radii", "tolerances")
@@ -89,6 +86,9 @@ COLUMNS = (
 
 def settings_of(runs: tuple[str, ...]) -> list[dict[str, Any]]:
     """The settings of each run; ValueError for runs that cannot be compared."""
+    places = {epath.Path(folder).resolve() for folder in runs}
+    if not places or len(places) < len(runs):
+        raise ValueError(f"runs must name run folders, each once, got {runs}.")
     settings, known = [folders.settings_of(folder, flag="runs") for folder in runs], (*ALIKE, "seed", "dual")
     for folder, theirs in zip(runs, settings, strict=True):
         if theirs.get("run") != "smoothing" or not set(known) <= theirs.keys():
