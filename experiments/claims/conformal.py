@@ -258,8 +258,7 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
             watch=functools.partial(place.watch, f"training of seed {seed}"),
         )  # fmt: skip
     else:
-        base = classifiers.restored(config.checkpoint, functional, place.console, place.runtime)
-        classifiers.keep_to(base, folder)
+        base = classifiers.of_checkpoint(config.checkpoint, functional, folder, place.runtime)
     models = {"gaussian": base} | ({"rct": fine_tuned(config, base, train, seed, place)} if config.rct else {})
     found: dict[str, dict[str, float]] = {}
     if jax.process_index() != 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 from experiments.common import tables
@@ -137,19 +136,6 @@ def check(names: tuple[str, ...], norms: tuple[str, ...], *, smoothed: bool) -> 
         if smoothed and not ATTACKS[name].averages:
             able = ", ".join(other for other, attack in ATTACKS.items() if attack.averages)
             raise ValueError(f"attacks on a smoothed model must be among {able}, got {name!r}.")
-
-
-def epsilons_of(texts: str, *, name: str = "epsilons") -> tuple[float, ...]:
-    """The radii in a comma-separated text, such as 0.1,8/255, in rising order."""
-    try:
-        epsilons = sorted(float(Fraction(text.strip())) for text in str(texts).split(","))
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise ValueError(f"{name} must be numbers or fractions, such as 0.1 or 8/255, got {texts!r}.") from error
-    if not epsilons[0] > 0:
-        raise ValueError(f"{name} must be positive, got {texts!r}.")
-    if len({f"{epsilon:g}" for epsilon in epsilons}) < len(epsilons):
-        raise ValueError(f"{name} must differ, got {texts!r}.")
-    return tuple(epsilons)
 
 
 def text_of(epsilon: float) -> str:

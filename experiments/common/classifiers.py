@@ -17,7 +17,6 @@ import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from rich.console import Console
 
 from experiments.common import files, folders, runtimes
 from robustjax import data, losses, models, perturbations, training
@@ -154,25 +153,22 @@ def augmentation() -> losses.Augment:
     return perturbations.compose(perturbations.random_crop, perturbations.random_horizontal_flip)
 
 
-def restored(
-    checkpoint: str, functional: models.Functional, console: Console, runtime: runtimes.Runtime = runtimes.HERE
-) -> Classifier:
+def restored(checkpoint: str, functional: models.Functional, runtime: runtimes.Runtime = runtimes.HERE) -> Classifier:
     """The trained classifier of another run; the first where that run has several."""
     run = epath.Path(checkpoint)
     folders = [run / "checkpoints", run / "seed-0" / "fine_tuning", run / "seed-0" / "checkpoints"]
     found = next((folder for folder in folders if folder.is_dir()), folders[0])
-    log = lambda message: console.print(message, soft_wrap=True)
     if found.is_dir() and not any((run / name).exists() for name in ("metrics.json", "metrics.csv")):
-        log(f"{run} has no results yet: its training may be unfinished.")
-    state, mesh = training.restore_model(found, functional.state, log=log), runtime.local_mesh()
+        runtimes.log(f"{run} has no results yet: its training may be unfinished.")
+    state, mesh = training.restore_model(found, functional.state, log=runtimes.log), runtime.local_mesh()
     return Classifier(functional, runtimes.on_mesh(state, mesh), mesh)
 
 
 def of_checkpoint(
-    checkpoint: str, functional: models.Functional, folder: epath.Path, runtime: runtimes.Runtime
+    checkpoint: str, functional: models.Functional, folder: epath.Path, runtime: runtimes.Runtime = runtimes.HERE
 ) -> Classifier:
     """The trained classifier of another run, recorded in ``folder`` as the model of this run."""
-    classifier = restored(checkpoint, functional, runtimes.console(), runtime)
+    classifier = restored(checkpoint, functional, runtime)
     keep_to(classifier, folder)
     return classifier
 

@@ -128,7 +128,6 @@ def run(config: Config) -> list[dict]:
             f"{config.radii}."
         )
     functional = classifiers.build(settings["model"], train, dtype=settings["dtype"], key=jax.random.key(0))
-    trained = [classifiers.restored(folder, functional, runtimes.console()) for folder in config.runs]
     folder = config.folder()
     folders.open_run(folder, config, overwrite=config.overwrite)
     ids, rows = np.arange(len(test))[: config.num_images], []
@@ -138,9 +137,9 @@ def run(config: Config) -> list[dict]:
     common |= {name: getattr(config, name) for name in ("num_selection", "alpha", "batch_size")}
     with command_line.progress_bar(runtimes.console()) as bar:
         task = bar.add_task("", total=len(ids) * len(config.runs), task_name="certifying")
-        for i, classifier in enumerate(trained):
-            _keep_to(of_runs[i], folder / f"run-{i}", config.runs[i])
-            classifiers.keep_to(classifier, folder / f"run-{i}")
+        for i, run_folder in enumerate(config.runs):
+            _keep_to(of_runs[i], folder / f"run-{i}", run_folder)
+            classifier = classifiers.of_checkpoint(run_folder, functional, folder / f"run-{i}")
             key, found = jax.random.split(jax.random.key(of_runs[i]["seed"]), 3)[2], []  # the draws of the run itself
             for start in range(0, len(ids), BLOCK):
                 path, block = folder / f"run-{i}" / f"{start}.npz", ids[start : start + BLOCK]
@@ -151,7 +150,7 @@ def run(config: Config) -> list[dict]:
                 found.append(files.read_arrays(path))
                 bar.update(task, advance=len(block))
             arrays = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-            rows += [{"run": config.runs[i], **row_of(*question, arrays)} for question in questions]
+            rows += [{"run": run_folder, **row_of(*question, arrays)} for question in questions]
     files.write_rows(folder / "metrics.csv", COLUMNS, rows)
     several = len(config.runs) > 1
     about = f"{settings['dataset']} {settings['model']}, {noise} noise, sigma {sigma:g}"

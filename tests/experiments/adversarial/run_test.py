@@ -67,7 +67,7 @@ def test_rows_are_those_of_the_images(finished):
     train, test = classifiers.images_of("digits", None, model="mlp", **settings)
     image = np.asarray(test[clean["id"]].image)
     functional = classifiers.build("mlp", train, dtype="float32", key=jax.random.key(1))
-    logits_fn = classifiers.restored(str(folder), functional, None).logits_fn()
+    logits_fn = classifiers.restored(str(folder), functional).logits_fn()
     for row in rows:
         if ":" in row["attack"]:
             continue

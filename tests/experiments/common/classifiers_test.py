@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from rich.console import Console
 
 from experiments.common import classifiers, runtimes
 from robustjax import data, training
@@ -79,7 +78,7 @@ def test_the_model_of_a_run_is_its_fine_tuned_one(classifier, tmp_path, monkeypa
         (tmp_path / "seed-0" / name).mkdir(parents=True)
     seen = []
     monkeypatch.setattr(training, "restore_model", lambda folder, state, log: seen.append(folder.name))
-    classifiers.restored(str(tmp_path), classifier.functional, Console())
+    classifiers.restored(str(tmp_path), classifier.functional)
     assert seen == ["fine_tuning"]
 
 
