@@ -22,11 +22,15 @@ def place(tmp_path):
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """Does not train, and notes passes and network of each training; networks in front are moved from the identity."""
+    """Traces a step in place of a training, notes passes and network, and moves denoisers away from the identity."""
     found = {}
 
-    def train(folder, functional, *args, num_epochs, **settings):
+    def train(folder, functional, dataset, *, key, objective, num_epochs, **settings):
         state = functional.state
+        loss, _ = jax.eval_shape(
+            lambda key, state, batch: objective(key, functional.apply, state, batch), key, state, dataset[:4]
+        )
+        assert loss.shape == ()
         if folder.name in ("denoising", "stability", "diffusion"):
             state = state._replace(params=jax.tree.map(lambda a: a + 0.03, state.params))
         found[folder.name] = num_epochs, functional, state
