@@ -12,13 +12,15 @@ from robustjax import attacks, certification, losses
 def test_attacks_are_those_that_the_config_names():
     found = mixing.attacks_of(mixing.Config(epsilon=8 / 255, steps=7), 5)
     assert found["ce"] == attacks.apgd(epsilon=8 / 255, steps=7)
-    assert found["apgd"].attacks == (found["ce"], attacks.apgd_targeted(epsilon=8 / 255, steps=7, num_targets=4))
+    assert found["robust"].attacks == (found["ce"], attacks.apgd_targeted(epsilon=8 / 255, steps=7, num_targets=4))
     assert found["gamma"].loss == losses.adaptive_cross_entropy(weight=0.4)
+    quick = mixing.attacks_of(mixing.Config(epsilon=8 / 255, steps=7, attack="pgd"), 5)
+    assert quick["robust"] == quick["ce"] == attacks.pgd(epsilon=8 / 255, steps=7)
     assert found["autoattack"] == attacks.autoattack(epsilon=8 / 255)
 
 
 def test_a_fixed_mixture_of_the_same_accuracy():
-    fixed = [{"clean": clean, "apgd": apgd} for clean, apgd in ((0.9, 0.4), (0.8, 0.6), (1.0, 0.0))]
+    fixed = [{"clean": clean, "robust": robust} for clean, robust in ((0.9, 0.4), (0.8, 0.6), (1.0, 0.0))]
     at = lambda clean: mixing.at_accuracy(clean, fixed)
     assert at(0.9) == 0.4
     assert at(0.85) == pytest.approx(0.5)
