@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from experiments.claims import _frame
-from experiments.common import checks, classifiers, files, folders, runtimes, subsets, tables
+from experiments.common import checks, classifiers, files, runtimes, subsets, tables
 from robustjax import attacks, certification, data, losses, plotting, training
 from robustjax.certification import conformal
 
@@ -90,8 +90,9 @@ class Config:
         checks.probability(self, "alpha")
         if not 0 < self.beta < self.alpha / 2:
             raise ValueError(f"beta must lie strictly between 0 and alpha / 2 = {self.alpha / 2:g}, got {self.beta}.")
-        if not self.scores or len(set(self.scores)) < len(self.scores):
-            raise ValueError(f"scores must name each of {', '.join(SCORES)} at most once, got {self.scores}.")
+        checks.distinct(self, "scores")
+        if not self.scores:
+            raise ValueError(f"scores must name one or more of {', '.join(SCORES)}.")
         classifiers.recipe_of(self.dataset, self.recipe)
 
     @property
@@ -243,10 +244,10 @@ def covered(
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     """Trains, fine-tunes, attacks and scores with one seed, or does what is left of it."""
-    if config.checkpoint is not None:
-        folders.settings_of(config.checkpoint, dataset=config.dataset, model=config.model)
-    train = data.load(config.dataset, config.train_split, config.data_dir)
-    test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
+    train, test = classifiers.images_of(
+        config.dataset, config.data_dir, model=config.model, checkpoint=config.checkpoint,
+        train_split=config.train_split, test_split=config.test_split,
+    )  # fmt: skip
     images, recipe, folder = images_of(config, test), classifiers.recipe_of(config.dataset, config.recipe), place.folder
     model_key, train_key, attack_key, score_key = jax.random.split(jax.random.key(seed), 4)
     functional = classifiers.build(config.model, train, dtype="float32", key=model_key)

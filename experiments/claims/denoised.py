@@ -97,10 +97,10 @@ class Config:
         checks.at_least(0, self, "num_attacked")
         checks.positive(self, "sigma")
         checks.probability(self, "alpha", "pretraining_share")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods must name each of {', '.join(METHODS)} at most once, got {self.methods}.")
-        if not self.radii or not all(0 <= radius < float("inf") for radius in self.radii):
-            raise ValueError(f"radii must be finite numbers of at least 0, got {self.radii}.")
+        checks.not_negative(self, "radii")
+        checks.distinct(self, "methods", "radii")
+        if not self.methods:
+            raise ValueError(f"methods must name one or more of {', '.join(METHODS)}.")
         if "rrcm" in self.methods and self.num_epochs == 1:
             raise ValueError("num_epochs must be at least 2 with rrcm, which is pre-trained in some of them, got 1.")
         losses.smoothing.consistency(weight=self.consistency_weight)
@@ -190,8 +190,10 @@ def numbers_of(config: Config, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     """Trains and certifies all methods with one seed, or does what is left of it."""
-    train = data.load(config.dataset, config.train_split, config.data_dir)
-    test = data.load(config.dataset, config.test_split or data.splits(config.dataset).test, config.data_dir)
+    train, test = classifiers.images_of(
+        config.dataset, config.data_dir, model=config.model, checkpoint=None,
+        train_split=config.train_split, test_split=config.test_split,
+    )  # fmt: skip
     trained, devices = _denoised_parts.Trained(config, seed, train, place), place.runtime.local_mesh().size
     group = -(-GROUP // devices) * devices
     key = jax.random.fold_in(jax.random.key(seed), 1)  # the same noise for all methods

@@ -99,7 +99,7 @@ def test_a_violated_guarantee_is_reported(alpha, words):
         ({"beta": 0.05}, "beta must lie strictly between 0 and alpha / 2 = 0.05, got 0.05"),
         ({"alpha": 1.0}, "alpha must lie strictly between 0 and 1, got 1.0"),
         ({"epsilon": 0.0}, "epsilon must be positive and finite, got 0.0"),
-        ({"scores": ()}, "scores must name each of thr, aps, raps at most once"),
+        ({"scores": ()}, "scores must name one or more of thr, aps, raps"),
         ({"splits": 0}, "splits must be an integer of at least 1, got 0"),
         ({"recipe": "none"}, "recipe must be one of digits, mnist"),
     ],
