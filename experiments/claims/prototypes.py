@@ -336,9 +336,11 @@ def details(config: Config, results: _frame.Results) -> Sequence[str]:
 
 def bars(config: Config, loss: str) -> tuple[_frame.Bar, ...]:
     """Larger radii at nearly the accuracy of the margin loss, and no violation by any network."""
-    compared = "margin" in config.losses and loss in config.losses
+    if loss not in config.losses:
+        return ()
     gained = (_frame.Bar("gain", loss, ">", 0.2), _frame.Bar("accuracy", loss, ">=", "margin", by=0.03))
-    return gained * compared + tuple(_frame.Bar("violations", name, "<=", 0) for name in config.losses)
+    violations = tuple(_frame.Bar("violations", name, "<=", 0) for name in config.losses)
+    return (*gained, *violations) if "margin" in config.losses else violations
 
 
 STUDY = _frame.Study(

@@ -62,6 +62,7 @@ def test_bars_are_of_the_losses_that_are_measured():
     violations = ["violations: margin <= 0", "violations: radius <= 0"]
     assert of(("margin", "radius")) == ["gain: radius > 0.2", "accuracy: radius >= margin - 0.03", *violations]
     assert of(("radius",)) == violations[1:]
+    assert of(("margin",)) == []
 
 
 def test_components_stay_images():
