@@ -85,7 +85,7 @@ def multimodal(
     image_shape: Sequence[int] = (28, 28, 1),
     num_classes: int = 10,
 ) -> Multimodal:
-    r"""Classifier of images cut into vertical strips, the modalities, each with an encoder of its own.
+    r"""Classifier of images cut into vertical strips, the modalities, each with its own encoder.
 
     .. math:: h_k(x) = \sum_m a_{mk}\, \zeta_{mk}(x_m) + b_k, \qquad
               \zeta_{mk} = \Bigl\langle \frac{W_{mk}}{\lVert W_{mk} \rVert_2}, \phi_m(x_m) \Bigr\rangle

@@ -87,7 +87,7 @@ def accelat(
 
     Reference:
       Nikfam et al. 2022, AccelAT: A Framework for Accelerating the Adversarial Training of Deep Neural Networks Through
-      Accuracy Gradient, IEEE Access 10, doi 10.1109/ACCESS.2022.3213734; defaults are those of the authors' code.
+      Accuracy Gradient, IEEE Access 10, doi 10.1109/ACCESS.2022.3213734; the defaults come from the authors' code.
     """
     _validate.positive(learning_rate=learning_rate, minimum=minimum, threshold=threshold)
     _validate.probability(factor=factor)
