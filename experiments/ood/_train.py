@@ -12,6 +12,19 @@ from experiments.common import classifiers, foreign
 from robustjax import losses, models, training
 
 
+def objective_of(name: str, num_classes: int) -> losses.Objective:
+    """The objective by name; the model of ``energy_bounded`` is fine-tuned afterwards."""
+    objectives = {
+        "standard": lambda: losses.standard(),
+        "logit_norm": lambda: losses.logit_norm(),
+        "mixup": lambda: losses.mixup(num_classes=num_classes),
+        "cutmix": lambda: losses.cutmix(num_classes=num_classes),
+        "outlier_exposure": lambda: losses.outliers.outlier_exposure(),
+        "energy_bounded": lambda: losses.standard(),
+    }
+    return objectives[name]()
+
+
 def classifier_of(
     objective: str,
     functional: models.Functional,
@@ -23,18 +36,10 @@ def classifier_of(
     **settings: Any,
 ) -> classifiers.Classifier:
     """A classifier trained by name of the objective; ``settings`` as in ``classifiers.train``."""
-    num_classes = sets.train.num_classes
-    objectives = {
-        "standard": lambda: losses.standard(),
-        "logit_norm": lambda: losses.logit_norm(),
-        "mixup": lambda: losses.mixup(num_classes=num_classes),
-        "cutmix": lambda: losses.cutmix(num_classes=num_classes),
-        "outlier_exposure": lambda: losses.outliers.outlier_exposure(),
-        "energy_bounded": lambda: losses.standard(),  # and then fine-tuned
-    }
     classifier, _ = classifiers.train(
-        folder / "checkpoints", functional, sets.train, objective=objectives[objective](), recipe=recipe,
-        num_epochs=num_epochs, outliers=sets.outliers if objective == "outlier_exposure" else None, **settings,
+        folder / "checkpoints", functional, sets.train, objective=objective_of(objective, sets.train.num_classes),
+        recipe=recipe, num_epochs=num_epochs,
+        outliers=sets.outliers if objective == "outlier_exposure" else None, **settings,
     )  # fmt: skip
     if sets.outliers is None or objective != "energy_bounded":
         return classifier

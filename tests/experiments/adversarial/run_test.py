@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from experiments import adversarial
-from experiments.adversarial import _sanity
-from experiments.common import adversaries, classifiers, files
+from experiments.adversarial import _attack, _sanity
+from experiments.common import adversaries, classifiers, files, targets
 
 TINY = {"model": "mlp", "num_epochs": 2, "num_images": 12, "epsilons": (0.05, 0.3)}
 ATTACKS = ("fgsm", "pgd_20", "autoattack")
@@ -138,7 +138,9 @@ def test_a_model_of_another_run_is_attacked(finished, tmp_path):
         adversarial.run(adversarial.Config(**{**settings, "model": "cnn"}))
 
 
-def test_a_smoothed_model_is_right_where_it_is_certified(finished, tmp_path):
+def test_a_smoothed_model_is_right_where_it_is_certified(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "NUM_PREDICTION", 200)
+    monkeypatch.setattr(_attack, "NUM_ESTIMATION", 1000)
     _, _, folder = finished
     settings = {**TINY, "num_epochs": None, "num_images": 6, "checkpoint": str(folder), "epsilons": (0.1, 5.0)}
     config = adversarial.Config(**settings, smoothed=True, sigma=0.25, samples=4, results_dir=str(tmp_path))

@@ -15,8 +15,8 @@ import pytest
 
 from experiments import ood
 from experiments.common import detectors, foreign
-from experiments.ood import _config, _report, _score
-from robustjax import data, metrics
+from experiments.ood import _config, _report, _score, _train
+from robustjax import data, losses, metrics
 
 TINY = {"model": "mlp", "num_epochs": 1, "seeds": 1}
 
@@ -135,11 +135,23 @@ def test_killed_at_random_it_ends_with_the_same_scores(finished, tmp_path):
             np.testing.assert_allclose(ours[name][0], theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("training", [name for name in _config.TRAINING if name != "standard"])
-def test_every_training_runs(training, tmp_path):
-    outliers = "gaussian_noise" if training in _config.NEED_OUTLIERS else None
+def test_objectives_are_those_of_their_names():
+    wanted = {
+        "standard": losses.standard(),
+        "logit_norm": losses.logit_norm(),
+        "mixup": losses.mixup(num_classes=6),
+        "cutmix": losses.cutmix(num_classes=6),
+        "outlier_exposure": losses.outliers.outlier_exposure(),
+        "energy_bounded": losses.standard(),
+    }
+    assert tuple(wanted) == _config.TRAINING
+    assert all(_train.objective_of(name, 6) == objective for name, objective in wanted.items())
+
+
+@pytest.mark.parametrize("training", _config.NEED_OUTLIERS)
+def test_trainings_with_outliers_run(training, tmp_path):
     settings = {**TINY, "num_epochs": 2, "detectors": ("msp",), "results_dir": str(tmp_path)}
-    config = ood.Config(training=training, outliers=outliers, **settings)
+    config = ood.Config(training=training, outliers="gaussian_noise", **settings)
     rows = ood.run(config)
     assert all(0 <= row["auroc"] <= 1 for row in rows)
     assert json.loads((config.folder() / "metrics.json").read_text())["accuracy"][0] > 0.2
