@@ -1,8 +1,8 @@
-"""Certificates on disk: one line per image, so that whatever ends a run loses none and repeats none.
+"""Certificates on disk: one line per image, so that an interrupted run loses none and repeats none.
 
-One process appends to ``certificates.csv``; of many, each to its own ``certificates-PROCESS-of-PROCESSES.csv``, and at
-the end the first puts all lines in order in ``certificates.csv``. What is done is what stands in any of these files,
-however many processes wrote them.
+A single process appends to ``certificates.csv``. Each of several appends to its own
+``certificates-PROCESS-of-PROCESSES.csv``, and at the end the first one merges all lines, in order, into
+``certificates.csv``. A line in any of these files counts, however many processes wrote them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 
 def line_of(index: int, label: int, certificate: Any, seconds: float) -> str:
-    """One line: the image, ``(label, radius, probability, num_samples)`` for it, and a checksum of all before it."""
+    """One line: the image, its ``(label, radius, probability, num_samples)``, and a checksum of all of these."""
     predicted, radius, probability, num_samples = certificate
     fields = (index, label, predicted, repr(float(radius)), int(predicted == label), repr(float(probability)))
     line = ",".join(map(str, (*fields, num_samples, f"{seconds:.4f}")))
@@ -52,17 +52,17 @@ def line_of(index: int, label: int, certificate: Any, seconds: float) -> str:
 def read(folder: epath.Path, log: Callable[[str], None] | None = None) -> Table:
     """Reads the certificates of all files of a run, each image once.
 
-    A last line that a kill cut short is left out, and so is any line that no longer has its checksum, which ``log`` is
-    told of.
+    A last line that a kill cut short is left out; so is a line that does not match its checksum, with a message to
+    ``log``.
 
     Raises:
-      ValueError: a file is none of this module.
+      ValueError: a file was not written by this module.
     """
     found: dict[int, tuple] = {}
     for path in _paths(folder):
         head, *lines = path.read_bytes().decode(errors="replace").split("\n")
         damaged = 0
-        for line in lines[:-1]:  # behind the last newline stands nothing, or half a line
+        for line in lines[:-1]:  # after the last newline comes nothing, or half a line
             content, _, checksum = line.rpartition(",")
             if checksum != f"{zlib.crc32(content.encode()):08x}":
                 damaged += 1
@@ -99,14 +99,14 @@ def merge(folder: epath.Path, log: Callable[[str], None] | None = None) -> None:
 
 @contextlib.contextmanager
 def writer(folder: epath.Path, process: int, processes: int) -> Iterator[Callable[[list[str]], None]]:
-    """Gives ``write(lines)``, which on a file system has written them when it returns.
+    """Yields ``write(lines)``, which on a file system has written them when it returns.
 
-    Object stores cannot append: there the file is written whole, every ten seconds and at the end, so that a kill loses
-    at most ten seconds.
+    Object stores cannot append: there the whole file is written every ten seconds and at the end, so that a kill loses
+    at most ten seconds of work.
     """
     path = folder / (f"certificates-{process}-of-{processes}.csv" if processes > 1 else "certificates.csv")
     content: list[str] = [",".join(COLUMNS)]
-    if path.exists():  # of a run before, which had as many processes
+    if path.exists():  # of an earlier call with as many processes
         content = path.read_bytes().decode(errors="replace").split("\n")[:-1]
     if runtimes.is_remote(path):
         written = time.monotonic()
@@ -134,6 +134,6 @@ def writer(folder: epath.Path, process: int, processes: int) -> Iterator[Callabl
 
 
 def _paths(folder: epath.Path) -> list[epath.Path]:
-    """``certificates.csv`` first: what stands there stands."""
+    """``certificates.csv`` first: its lines take precedence."""
     whole = folder / "certificates.csv"
     return [*([whole] if whole.exists() else []), *files.files(folder, "certificates-*-of-*.csv")]

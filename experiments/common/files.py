@@ -32,9 +32,9 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
 
 
 def files(folder: epath.Path, pattern: str) -> list[epath.Path]:
-    """What a folder holds under names such as ``*.npz``, in order; nothing, where there is no folder.
+    """Paths in a folder with names such as ``*.npz``, sorted; none if there is no folder.
 
-    Unlike a glob it leaves the name of the folder alone, which may hold a bracket.
+    Unlike a glob, it does not interpret brackets in the name of the folder.
     """
     return sorted(p for p in folder.iterdir() if fnmatch.fnmatch(p.name, pattern)) if folder.is_dir() else []
 
