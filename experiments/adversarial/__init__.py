@@ -48,16 +48,22 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
     )  # fmt: skip
 
     # Model: of another run, or trained.
-    recipe = None if config.checkpoint is not None else classifiers.recipe_of(config.dataset, config.recipe)
     train_key, attack_key, check_key, certify_key = jax.random.split(jax.random.key(config.seed), 4)
     model_key, train_key = jax.random.split(train_key)
     functional = classifiers.build(config.model, train, dtype="float32", key=model_key)
+    given = recipe = None
+    if config.checkpoint is None:
+        recipe = classifiers.recipe_of(config.dataset, config.recipe)
+    else:
+        given = classifiers.restored(config.checkpoint, functional, runtime)
     folder = config.folder()
     folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
-        if recipe is None:
-            classifier = classifiers.of_checkpoint(str(config.checkpoint), functional, folder, runtime)
+        if given is not None:
+            classifier = given
+            classifiers.keep_to(classifier, folder)
         else:
+            assert recipe is not None
             objective = adversaries.objective_of(
                 str(config.training), norm=config.train_norm, epsilon=config.train_epsilon, steps=config.train_steps,
                 beta=config.beta, sigma=config.sigma,

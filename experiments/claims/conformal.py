@@ -259,7 +259,8 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
             watch=functools.partial(place.watch, f"training of seed {seed}"),
         )  # fmt: skip
     else:
-        base = classifiers.of_checkpoint(config.checkpoint, functional, folder, place.runtime)
+        base = classifiers.restored(config.checkpoint, functional, place.runtime)
+        classifiers.keep_to(base, folder)
     models = {"gaussian": base} | ({"rct": fine_tuned(config, base, train, seed, place)} if config.rct else {})
     found: dict[str, dict[str, float]] = {}
     if jax.process_index() != 0:

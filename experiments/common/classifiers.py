@@ -164,15 +164,6 @@ def restored(checkpoint: str, functional: models.Functional, runtime: runtimes.R
     return Classifier(functional, runtimes.on_mesh(state, mesh), mesh)
 
 
-def of_checkpoint(
-    checkpoint: str, functional: models.Functional, folder: epath.Path, runtime: runtimes.Runtime = runtimes.HERE
-) -> Classifier:
-    """The trained classifier of another run, recorded in ``folder`` as the model of this run."""
-    classifier = restored(checkpoint, functional, runtime)
-    keep_to(classifier, folder)
-    return classifier
-
-
 def keep_to(classifier: Classifier, folder: epath.Path) -> None:
     """Records which restored model a run uses; ValueError if the run began with another one."""
     if jax.process_index() != 0:

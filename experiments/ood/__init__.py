@@ -42,19 +42,25 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
     )  # fmt: skip
 
     # Models: one for each seed, or the one of another run.
-    recipe = None if config.checkpoint is not None else classifiers.recipe_of(config.dataset, config.recipe)
+    build = functools.partial(classifiers.build, config.model, sets.train, dtype="float32")
+    given = recipe = None
+    if config.checkpoint is None:
+        recipe = classifiers.recipe_of(config.dataset, config.recipe)
+    else:
+        given = classifiers.restored(config.checkpoint, build(key=jax.random.key(0)), runtime)
     folder, trained = config.folder(), []
     folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         for seed in range(config.seeds):
             place = folder / f"seed-{seed}"
             model_key, train_key = jax.random.split(jax.random.key(seed))
-            functional = classifiers.build(config.model, sets.train, dtype="float32", key=model_key)
-            if recipe is None:
-                classifier = classifiers.of_checkpoint(str(config.checkpoint), functional, place, runtime)
+            if given is not None:
+                classifier = given
+                classifiers.keep_to(classifier, place)
             else:
+                assert recipe is not None
                 classifier = _train.classifier_of(
-                    config.training, functional, sets, place, recipe=recipe, num_epochs=config.num_epochs,
+                    config.training, build(key=model_key), sets, place, recipe=recipe, num_epochs=config.num_epochs,
                     key=train_key, seed=seed, runtime=runtime, watch=functools.partial(watch, f"training seed {seed}"),
                 )  # fmt: skip
             trained.append(classifier)

@@ -61,9 +61,11 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
     # Model: of another run, or trained; dual smoothing has one for each half of the pixels.
     model_key, train_key, certify_key = jax.random.split(jax.random.key(config.seed), 3)
     functional = classifiers.build(config.model, train, dtype=config.dtype, key=model_key)
-    recipe = None
+    given = recipe = None
     if config.checkpoint is None:
         recipe = classifiers.recipe_of(config.dataset, config.recipe, config.learning_rate)
+    else:
+        given = classifiers.restored(config.checkpoint, functional, runtime)
     parts = [("checkpoints", functional, train_key)]
     if config.dual:
         first, second = smoothers.halves_of(functional)
@@ -72,9 +74,11 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
     folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         for place, part, key in parts:
-            if recipe is None:
-                base = classifiers.of_checkpoint(str(config.checkpoint), part, folder, runtime)
+            if given is not None:
+                base = given
+                classifiers.keep_to(base, folder)
             else:
+                assert recipe is not None
                 num_steps = classifiers.num_steps(recipe, config.num_epochs, len(train))
                 objective = config.objective(num_steps=num_steps)
                 base, trained = classifiers.train(

@@ -128,6 +128,7 @@ def run(config: Config) -> list[dict]:
             f"{config.radii}."
         )
     functional = classifiers.build(settings["model"], train, dtype=settings["dtype"], key=jax.random.key(0))
+    restored = [classifiers.restored(run_folder, functional) for run_folder in config.runs]
     folder = config.folder()
     folders.open_run(folder, config, overwrite=config.overwrite)
     ids, rows = np.arange(len(test))[: config.num_images], []
@@ -137,9 +138,9 @@ def run(config: Config) -> list[dict]:
     common |= {name: getattr(config, name) for name in ("num_selection", "alpha", "batch_size")}
     with command_line.progress_bar(runtimes.console()) as bar:
         task = bar.add_task("", total=len(ids) * len(config.runs), task_name="certifying")
-        for i, run_folder in enumerate(config.runs):
+        for i, (run_folder, classifier) in enumerate(zip(config.runs, restored, strict=True)):
             _keep_to(of_runs[i], folder / f"run-{i}", run_folder)
-            classifier = classifiers.of_checkpoint(run_folder, functional, folder / f"run-{i}")
+            classifiers.keep_to(classifier, folder / f"run-{i}")
             key, found = jax.random.split(jax.random.key(of_runs[i]["seed"]), 3)[2], []  # the draws of the run itself
             for start in range(0, len(ids), BLOCK):
                 path, block = folder / f"run-{i}" / f"{start}.npz", ids[start : start + BLOCK]

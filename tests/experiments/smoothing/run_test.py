@@ -156,6 +156,12 @@ def test_another_config_is_refused_and_overwrite_starts_again(smoothing_run, tmp
     itself = {**TINY, "num_epochs": None, "results_dir": str(tmp_path), "name": "digits-mlp-0.3", "overwrite": True}
     with pytest.raises(ValueError, match="checkpoint must not be the run folder itself"):
         smoothing.run(smoothing.Config(**itself, checkpoint=str(tmp_path / "smoothing" / "digits-mlp-0.3")))
+    damaged = tmp_path / "damaged"  # a run without a checkpoint: the old run is not deleted for it
+    damaged.mkdir()
+    (damaged / "config.json").write_bytes((tmp_path / "smoothing" / "digits-mlp-0.3" / "config.json").read_bytes())
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        smoothing.run(smoothing.Config(**itself, checkpoint=str(damaged)))
+    assert (tmp_path / "smoothing" / "digits-mlp-0.3" / "metrics.json").exists()
 
 
 def test_killed_at_a_random_moment_it_ends_with_the_same_certificates(smoothing_run, tmp_path):
