@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -259,7 +261,17 @@ def network():
     return model, x, model(x).argmax(-1).astype(jnp.int32), 0.03
 
 
-def test_no_part_alone_leaves_less(network):
+@pytest.fixture
+def small(monkeypatch):
+    """The ensemble with a fifth of its steps, fewer targets and draws, and a tenth of the queries."""
+    for name, few in {"apgd": {"steps": 20}, "apgd_targeted": {"steps": 20}, "fab": {"steps": 20}}.items():
+        monkeypatch.setattr(_autoattack, name, functools.partial(getattr(_autoattack, name), **few))
+    monkeypatch.setattr(_autoattack, "square", functools.partial(_autoattack.square, queries=500))
+    monkeypatch.setattr(_autoattack, "_TARGETS", 3)
+    monkeypatch.setattr(_autoattack, "_DRAWS", 4)
+
+
+def test_no_part_alone_leaves_less(network, small):
     model, x, labels, epsilon = network
     attack = autoattack(epsilon=epsilon, batch_size=8)
     result = attack.evaluate(KEY, model, x, labels)
@@ -278,12 +290,12 @@ def test_no_part_alone_leaves_less(network):
     assert attacks.robust_accuracy(KEY, both, model, x, labels, batch_size=8) <= result.robust_accuracy + 1 / 8
 
 
-def test_random_model(network):
+def test_random_model(network, small):
     model, x, labels, epsilon = network
     noisy = lambda key, z: model(z) + 0.1 * jax.random.normal(key, (1, 10))
     result = autoattack(epsilon=epsilon, version="rand").evaluate(KEY, noisy, x, labels)
     assert list(result.per_attack) == ["apgd-ce", "apgd-dlr"]
-    assert result.queries == {"apgd-ce": 2000, "apgd-dlr": 2000}
+    assert result.queries == {"apgd-ce": 20 * 4, "apgd-dlr": 20 * 4}
     assert result.robust_accuracy < result.clean_accuracy
     assert result.warnings == ()
     still = (losses.margin(model(jnp.asarray(result.x_adv)), labels) < 0).mean()
