@@ -96,7 +96,7 @@ def bounds(
         raise ValueError(f"lower must be float32 or float64, got {lower.dtype}.")
     if (lower.shape, lower.dtype) != (upper.shape, upper.dtype):
         raise ValueError(f"upper must be {lower.dtype} of shape {lower.shape}, got {upper.dtype} of {upper.shape}.")
-    with jax.ensure_compile_time_eval():  # a constant is seen under jit too
+    with jax.ensure_compile_time_eval():  # constants are checked under jit, too
         known = not any(isinstance(end, jax.core.Tracer) for end in (lower, upper))
         if known and not bool((lower <= upper).all()):
             raise ValueError("lower must be at most upper everywhere, and neither may be NaN.")
@@ -200,7 +200,7 @@ def _trace(function: Callable, shape: Sequence[int], dtype: Any) -> core.ClosedJ
     with jax.default_matmul_precision("highest"):
         jaxpr = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(shape, dtype))
     if len(jaxpr.out_avals) != 1:
-        raise ValueError(f"function must give one array, got {len(jaxpr.out_avals)}.")
+        raise ValueError(f"function must return one array, got {len(jaxpr.out_avals)}.")
     return jaxpr
 
 
@@ -224,7 +224,7 @@ def _step(equation: core.JaxprEqn, operands: list[Any]) -> list[Any]:
     places = {i for i, operand in enumerate(operands) if isinstance(operand, _Node)}
     if not places:
         return _bind(equation, operands)
-    if name == "stop_gradient":  # moves no bound; left in, it would hide an affine map from its Jacobian
+    if name == "stop_gradient":  # changes no bound; left in, it would hide an affine map from its Jacobian
         return operands
     whole = name == "custom_jvp_call" and _is_increasing(equation)  # with the gradient that its author defined
     if name in _CALLS and not whole:

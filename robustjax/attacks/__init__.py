@@ -1,7 +1,15 @@
 """Adversaries: configured attacks, called as ``attack(key, logits_fn, x, labels) -> x_adv``.
 
-Inputs whose rows are spread over the devices of a mesh are attacked where they lie, each device's by themselves, and so
-lies what is found: ``x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))``.
+Inputs whose rows are sharded over the devices of a mesh are attacked in place: each device attacks its own rows, and
+the result has the same sharding. Shard x by ``jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))``.
+
+The examples below attack a classifier that answers with the brightest of ten pixels. Its answer for the first image
+changes at a distance of 0.1 in linf and 0.14 in l2, its answer for the second image at 0.2 and 0.28:
+
+>>> def logits_fn(x):
+...     return 10 * x.reshape(len(x), -1)
+>>> x = jnp.full((2, 2, 5, 1), 0.5).at[:, 0, 0, 0].set(jnp.array([0.7, 0.9]))
+>>> labels, key = jnp.array([0, 0]), jax.random.key(0)
 """
 
 from robustjax.attacks._apgd import apgd as apgd

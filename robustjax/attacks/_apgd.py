@@ -40,13 +40,14 @@ class APGD:
         z_{t+1} &= \Pi\bigl(x_t + \eta\, v(\nabla_x L(x_t, y))\bigr) \\
         x_{t+1} &= \Pi\bigl(x_t + \tfrac 3 4 (z_{t+1} - x_t) + \tfrac 1 4 (x_t - x_{t-1})\bigr)
 
-    from :math:`\eta = 2 \epsilon`, for linf and l2. At a checkpoint (after 22, 41, 57, 70, 80, 87, 93 and 99 of 100
-    steps), an input of whose last steps no more than the share ``rho`` raised the loss, or whose highest loss has not
-    risen since the checkpoint before, though eta was not halved there, halves eta and goes back to its best point.
+    from :math:`\eta = 2 \epsilon`, for linf and l2. At each checkpoint (after 22, 41, 57, 70, 80, 87, 93 and 99 of 100
+    steps), an input halves eta and returns to its best point in two cases: at most a share ``rho`` of the steps since
+    the last checkpoint raised the loss, or eta was not halved at the last checkpoint and the highest loss has not risen
+    since.
 
-    For l1 a step has no momentum. It moves the pixels of the largest gradients, two thirds as many as the best point
-    has changed, and its size falls from :math:`\epsilon` by 1.5 at each checkpoint, until the best point changes fewer
-    pixels. The radius is :math:`3 \epsilon`, then :math:`2 \epsilon`, for 30 % of the steps each.
+    For l1, a step has no momentum. It moves the pixels with the largest gradients, two thirds as many as the best point
+    has changed, and its size falls from :math:`\epsilon` by a factor of 1.5 at each checkpoint, until the best point
+    changes fewer pixels. The radius is :math:`3 \epsilon`, then :math:`2 \epsilon`, for 30 % of the steps each.
 
     Each input stops at the first point that fools the model. A model with batch normalisation must use its running
     statistics.
@@ -56,13 +57,18 @@ class APGD:
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of steps for each restart.
       loss: ``"ce"`` (or ``"cross_entropy"``), ``"dlr"``, ``"margin"``, or ``(logits, labels) -> (batch,)``.
-      restarts: number of random starts; the best point of all is returned.
+      restarts: number of random starts; the best point of all starts is returned.
       rho: share of rising steps below which eta is halved.
-      targeted: labels are classes to be answered, and the loss is lowered.
+      targeted: labels are the classes that the attack aims at, and the loss is minimised.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
 
-    Differs from the paper as the authors' code does: the first step counts as a rise where its loss is above 0, not
-    above that of the start, and the checkpoints are rounded down.
+    Differs from the paper as the authors' code does: the first step counts as a rise if its loss is above 0, rather
+    than above the loss of the start, and the checkpoints are rounded down.
+
+    Example:
+      >>> x_adv = attacks.apgd(epsilon=0.15)(key, logits_fn, x, labels)
+      >>> print(logits_fn(x_adv).argmax(-1) == labels)
+      [False  True]
 
     Reference:
       Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -88,7 +94,7 @@ class APGD:
     def __call__(
         self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
-        """Returns adversarial inputs for one key, or one of each input; ValueError for inputs of the wrong kind."""
+        """Returns adversarial inputs, for one key or one key per input; ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon):
@@ -101,14 +107,14 @@ class APGD:
 class APGDTargeted:
     """Auto-PGD on the targeted DLR loss, towards one likely wrong class after another.
 
-    The targets of an input are the classes of its largest logits but the first. An input that is misclassified as it
-    is, or answers any wrong class on the way, is done; see :func:`apgd` for how it gets there.
+    The targets of an input are the classes with its largest logits, except the first. An input is done as soon as the
+    model answers any wrong class; see :func:`apgd` for the steps.
 
     Attributes:
       epsilon: radius of the ball, in units of [0, 1] images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of steps for each target and restart.
-      num_targets: number of targets, at most all classes but one; a larger number warns.
+      num_targets: number of targets; if it exceeds the number of wrong classes, all of them are tried, with a warning.
       restarts: number of random starts for each target.
       rho: share of rising steps below which the step size is halved.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
@@ -139,11 +145,11 @@ class APGDTargeted:
         return run(self, key, logits_fn, x, labels)
 
     def attempt(self, number, key, logits_fn, x, labels):
-        """The one of that number, of all targets and restarts; one program does for all numbers."""
+        """One attempt by its number, over all targets and restarts; all numbers share one compiled program."""
         return run(self, key, logits_fn, x, labels, number)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon, attempt=None):
-        """Runs all targets and restarts, or the one attempt of that number; traceable."""
+        """Runs all targets and restarts, or only one attempt; traceable."""
         logits = Model(logits_fn, losses.margin, labels, self.samples).answer(fold_in(keys, 0), x)
         ranked = jnp.argsort(logits, axis=-1, descending=True)
         targets = min(self.num_targets, logits.shape[-1] - 1)
@@ -158,8 +164,8 @@ class APGDTargeted:
         best = _best_of(attempts, self, model_of, fold_in(keys, 1), x, epsilon, start)
         if targets < self.num_targets:
             warnings.warn(
-                f"num_targets {self.num_targets} is more than a model of {logits.shape[-1]} classes has wrong answers: "
-                f"{targets} are tried.",
+                f"num_targets={self.num_targets} exceeds the wrong answers of a model of {logits.shape[-1]} classes: "
+                f"only {targets} are tried.",
                 stacklevel=2,
             )
         return best.x
@@ -179,7 +185,7 @@ def checkpoints(steps: int) -> tuple[int, ...]:
 
 
 class _Plan(NamedTuple):
-    """Phases of a run, each at its own radius, from the best point of the one before.
+    """Phases of a run, each at its own radius, each from the best point of the previous phase.
 
     Attributes:
       radii: ``(phases,)``, in units of epsilon.
@@ -208,7 +214,7 @@ def _plan(attack, dtype) -> _Plan:
 
 
 def _best_of(attempts, attack, model_of, keys, x, epsilon, best) -> Best:
-    """The best of the attempts from one number to another, each at the model of its number and from its own start."""
+    """The best of a range of attempts, each with its own model and its own start."""
     plan = _plan(attack, x.dtype)
     phases = plan.radii.shape[0]
 
@@ -229,14 +235,14 @@ def _best_of(attempts, attack, model_of, keys, x, epsilon, best) -> Best:
 
 
 def _start(keys, x, radius, norm):
-    """Draws from the surface of the ball, before the box cuts it; for l1 normal draws, which are projected later."""
+    """Draws from the surface of the ball, not yet clipped to the box; for l1, normal draws that are projected later."""
     draw = _ball.uniform if norm == "linf" else standard_normal
     draws = jax.vmap(lambda key: draw(key, x.shape[1:]))(keys).astype(x.dtype)
     return x + (draws if norm == "l1" else radius * _ball.unit(draws, norm))
 
 
 class _Halving(NamedTuple):
-    """What step sizes depend on, for linf and l2: losses of the last point, and what is known since a checkpoint."""
+    """What step sizes depend on, for linf and l2: the loss of the last point, and the state since a checkpoint."""
 
     step_size: Float[Array, " batch"]
     value: Float[Array, " batch"]
@@ -246,12 +252,12 @@ class _Halving(NamedTuple):
 
 
 def halve(state: _Halving, i: Array, value: Array, highest: Array, most_rises: Array) -> tuple[Array, _Halving]:
-    """Looks at the loss after step i: which inputs go back to their best point, and the state that follows."""
+    """Returns which inputs go back to their best point after step i, and the next state."""
     rises = state.rises + (value > state.value).astype(jnp.int32)
     is_checkpoint = most_rises >= 0
     stalls = ~state.halved & (highest <= state.highest)
     halved = is_checkpoint & ((rises <= most_rises) | stalls)
-    # The loss of the start is kept as 0, as in the authors' code; before it nothing rises, and nothing has stalled.
+    # The loss of the start counts as 0, as in the authors' code; before the start, no loss rises and no input stalls.
     return halved, _Halving(
         step_size=jnp.where(halved, state.step_size / 2, state.step_size),
         value=jnp.where(i == 0, 0.0, value),
@@ -269,7 +275,7 @@ class _Sparsity(NamedTuple):
 
 
 def sparsen(state: _Sparsity, changed: Array, radius: Array, is_checkpoint: Array) -> tuple[Array, _Sparsity]:
-    """Which inputs go back to their best point, because it has less than 95 % of the pixels, and the state after."""
+    """Returns which inputs go back to their best point, because it changes under 95 % of the pixels, and the state."""
     fewer = is_checkpoint & (20 * changed < 19 * state.changed)
     smaller = jnp.where(fewer, radius, jnp.maximum(state.step_size / 1.5, radius / 10))
     return fewer, _Sparsity(
@@ -298,10 +304,10 @@ class _Climb(NamedTuple):
     radius: Float[Array, ""]
     norm: _ball.Norm
     most_rises: Int[Array, " steps"]
-    can_end: Bool[Array, ""]  # whether what fools the model is a result: not at the larger radii of l1
+    can_end: Bool[Array, ""]  # whether a point that fools the model ends the search: not at the larger radii of l1
 
     def start(self, z):
-        """The state before the first look."""
+        """The state before the first step."""
         z = _ball.settle(z, self.x, self.radius, self.norm)
         of_rows = lambda value: jnp.full(z.shape[0], value, z.dtype)
         if self.norm == "l1":
@@ -312,7 +318,7 @@ class _Climb(NamedTuple):
         return _State(jnp.int32(0), z, z, start_from(z), jnp.zeros_like(z), schedule)
 
     def step(self, state):
-        """Looks at the point, and goes on from it or from the best one."""
+        """Evaluates the point, and takes a step from it or from the best point."""
         i, z, previous, best, gradient_of_best, schedule = state
         value, fooled, gradient = self.model.ascend(fold_in(self.keys, i), z)
         gradient_of_best = rows(value > best.value, gradient, gradient_of_best)
@@ -338,7 +344,7 @@ class _Climb(NamedTuple):
 
 
 def _sparse(gradient, changed):
-    """Signs of two thirds as many of the largest gradients as pixels are changed, scaled to l1 norm 1."""
+    """Signs of the largest gradients, two thirds as many as there are changed pixels, scaled to l1 norm 1."""
     size = jnp.abs(gradient.reshape(gradient.shape[0], -1))
     kept = jnp.maximum((2 * changed + 2) // 3, 1)
     least = jnp.take_along_axis(jnp.sort(size, -1), (size.shape[-1] - kept)[:, None], -1)[:, 0]

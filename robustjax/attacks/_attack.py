@@ -1,4 +1,4 @@
-"""What every attack shares: checks, the compiled call, the loss it raises, and the best point so far."""
+"""What all attacks share: checks, the compiled call, the loss, and the best point so far."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray
 
 LossFn = Callable[[Array, Array], Array]
-"""``(logits (batch, classes), labels) -> (batch,)``, high where the adversary wants to be."""
+"""``(logits (batch, classes), labels) -> (batch,)``, which the adversary maximises."""
 
 LOSSES: dict[str, LossFn] = {
     "cross_entropy": losses.cross_entropy,
@@ -39,7 +39,7 @@ class Attack(Protocol):
 
 
 class Best(NamedTuple):
-    """The best point of each input so far: the first that fools the model, else that of the highest loss."""
+    """The best point of each input so far: the first that fools the model, else the one with the highest loss."""
 
     x: Float[Array, "batch ..."]
     value: Float[Array, " batch"]
@@ -47,7 +47,7 @@ class Best(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the model says of a point: losses, whether it is fooled, and the gradient of the losses."""
+    """The model at a point: losses, whether it is fooled, and the gradient of the losses."""
 
     value: Float[Array, " batch"]
     fooled: Bool[Array, " batch"]
@@ -64,20 +64,24 @@ def loss_of(loss: str | LossFn) -> LossFn:
 
 
 def check_settings(*, epsilon: float = 0.0, **at_least_1: int | None) -> None:
-    """Raises ValueError for an epsilon below 0 or not finite, and for numbers below 1; some of them may be None."""
+    """Raises ValueError for an epsilon below 0 or not finite, and for integers below 1; some may be None."""
     _validate.not_negative(epsilon=epsilon)
     optional = {name for name in ("samples", "batch_size") if at_least_1.get(name) is None}
     _validate.at_least(1, **{name: value for name, value in at_least_1.items() if name not in optional})
 
 
 def queries_of(attack: Any) -> int:
-    """Counts the steps, or for Square the points, that an attack may spend on an input.
+    """Counts the steps, or for Square the queries, that an attack may spend on one input.
 
     Args:
-      attack: with all its targets, restarts and draws; of :func:`at_budget` what is inside. Unknown ones count 1.
+      attack: any attack; an :func:`at_budget` attack counts as the attack inside, an unknown attack as 1.
 
     Returns:
-      The number, at most; a step may ask the model more than once.
+      The largest possible number over all targets, restarts and draws; one step may query the model more than once.
+
+    Example:
+      >>> attacks.queries_of(attacks.pgd(epsilon=0.1, steps=20, restarts=5))
+      100
     """
     attack = getattr(attack, "attack", attack)
     names = ("queries", "steps", "num_targets", "restarts", "binary_search_steps", "samples")
@@ -85,41 +89,41 @@ def queries_of(attack: Any) -> int:
 
 
 def check_result(attack: Any, x_adv: Any, x: AnyArray) -> None:
-    """Raises ValueError for what is no array of the shape of x."""
+    """Raises ValueError unless ``x_adv`` is an array of the shape of x."""
     if getattr(x_adv, "shape", None) != x.shape:
         got = getattr(x_adv, "shape", type(x_adv).__name__)
-        hint = ": see attacks.at_budget" if hasattr(x_adv, "distance") else ""
-        raise ValueError(f"attack must give inputs of shape {x.shape}, {attack!r} gave {got}{hint}.")
+        hint = "; wrap it in attacks.at_budget" if hasattr(x_adv, "distance") else ""
+        raise ValueError(f"attack must return inputs of shape {x.shape}, {attack!r} returned {got}{hint}.")
 
 
 def sharding_of(x: Any) -> NamedSharding | None:
-    """How an array lies on several devices; None for one device, for the host, and for what is traced."""
+    """The sharding of an array over several devices; None for one device, for the host, and for a traced array."""
     sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
     if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
         return None
-    # On axes that are Explicit, models would have to name the sharding of what they compute.
+    # With Explicit axes, models would have to name the sharding of their results.
     return NamedSharding(Mesh(sharding.mesh.devices, sharding.mesh.axis_names), sharding.spec)
 
 
 def of_rows(sharding: NamedSharding) -> NamedSharding:
-    """How an array that has a row for each row of another lies beside it."""
+    """The sharding of an array that has one row for each row of a sharded array."""
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
 
 
 def placed(sharding: NamedSharding | None, keys: Any, x: Any, labels: Any) -> tuple[Array, Array, Array]:
-    """Puts rows where the sharding of x says, on the default device for None; what is there already is not moved."""
+    """Puts rows where the sharding of x says, or on the default device; arrays that are there already are not moved."""
     if sharding is None:
         return keys, jnp.asarray(x), jnp.asarray(labels)
     return jax.device_put((keys, x, labels), (of_rows(sharding), sharding, of_rows(sharding)))
 
 
 def keys_on_one_device(keys: Key[Array, " batch"], sharding: NamedSharding | None) -> Key[Array, " batch"]:
-    """Keys from which blocks are picked without the devices having to exchange them."""
+    """Keys on one device, from which blocks can be picked without communication between devices."""
     return keys if sharding is None else jax.device_put(keys, sharding.mesh.local_devices[0])
 
 
 def divisible(size: int, sharding: NamedSharding | None) -> int:
-    """The least number of rows, from ``size`` on, that the devices of a sharding can share."""
+    """The smallest number of rows, at least ``size``, that divides evenly over the devices of a sharding."""
     if sharding is None:
         return size
     whole = sharding.mesh.size
@@ -130,15 +134,15 @@ def divisible(size: int, sharding: NamedSharding | None) -> int:
 def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels: Any, *traced: Any) -> Any:
     """Checks the arguments of an attack and calls its ``perturb``, compiled.
 
-    ``attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)`` sees one key for each input. Its epsilon is traced,
-    so that a curve over epsilons compiles once; the float32 is never larger than the number that was asked for. The
-    result is a constant to differentiation. Rows on several devices are attacked where they lie, each device's by
-    themselves, and so lies the result. An attack whose ``sees_images`` is not true is given rows, ``(batch, dim)``.
+    ``attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)`` gets one key for each input. Its epsilon is traced,
+    so that a curve over epsilons compiles once; it is rounded down to float32. No gradient flows through the result.
+    Each of several devices attacks its own rows, and the result has the sharding of x. An attack whose ``sees_images``
+    is not true gets flat rows, ``(batch, dim)``.
     """
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     samples = getattr(attack, "samples", None)
     labels_are_classes = not callable(getattr(attack, "loss", None))
-    if getattr(x, "ndim", 0) and not x.shape[0]:  # nothing of one black image, which has the shapes of a result
+    if getattr(x, "ndim", 0) and not x.shape[0]:  # none of the results for one black image
         one = (np.zeros((1, *a.shape[1:]), a.dtype) for a in (x, labels))
         return jax.tree.map(lambda a: a[:0], run(attack, jax.random.key(0), logits_fn, *one, *traced))
     check_inputs(key, logits_fn, x, labels, samples=samples, labels_are_classes=labels_are_classes)
@@ -154,7 +158,7 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
     keys, x, labels = placed(sharding, keys_of(key, x), x, labels)
     logits_fn, x, epsilon = jax.lax.stop_gradient((logits_fn, x, epsilon))
     as_rows = not getattr(attack, "sees_images", False)
-    if sharding is not None and any(sharding.spec[1:]):  # inputs that are split themselves: the compiler's task
+    if sharding is not None and any(sharding.spec[1:]):  # each input is sharded too: leave it to the compiler
         sharding, as_rows = None, False
     return _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack=attack, sharding=sharding, as_rows=as_rows)
 
@@ -164,11 +168,11 @@ def _float32_below(value):
     return np.nextafter(nearest, np.float32(0)) if float(nearest) > value else nearest
 
 
-_image_keys = jax.jit(image_keys)  # one program, where some 25 operations would compile one by one
+_image_keys = jax.jit(image_keys)  # one program instead of about 25 separately compiled operations
 
 
 def keys_of(key: Key[Array, "..."], x: AnyArray) -> Key[Array, " batch"]:
-    """``image_keys``, without a program where each input has its key."""
+    """``image_keys``; keys that are one per input already are returned as they are."""
     return key if key.ndim else _image_keys(key, x)
 
 
@@ -177,7 +181,7 @@ def _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack, sharding, as_
     def perturb(keys, logits_fn, x, *arguments):
         if not as_rows:
             return attack.perturb(keys, logits_fn, x, *arguments)
-        # On a CPU what an attack does itself takes half as long on rows as on images of one or three channels.
+        # On CPUs the attack's own arithmetic is twice as fast on flat rows as on images of one or three channels.
         asked = lambda *at: logits_fn(*at[:-1], at[-1].reshape(*at[-1].shape[:1], *x.shape[1:]))
         flat = x.reshape(x.shape[0], -1)
         results = attack.perturb(keys, asked, flat, *arguments)
@@ -185,7 +189,7 @@ def _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack, sharding, as_
 
     if sharding is None:
         return perturb(keys, logits_fn, x, labels, epsilon, *traced)
-    # No device waits for another: each ends its loops when its own rows are done, and nothing is gathered.
+    # No device waits for another: each ends its loops when its own rows are done, and no rows are gathered.
     rows, everywhere = PartitionSpec(*sharding.spec[:1]), PartitionSpec()
     specs = (rows, everywhere, rows, rows, everywhere, *(everywhere for _ in traced))
     perturb = jax.shard_map(perturb, mesh=sharding.mesh, in_specs=specs, out_specs=rows, check_vma=False)
@@ -193,14 +197,14 @@ def _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack, sharding, as_
 
 
 def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, labels_are_classes: bool = True) -> None:
-    """Raises ValueError for inputs that no attack can use; values of traced arrays are not seen."""
+    """Raises ValueError for inputs that no attack can use; the values of traced arrays are not checked."""
     if not isinstance(x, (jax.Array, np.ndarray)) or x.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(f"x must be a float32 array, got {getattr(x, 'dtype', type(x).__name__)}.")
     if x.ndim < 2:
         raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
     _validate.key(key, x.shape[0])
-    with jax.ensure_compile_time_eval():  # a constant is seen under jit too
-        # Not the least and the largest value: on CPUs XLA's min and max pass over a NaN.
+    with jax.ensure_compile_time_eval():  # constants are checked under jit, too
+        # Not by the smallest and the largest value: on CPUs, XLA's min and max ignore NaN.
         inside = isinstance(x, jax.core.Tracer) or bool(((x >= 0) & (x <= 1)).all())
     if not inside:
         low, high = float(np.nanmin(x)), float(np.nanmax(x))
@@ -212,7 +216,7 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
     try:
         inspect.signature(logits_fn).bind(*arguments)
     except TypeError as error:
-        wanted = "inputs alone, x -> logits" if samples is None else "a key and inputs, (key, x) -> logits"
+        wanted = "only inputs, x -> logits" if samples is None else "a key and inputs, (key, x) -> logits"
         raise ValueError(f"logits_fn must take {wanted}, but {error}.") from error
     except ValueError:  # some callables have no signature
         pass
@@ -224,9 +228,9 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
         logits = _logits.eval_shape(logits_fn, jax.random.key(0), one, samples)
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
-        raise ValueError(f"logits_fn must give ({batch}, classes >= 2), got {got}.")
+        raise ValueError(f"logits_fn must return shape ({batch}, classes >= 2), got {got}.")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(f"logits_fn must give floating logits, got {logits.dtype}.")
+        raise ValueError(f"logits_fn must return floating-point logits, got {logits.dtype}.")
     if not labels_are_classes:
         return
     _validate.labels(labels, x.shape[0], logits.shape[1])
@@ -240,8 +244,8 @@ def _logits(logits_fn, key, x, samples):
 
 
 def is_fooled(logits: Float[Array, "batch classes"], labels: Array, *, targeted: bool = False) -> Bool[Array, " batch"]:
-    """Whether the answer is wrong, or the target; an answer that is not finite fools nobody."""
-    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):  # labels of a loss of the caller's
+    """Whether the answer is wrong, or is the target; logits that are not finite never count as fooled."""
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):  # labels of the caller's own loss
         return jnp.zeros(logits.shape[0], bool)
     answered = logits.argmax(-1) == labels
     return jnp.isfinite(logits).all(-1) & (answered if targeted else ~answered)
@@ -252,10 +256,10 @@ class Model(NamedTuple):
 
     Attributes:
       logits_fn: ``x -> logits``; with ``samples``, ``(key, x) -> logits``, called with one key and one input at a time.
-      loss: what is raised.
-      labels: of the inputs; the targets where ``targeted``.
-      samples: draws of a random model that are averaged, or None for a deterministic one.
-      targeted: whether the loss is lowered instead.
+      loss: the loss that the attack maximises.
+      labels: labels of the inputs; the target classes where ``targeted``.
+      samples: number of draws of a random model to average over, or None for a deterministic model.
+      targeted: whether the loss is minimised instead.
     """
 
     logits_fn: Callable
@@ -265,7 +269,7 @@ class Model(NamedTuple):
     targeted: bool = False
 
     def answer(self, keys: Key[Array, " batch"], x: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
-        """Logits; of a random model the mean probabilities."""
+        """Logits; for a random model, mean probabilities."""
         return self._averaged(self._of_draw, keys, x)[1][1]
 
     def look(self, keys: Key[Array, " batch"], x: Float[Array, "batch ..."]) -> tuple[Array, Array]:
@@ -276,7 +280,7 @@ class Model(NamedTuple):
     def ascend(self, keys: Key[Array, " batch"], x: Float[Array, "batch ..."]) -> Step:
         """Losses, whether the model is fooled, and gradients, zero where they are not finite.
 
-        The losses are summed, not averaged: the gradient of each input is its own, whatever else is in the batch.
+        The losses are summed, not averaged, so that an input's gradient does not depend on the rest of the batch.
         """
         gradient, (values, outputs) = self._averaged(jax.grad(self._of_draw, has_aux=True), keys, x)
         fooled = is_fooled(outputs, self.labels, targeted=self.targeted)
@@ -290,12 +294,12 @@ class Model(NamedTuple):
         values = self.loss(logits, self.labels)
         if getattr(values, "shape", None) != x.shape[:1] or not jnp.issubdtype(values.dtype, jnp.floating):
             got = f"{values.dtype} of shape {values.shape}" if hasattr(values, "shape") else type(values).__name__
-            raise ValueError(f"loss must give ({x.shape[0]},) floating values, got {got}.")
+            raise ValueError(f"loss must return ({x.shape[0]},) floating values, got {got}.")
         values = values.astype(x.dtype) * (-1.0 if self.targeted else 1.0)
         return values.sum(), (values, logits if self.samples is None else jax.nn.softmax(logits))
 
     def _averaged(self, function, keys, x):
-        """One draw after another, so that memory holds one."""
+        """One draw after another, so that memory holds only one."""
         if self.samples is None:
             return function(x, keys)
 
@@ -307,19 +311,19 @@ class Model(NamedTuple):
 
 
 def start_from(x: Float[Array, "batch ..."]) -> Best:
-    """No point yet, so that any is better."""
+    """No point yet: any point is better."""
     return Best(x, jnp.full(x.shape[0], -jnp.inf, x.dtype), jnp.zeros(x.shape[0], bool))
 
 
 def better(best: Best, x: Float[Array, "batch ..."], value: Array, fooled: Array) -> Best:
-    """The better of the best point and another: what fools stays, what fools wins, else the higher loss."""
+    """The better of the best point and another: the first that fools the model, else the one with the higher loss."""
     take = ~best.fooled & (fooled | (value > best.value))
     pick = lambda a, b: jnp.where(take.reshape(take.shape[0], *(1,) * (a.ndim - 1)), a, b)
     return Best(pick(x, best.x), pick(value, best.value), best.fooled | fooled)
 
 
 def fold_in(keys: Key[Array, " batch"], data: Any) -> Key[Array, " batch"]:
-    """``jax.random.fold_in`` of the same number into every key."""
+    """Folds the same number into every key."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 

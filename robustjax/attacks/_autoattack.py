@@ -1,4 +1,4 @@
-"""AutoAttack: a fixed ensemble of attacks, each on the inputs that still stand."""
+"""AutoAttack: a fixed ensemble of attacks, each on the inputs that are still classified correctly."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ _ROUNDING = 1e-6
 
 
 class Evaluation(NamedTuple):
-    """What is left of a model's accuracy under AutoAttack, on the host.
+    """A model's accuracy under AutoAttack, on the host.
 
     Attributes:
-      clean_accuracy: share of inputs that are classified correctly as they are.
-      robust_accuracy: share that stands all attacks.
-      per_attack: name of each attack that has run -> share of all inputs that stands it and those before it.
-      correct: ``(batch,)``, whether an input stands.
-      x_adv: ``(batch, ...)``, what fools the model; the input itself where nothing does.
-      queries: name -> steps or queries that the attack may spend on one input, with all targets, restarts and draws.
-      seconds: name -> duration, with that of compilation.
-      warnings: sentences about what makes the figures doubtful.
+      clean_accuracy: share of inputs that are classified correctly without an attack.
+      robust_accuracy: share of inputs that withstand all attacks.
+      per_attack: for each attack that has run, by name: the share of all inputs that withstand it and all before it.
+      correct: ``(batch,)``, whether an input withstands all attacks.
+      x_adv: ``(batch, ...)``, inputs that fool the model; the input itself if no attack succeeds.
+      queries: by name, the steps or queries that the attack may spend on one input, over all targets, restarts, draws.
+      seconds: by name, the duration including compilation.
+      warnings: sentences about signs that the accuracy is not reliable.
     """
 
     clean_accuracy: float
@@ -73,23 +73,29 @@ class Evaluation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoAttack:
-    """The standard evaluation of robustness: attacks without parameters to choose, one after another.
+    """The standard evaluation of robustness: a fixed sequence of attacks, without parameters to tune.
 
-    ``"standard"`` is APGD on cross-entropy, APGD on the targeted DLR loss, FAB and Square (100 steps, 9 targets, 5000
-    queries; for l1 APGD starts 5 times, and has 5 targets). ``"rand"``, for random models, is APGD on cross-entropy and
-    on the DLR loss, with gradients of 20 draws. A model of fewer than 4 classes meets the DLR loss in place of the
-    targeted one, one of 2 classes the margin.
+    ``"standard"`` runs APGD on cross-entropy, APGD on the targeted DLR loss, FAB and Square (100 steps, 9 targets, 5000
+    queries; for l1, APGD has 5 starts and 5 targets). ``"rand"``, for random models, runs APGD on cross-entropy and on
+    the DLR loss, with gradients averaged over 20 draws. For a model of 3 classes the DLR loss replaces the targeted DLR
+    loss; for 2 classes the margin replaces both.
 
-    An attack, and each of its targets, sees the inputs that stand so far, in blocks of two sizes, so that each attack
-    compiles at most twice. It runs on the host and cannot be traced; the blocks are spread over devices as x is.
+    Each attack, and each of its targets, sees only the inputs that no earlier attack has fooled, in blocks of two
+    sizes, so that it compiles at most twice. AutoAttack runs on the host and cannot be traced; the blocks are sharded
+    over devices as x is.
 
     Attributes:
       epsilon: radius of the ball, in units of [0, 1] images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       version: ``"standard"``, or ``"rand"`` for random models ``(key, x) -> logits``, which are called with one key and
-        one input at a time and judged by their mean probabilities over 20 fresh draws.
-      batch_size: inputs that are attacked at once, rounded up to a multiple of the devices that x is spread over; None
-        is all of them, in blocks of at most 256.
+        one input at a time and evaluated by their mean probabilities over 20 fresh draws.
+      batch_size: inputs attacked at once, rounded up to a multiple of the devices that x is sharded over; None for
+        blocks of at most 256.
+
+    Example:
+      >>> evaluation = attacks.autoattack(epsilon=0.25).evaluate(key, logits_fn, x, labels)
+      >>> evaluation.clean_accuracy, evaluation.robust_accuracy
+      (1.0, 0.0)
 
     Reference:
       Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -110,12 +116,12 @@ class AutoAttack:
     def __call__(
         self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
-        """Returns what fools the model, the inputs themselves where nothing does; raises as :meth:`evaluate`."""
+        """Returns inputs that fool the model, or the inputs themselves; raises as :meth:`evaluate`."""
         x_adv = x if np.shape(x)[:1] == (0,) else self.evaluate(key, logits_fn, x, labels).x_adv
         return jax.device_put(x_adv, sharding_of(x))
 
     def attacks(self, num_classes: int) -> dict[str, Attack]:
-        """The attacks on a model of so many classes, by name, in the order in which they run."""
+        """The attacks on a model of ``num_classes`` classes, by name, in the order in which they run."""
         ball, targets = {"epsilon": self.epsilon, "norm": self.norm}, num_classes - 1
         ratio = "dlr" if num_classes > 2 else "margin"
         if self.version == "rand":
@@ -138,25 +144,25 @@ class AutoAttack:
         on_attack: Callable[[str, Evaluation], Any] | None = None,
         resume: Evaluation | None = None,
     ) -> Evaluation:
-        """Runs the attacks and tells what stands.
+        """Runs the attacks and reports the accuracy that is left.
 
-        A model whose gradients are zero or not finite at all inputs that stand meets Square alone. At the end the model
-        is asked about all of ``x_adv`` again.
+        If the gradients are zero or not finite at all correctly classified inputs, only Square runs. At the end, the
+        answers for all of ``x_adv`` are checked again.
 
         Args:
-          key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+          key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
           logits_fn: ``x -> logits``, deterministic; for ``"rand"``, ``(key, x) -> logits``.
           x: ``(batch, ...)``, float32 in [0, 1]; images ``(batch, height, width, channels)`` for Square.
           labels: ``(batch,)``, integer.
-          on_attack: called with the name of each attack as it ends and the evaluation so far, which can be kept.
-          resume: an evaluation that ``on_attack`` was given: its attacks are not run again. The result is the same.
+          on_attack: called after each attack with its name and the evaluation so far, which can be saved.
+          resume: an evaluation from ``on_attack``: its attacks are not run again, and the result is the same.
 
         Returns:
           The :class:`Evaluation`.
 
         Raises:
-          ValueError: inputs of the wrong kind, or none; traced ones; logits of the inputs that are not finite; an
-            evaluation to resume that does not fit; an attack that left the ball; or a model whose answers change with
+          ValueError: inputs of the wrong kind, traced inputs, or no inputs; logits of the inputs that are not finite;
+            a ``resume`` of other inputs or attacks; an attack that left the ball; or a model whose answers change with
             the batch or from call to call.
         """
         logits_fn = _validate.as_pytree(logits_fn=logits_fn)
@@ -175,7 +181,7 @@ class AutoAttack:
         logits = inputs.answers(inputs.x)
         if not np.isfinite(logits).all():
             count = int((~np.isfinite(logits)).any(-1).sum())
-            raise ValueError(f"logits_fn must give finite logits, at {count} of {len(logits)} inputs it does not.")
+            raise ValueError(f"logits_fn must return finite logits, got others at {count} of {len(logits)} inputs.")
         clean = ~inputs.fooled(logits)
         accuracy = float(clean.mean())
         evaluation = Evaluation(accuracy, accuracy, {}, clean, inputs.x, {}, {}, ())
@@ -200,7 +206,7 @@ class AutoAttack:
             evaluation = warned(evaluation, sentence)
         places = {name: place for place, name in enumerate([*attacks, "square"])}  # of their keys
         if clean.any() and diagnosis.no_gradient[clean].all():
-            evaluation = warned(evaluation, "there is no gradient to follow: Square, which needs none, attacks alone.")
+            evaluation = warned(evaluation, "there is no gradient to follow: only Square, which needs none, runs.")
             attacks = {"square": square(epsilon=self.epsilon, norm=self.norm, samples=samples)}
 
         for name, attack in attacks.items():
@@ -233,12 +239,12 @@ class AutoAttack:
         wanted = "apgd-dlr" if self.version == "rand" else "apgd-t"
         used = [name for name in self.attacks(num_classes) if name not in ("apgd-ce", "fab-t", "square")]
         if used != [wanted]:
-            yield f"a model of {num_classes} classes has no loss for {wanted}: {used[0]} takes its place."
+            yield f"a model of {num_classes} classes has no loss for {wanted}: {used[0]} replaces it."
         if self.version == "standard" and num_classes - 1 < _TARGETS:
-            yield f"a model of {num_classes} classes has {num_classes - 1} wrong answers to aim at, not {_TARGETS}."
+            yield f"a model of {num_classes} classes has only {num_classes - 1} target classes, not {_TARGETS}."
 
     def _check(self, inputs, evaluation):
-        """Asks the model again about all that an evaluation has found, and measures it."""
+        """Checks the distances and the answers of all inputs that an evaluation has found."""
         change = (evaluation.x_adv.astype(np.float64) - inputs.x).reshape(len(inputs.x), -1)
         order = {"linf": np.inf, "l2": 2, "l1": 1}[self.norm]
         farthest = float(np.linalg.norm(change, order, axis=-1).max())
@@ -249,17 +255,17 @@ class AutoAttack:
         logits = inputs.answers(evaluation.x_adv)
         right = np.take_along_axis(logits, inputs.labels[:, None], -1)[:, 0]
         wrong = np.where(np.arange(logits.shape[-1]) == inputs.labels[:, None], -np.inf, logits).max(-1)
-        tie = abs(wrong - right) <= _TIE * abs(logits).max(-1)  # which the rounding of another batch may turn
+        tie = abs(wrong - right) <= _TIE * abs(logits).max(-1)  # which rounding in another batch may break
         disagree = int(((inputs.fooled(logits) == evaluation.correct) & ~tie).sum())
         if disagree:
             raise ValueError(
-                f"logits_fn must answer the same whenever it is asked, at {disagree} of {len(logits)} inputs it does "
-                "not (dropout, or batch statistics in training mode?)."
+                f"logits_fn must be deterministic, got other answers in another call at {disagree} of {len(logits)} "
+                "inputs: turn off dropout, and use running batch statistics."
             )
 
 
 class _Inputs(NamedTuple):
-    """A model and its inputs, on the host, about which it is asked in blocks."""
+    """A model and its inputs, on the host; the model answers in blocks."""
 
     keys: Key[Array, " batch"]
     logits_fn: Callable
@@ -282,11 +288,11 @@ class _Inputs(NamedTuple):
         return np.concatenate(parts)[: len(places)]
 
     def fooled(self, logits, places=slice(None)):
-        """Whether answers at these places are wrong; what is not finite fools nobody."""
+        """Whether answers at these places are wrong; logits that are not finite never count as fooled."""
         return np.isfinite(logits).all(-1) & (logits.argmax(-1) != self.labels[places])
 
     def diagnosis(self):
-        """Of all inputs; a random model is meant to be random."""
+        """The diagnosis of all inputs; a random model is not reported as random."""
         keys, of_block = _fold_in(self.keys, 1), []
         for i in self.blocks(np.arange(len(self.x))):
             block_keys, x, labels = self.at(i, keys, self.x)
@@ -298,7 +304,7 @@ class _Inputs(NamedTuple):
         return Diagnosis(flat(zero), flat(not_finite), is_random, np.asarray(probabilities.all()))
 
     def under(self, attack, place, evaluation):
-        """Which inputs stand after an attack on those that stand, and what fools the model."""
+        """Attacks the inputs that are still correct: which are correct afterwards, and the adversarial inputs."""
         correct, x_adv = evaluation.correct.copy(), evaluation.x_adv.copy()
         keys, part = _fold_in(self.keys, 2 + place), divisible(-(-self.size // _PARTS), self.sharding)
         size = min(self.size, -(-int(correct.sum()) // part) * part)
@@ -316,12 +322,12 @@ class _Inputs(NamedTuple):
 
     @property
     def size(self):
-        """Of a block, at most."""
+        """The largest size of a block."""
         size = min(self.batch_size or -(-len(self.x) // -(-len(self.x) // _BLOCK)), len(self.x))
         return divisible(size, self.sharding)
 
     def blocks(self, places, size=None, part=None):
-        """Places in blocks of one size, filled up with the last; the rest in parts of one if they are half as much."""
+        """Places in blocks of one size, padded with the last place; a small rest is cut into smaller parts instead."""
         size = size or self.size
         part, full = part or size, len(places) // size * size
         if 2 * part * -(-(len(places) - full) // part) > size:
@@ -341,7 +347,7 @@ def _answers(logits_fn, keys, x, labels, samples):
 
 
 def _attempts_of(attack):
-    """The attack, or one call for each of its targets, so that what has fallen to one is not taken to the next."""
+    """The attack, or one call for each of its targets, so that an input that one target fools skips the others."""
     inner = getattr(attack, "attack", attack)
     if not hasattr(inner, "num_targets"):
         return [attack]

@@ -1,6 +1,6 @@
-"""Balls around inputs, met with the box [0, 1]: norms, projections, steepest directions and random starts.
+"""Balls around inputs, intersected with the box [0, 1]: norms, projections, steepest directions and random starts.
 
-Inputs have the batch as first axis and any shape after it; every function acts on each row by itself.
+Inputs have the batch as first axis and any shape after it; every function acts on each row independently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from robustjax.perturbations import standard_normal
 
 Norm = Literal["linf", "l2", "l1"]
 NORMS = ("linf", "l2", "l1")
-TINY = 1e-12  # no guard may be larger: gradients of confident models are small, and direction is all that counts
+TINY = 1e-12  # no guard may be larger: gradients of confident models are small, and only their direction counts
 _BISECTIONS = 50
 
 
@@ -28,12 +28,12 @@ def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
 
 
 def per_row(values: Shaped[Array, " batch"], x: Float[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
-    """Values of rows, in the rank of x."""
+    """Values of rows, with the rank of x."""
     return values.reshape(values.shape[0], *(1,) * (x.ndim - 1))
 
 
 def norms_of(displacement: Float[Array, "batch ..."], norm: Norm) -> Float[Array, " batch"]:
-    """Norm of each row; that of l2 neither overflows nor vanishes where the largest entry does not."""
+    """Norm of each row; the l2 norm neither overflows nor vanishes unless the largest entry does."""
     size = jnp.abs(displacement.reshape(displacement.shape[0], -1))
     if norm == "l1":
         return size.sum(-1)
@@ -51,9 +51,9 @@ def unit(direction: Float[Array, "batch ..."], norm: Norm) -> Float[Array, "batc
 
 
 def steepest(gradient: Float[Array, "batch ..."], norm: Norm) -> Float[Array, "batch ..."]:
-    """Direction of norm 1 along which a linear function rises most; zero where the gradient is.
+    """Direction of norm 1 along which a linear function rises most; zero where the gradient is zero.
 
-    Its sign for linf, the gradient itself for l2, and for l1 the one largest coordinate (the first of several).
+    The sign for linf, the gradient itself for l2, and for l1 only the largest coordinate (the first of several).
     """
     if norm == "linf":
         return jnp.sign(gradient)
@@ -122,7 +122,7 @@ def project(
 def settle(
     z: Float[Array, "batch ..."], x: Float[Array, "batch ..."], epsilon: Float[Array, ""], norm: Norm
 ) -> Float[Array, "batch ..."]:
-    """Projects, then takes back what rounding has left outside: the last thing that an attack does."""
+    """Projects, then corrects points that rounding has left outside: the last step of an attack."""
     z = project(z, x, epsilon, norm)
     if norm == "linf":
         return z

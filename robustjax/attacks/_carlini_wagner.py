@@ -1,4 +1,4 @@
-"""The attack of Carlini and Wagner: the smallest l2 change, by gradient descent and a binary search."""
+"""The Carlini-Wagner attack: the smallest l2 change, by gradient descent and a binary search."""
 
 from __future__ import annotations
 
@@ -21,23 +21,28 @@ _LARGEST_C = 1e10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CarliniWagner:
-    r"""Minimum-norm l2 attack: lowers the distance and the lead of the right class together.
+    r"""Minimum-norm l2 attack: minimises the distance and the lead of the right class together.
 
     .. math:: \min_w \lVert z - x \rVert_2^2 + c\, \max\bigl(f_y(z) - \max_{k \ne y} f_k(z) + \kappa,\ 0\bigr),
               \qquad z = (\tanh w + 1) / 2
 
-    by Adam, from x anew for each c. Until the model is fooled, c grows tenfold; from then on it halves the interval
-    between the largest c that failed and the smallest that did not. The nearest point that fools the model is kept. All
-    steps are taken, where the authors' code leaves a round once the objective no longer falls. The model must give
+    by Adam, starting from x for each c. c grows tenfold until the model is fooled; after that, c is the middle between
+    the largest c that failed and the smallest c that succeeded. The nearest point that fools the model is returned. All
+    steps are taken, whereas the authors' code ends a round once the objective no longer falls. The model must return
     logits, not probabilities; with batch normalisation it must use its running statistics.
 
     Attributes:
-      steps: of Adam for each c.
+      steps: number of steps of Adam for each c.
       binary_search_steps: number of values of c.
-      learning_rate: of Adam.
+      learning_rate: learning rate of Adam.
       confidence: kappa, the lead of the wrong class over the right one that counts as success.
-      initial_c: first c.
-      targeted: labels are classes to be answered.
+      initial_c: the first value of c.
+      targeted: labels are the classes that the attack aims at.
+
+    Example:
+      >>> attack = attacks.carlini_wagner(steps=100, learning_rate=0.05)
+      >>> print(attack(key, logits_fn, x, labels).distance)
+      [0.19 0.38]
 
     Reference:
       Carlini and Wagner 2017, Towards Evaluating the Robustness of Neural Networks, arXiv 1608.04644.
@@ -80,7 +85,7 @@ class CarliniWagner:
                 found = nearer(found, z, _ball.norms_of(z - x, "l2"), fooled)
                 weight = _ball.per_row(jnp.where(lead < self.confidence, c, 0.0), x)
                 slope = (2 * (z - x) - weight * gradient) * (1 - jnp.square(tanh)) / 2
-                with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to its integer count
+                with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to an integer power
                     updates, moments = optimizer.update(slope, moments)
                 return optax.apply_updates(w, updates), moments, found, succeeded | fooled
 

@@ -1,4 +1,4 @@
-"""Attacks made of attacks, and the accuracy that is left under them."""
+"""Attacks made of other attacks, and the accuracy under an attack."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class MinimumNorm(NamedTuple):
     """The nearest adversarial inputs that an attack has found.
 
     Attributes:
-      x: ``(batch, ...)``, the input itself where none is found.
-      distance: ``(batch,)``, norm of the change; 0 for an input misclassified as it is, inf where none is found.
-      success: ``(batch,)``, whether one is found.
+      x: ``(batch, ...)``, adversarial inputs; the input itself if none is found.
+      distance: ``(batch,)``, norm of the change; 0 for a misclassified input, inf if no adversarial input is found.
+      success: ``(batch,)``, whether an adversarial input is found.
     """
 
     x: Float[Array, "batch ..."]
@@ -46,31 +46,31 @@ class MinimumNorm(NamedTuple):
 
 
 def unmoved(x: Float[Array, "batch ..."], fooled: Bool[Array, " batch"]) -> MinimumNorm:
-    """What is found before any search: the inputs that fool the model as they are."""
+    """The result before any search: inputs that are already misclassified."""
     return MinimumNorm(x, jnp.where(fooled, jnp.zeros((), x.dtype), jnp.inf), fooled)
 
 
 def nearer(found: MinimumNorm, x: Float[Array, "batch ..."], distance: Array, fooled: Array) -> MinimumNorm:
-    """What is found, once points at these distances have been tried too."""
+    """The result after also trying points at these distances."""
     take = fooled & (distance < found.distance)
     return MinimumNorm(rows(take, x, found.x), jnp.where(take, distance, found.distance), found.success | take)
 
 
 @dataclasses.dataclass(frozen=True)
 class WorstOf:
-    """Several attacks on the same inputs, of which each input meets the worst.
+    """Several attacks on the same inputs: for each input, the result of the worst attack.
 
-    Returned is the first result that fools the model, else that of the highest cross-entropy.
+    The result is the first one that fools the model, else the one with the highest cross-entropy.
 
     Attributes:
-      attacks: in the order in which they are tried.
+      attacks: the attacks, in the order in which they are tried.
     """
 
     attacks: tuple[Attack, ...]
 
     def __post_init__(self):
         if not self.attacks or not all(callable(attack) for attack in self.attacks):
-            raise ValueError(f"attacks must be at least one, each a function, got {self.attacks!r}.")
+            raise ValueError(f"attacks must be one or more functions, got {self.attacks!r}.")
 
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
@@ -96,54 +96,67 @@ def _worse(best, logits_fn, x, labels):
 
 
 def worst_of(*attacks: Attack) -> WorstOf:
-    """Makes one attack of several: each input meets the worst of them.
+    """Combines several attacks into one, which returns the worst result for each input.
 
     Args:
-      *attacks: in the order in which they are tried, for deterministic models.
+      *attacks: attacks on deterministic models, in the order in which they are tried.
 
     Returns:
       The attack.
 
     Raises:
-      ValueError: there is none, or one is no function.
+      ValueError: there are no attacks, or one is not a function.
+
+    Example:
+      >>> attack = attacks.worst_of(attacks.fgsm(epsilon=0.15), attacks.pgd(epsilon=0.15, steps=3))
+      >>> x_adv = attack(key, logits_fn, x, labels)
+      >>> print(logits_fn(x_adv).argmax(-1) == labels)
+      [False  True]
     """
     return WorstOf(attacks)
 
 
 def expectation_over_transformation(attack: Any, *, samples: int = 20) -> Any:
-    r"""Makes an attack on a deterministic model one on a random model: it follows the mean over draws.
+    r"""Turns an attack on a deterministic model into an attack on a random model, by averaging gradients over draws.
 
     .. math:: \frac 1 n \sum_i \nabla_x L(f(\xi_i, x), y)
 
     with fresh draws at each step. The model is then ``(key, x) -> logits``, called with one key and one input at a
-    time. Losses are averaged and probabilities too, which is how the best point is chosen; judge what comes out on
-    fresh keys.
+    time. The best point is chosen by losses and probabilities that are averaged over the same draws: evaluate the
+    result on fresh keys.
 
     Args:
-      attack: one with a field ``samples``, such as :func:`pgd`.
-      samples: draws for each gradient, n.
+      attack: an attack with a field ``samples``, such as :func:`pgd`.
+      samples: n, number of draws for each gradient.
 
     Returns:
       The attack.
 
     Raises:
-      ValueError: the attack has no such field, or ``samples`` is below 1.
+      ValueError: the attack has no field ``samples``, or ``samples`` is below 1.
+
+    Example:
+      >>> noisy = lambda key, x: logits_fn(x + 0.1 * jax.random.normal(key, x.shape))
+      >>> attack = attacks.expectation_over_transformation(attacks.fgsm(epsilon=0.15), samples=20)
+      >>> x_adv = attack(key, noisy, x, labels)
+      >>> print(logits_fn(x_adv).argmax(-1) == labels)
+      [False  True]
 
     Reference:
       Athalye et al. 2018, Synthesizing Robust Adversarial Examples, arXiv 1707.07397.
     """
     _validate.at_least(1, samples=samples)
     if not dataclasses.is_dataclass(attack) or isinstance(attack, type) or not hasattr(attack, "samples"):
-        raise ValueError(f"attack must be one that can average over draws (a field samples), got {attack!r}.")
+        raise ValueError(f"attack must have a field samples, to average over draws, got {attack!r}.")
     return dataclasses.replace(attack, samples=samples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AtBudget:
-    """A minimum-norm attack within a ball: what it finds outside counts as not found.
+    """A minimum-norm attack within a ball: points outside count as not found.
 
     Attributes:
-      attack: gives :class:`MinimumNorm`, such as :func:`fab`.
+      attack: returns :class:`MinimumNorm`, such as :func:`fab`.
       epsilon: radius, in units of [0, 1] images and the attack's norm.
     """
 
@@ -156,7 +169,7 @@ class AtBudget:
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
-        """Returns adversarial inputs, the inputs themselves where none is near enough."""
+        """Returns adversarial inputs, or the inputs themselves where none is near enough."""
         return self._within(self.attack(key, logits_fn, x, labels), x)
 
     def attempt(self, number, *arguments):
@@ -166,15 +179,15 @@ class AtBudget:
 
     def _within(self, found, x):
         if not isinstance(found, MinimumNorm):
-            raise ValueError(f"attack must give a MinimumNorm, {self.attack!r} gave {type(found).__name__}.")
+            raise ValueError(f"attack must return a MinimumNorm, {self.attack!r} returned {type(found).__name__}.")
         return rows(found.distance <= self.epsilon, found.x, jax.device_put(x, sharding_of(x)))
 
 
 def at_budget(attack: Callable[..., MinimumNorm], epsilon: float) -> AtBudget:
-    """Makes an ordinary attack of a minimum-norm one: only what lies within ``epsilon`` counts.
+    """Turns a minimum-norm attack into an ordinary one: only points within ``epsilon`` count.
 
     Args:
-      attack: gives :class:`MinimumNorm`.
+      attack: returns :class:`MinimumNorm`, such as :func:`fab`.
       epsilon: radius, in units of [0, 1] images and the attack's norm.
 
     Returns:
@@ -182,6 +195,12 @@ def at_budget(attack: Callable[..., MinimumNorm], epsilon: float) -> AtBudget:
 
     Raises:
       ValueError: ``epsilon`` is negative or not finite.
+
+    Example:
+      >>> attack = attacks.at_budget(attacks.deepfool(norm="linf"), epsilon=0.15)
+      >>> x_adv = attack(key, logits_fn, x, labels)
+      >>> print(jnp.abs(x_adv - x).max((1, 2, 3)))  # the second image needs more than 0.15
+      [0.1 0. ]
     """
     return AtBudget(attack=attack, epsilon=epsilon)
 
@@ -195,26 +214,31 @@ def robust_accuracy(
     *,
     batch_size: int = 256,
 ) -> float:
-    """Computes the share of inputs that are classified correctly, as they are and under the attack.
+    """Computes the share of inputs that are classified correctly both without and under the attack.
 
-    Works through blocks of one size, the last one filled up, so that memory is bounded and nothing compiles twice; the
-    blocks do not change what happens to an input, whose key comes from the input itself. Blocks of inputs that are
-    spread over the devices of a mesh are spread as these are, blocks of inputs on the host lie on one device.
+    Works in blocks of one size, with the last block padded, so that memory is bounded and nothing compiles twice. The
+    block size does not change the result for an input, whose key comes from the input itself. Blocks have the sharding
+    of x; blocks of inputs on the host are on one device.
 
     Args:
-      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
       attack: ``(key, logits_fn, x, labels) -> x_adv``.
       logits_fn: ``x -> logits``, deterministic.
       x: ``(batch, ...)``, float32 in [0, 1].
       labels: ``(batch,)``, integer.
-      batch_size: inputs that are attacked at once, rounded up to a multiple of the devices that x is spread over.
+      batch_size: inputs attacked at once, rounded up to a multiple of the devices that x is sharded over.
 
     Returns:
       The accuracy in [0, 1].
 
     Raises:
-      ValueError: inputs of the wrong kind, or none; logits that are not finite, of the inputs or of what the attack
-        gave; or the attack gave no inputs in [0, 1].
+      ValueError: inputs of the wrong kind, or no inputs; logits that are not finite, for the inputs or for the
+        adversarial inputs; or adversarial inputs outside [0, 1].
+
+    Example:
+      >>> attack = attacks.fgsm(epsilon=0.15)
+      >>> attacks.robust_accuracy(key, attack, logits_fn, x, labels, batch_size=2)
+      0.5
     """
     _validate.at_least(1, batch_size=batch_size)
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
@@ -229,12 +253,12 @@ def robust_accuracy(
         adversarial = attack(block_keys, logits_fn, block, block_labels)
         check_result(attack, adversarial, block)
         if not bool(((adversarial >= 0) & (adversarial <= 1)).all()):
-            raise ValueError(f"attack must stay in [0, 1], {attack!r} did not.")
+            raise ValueError(f"attack must return inputs in [0, 1], {attack!r} did not.")
         stands = np.ones(batch_size, bool)
-        for of, points in (("the inputs", block), ("what the attack gave", adversarial)):
+        for kind, points in (("inputs", block), ("adversarial inputs", adversarial)):
             finite, fooled = (np.asarray(a) for a in _judged(logits_fn, points, block_labels))
             if not finite.all():
-                raise ValueError(f"logits_fn must give finite logits, of {of} it does not.")
+                raise ValueError(f"logits_fn must return finite logits, got NaN or infinity for {kind}.")
             stands &= ~fooled
         correct.append(stands)
     return float(np.concatenate(correct)[: x.shape[0]].mean())
@@ -247,7 +271,7 @@ def _judged(logits_fn, x, labels):
 
 
 def blocks_of(size: int, *arrays: Any) -> Any:
-    """Blocks of that many rows of all arrays; the last is filled up with its last row."""
+    """Blocks of ``size`` rows of all arrays; the last block is padded with its last row."""
     for start in range(0, len(arrays[0]), size):
         chosen = np.minimum(np.arange(start, start + size), len(arrays[0]) - 1)
         yield tuple(array[chosen] for array in arrays)

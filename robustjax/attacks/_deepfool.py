@@ -15,28 +15,33 @@ from robustjax.attacks._attack import check_settings, is_fooled, rows, run
 from robustjax.attacks._compose import MinimumNorm, nearer, unmoved
 from robustjax.typing import AnyArray, LogitsFn
 
-_LEAST_STEP = 1e-5  # what the box takes from each step makes the rest of the way shrink without end; so would a tie
+_LEAST_STEP = 1e-5  # else steps that the box clips, and ties, would shrink without end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepFool:
-    r"""Minimum-norm attack that takes each step to the nearest of the linearised boundaries.
+    r"""Minimum-norm attack that steps to the nearest of the linearised decision boundaries.
 
-    With :math:`w_k = \nabla (f_k - f_y)` at the point reached and q the dual of the norm p,
+    With :math:`w_k = \nabla (f_k - f_y)` at the current point and q the dual of the norm p,
 
     .. math:: l = \arg\min_k \frac{|f_k - f_y|}{\lVert w_k \rVert_q}, \qquad
               r \leftarrow r + \frac{|f_l - f_y|}{\lVert w_l \rVert_q}\, v_l, \qquad z = x + (1 + \text{overshoot})\, r
 
     where :math:`v` is the unit gradient for l2 and its sign for linf; z is clipped to [0, 1]. No step is shorter than
-    1e-5, so that points at the border of the box, which lose part of each step, do cross the boundary. A model with
+    1e-5, so that points on the border of the box, where steps are clipped, still cross the boundary. A model with
     batch normalisation must use its running statistics.
 
     Attributes:
       norm: ``"l2"`` or ``"linf"``.
-      steps: most steps of an input; it stops at the first point that fools the model.
-      overshoot: share by which the boundary is passed.
-      candidates: classes in the race, by rank of the clean logits, the one of the label among them; all where there are
-        fewer.
+      steps: largest number of steps; each input stops at the first point that fools the model.
+      overshoot: how far to step beyond the boundary, as a share of the distance.
+      candidates: number of classes to consider, those with the largest clean logits, including the label; all classes
+        if there are fewer.
+
+    Example:
+      >>> found = attacks.deepfool(norm="linf")(key, logits_fn, x, labels)
+      >>> print(found.distance)
+      [0.1 0.2]
 
     Reference:
       Moosavi-Dezfooli et al. 2016, DeepFool: a simple and accurate method to fool deep neural networks,
@@ -57,14 +62,14 @@ class DeepFool:
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> MinimumNorm:
-        """Returns adversarial inputs and their distances; the key does not matter. Raises as :func:`pgd`."""
+        """Returns adversarial inputs and their distances; the key is not used. Raises as :func:`pgd`."""
         return run(self, key, logits_fn, x, labels)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon):
         """Takes all steps, traceable."""
         logits = logits_fn(x)
         others = jax.lax.top_k(logits, min(self.candidates, logits.shape[-1]))[1][:, 1:]
-        # One-hot rows of the candidates less that of the label: (candidates - 1, batch, classes).
+        # One-hot rows of the candidates minus the one-hot row of the label: (candidates - 1, batch, classes).
         one_hot = lambda classes: jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
         differences = jnp.moveaxis(one_hot(others) - one_hot(labels)[:, None], 1, 0)
 

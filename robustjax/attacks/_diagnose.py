@@ -1,4 +1,4 @@
-"""Signs that what an attack finds says little about a model."""
+"""Signs that the result of an attack says little about a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray
 
 _PASSES = 5
-_LOGITS_DIFFER = 1e-4  # in l2, of logits scaled to norm 1
+_LOGITS_DIFFER = 1e-4  # in l2, for logits scaled to norm 1
 _PROBABILITIES = 1e-5
 
 
 class Diagnosis(NamedTuple):
-    """What is odd about a model at some inputs.
+    """Signs that attacks on a model are not reliable, at some inputs.
 
     Attributes:
       zero_gradient: ``(batch,)``, whether the gradient of the margin is zero in every pixel.
@@ -42,12 +42,12 @@ class Diagnosis(NamedTuple):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One sentence for each sign that is there; none for a sound model."""
+        """One sentence for each sign that is found; none for a sound model."""
         zero, non_finite, sentences = int(np.sum(self.zero_gradient)), int(np.sum(self.non_finite_gradient)), []
         if zero or non_finite:
             sentences.append(
                 f"gradients are masked or broken: zero at {zero} and not finite at {non_finite} of "
-                f"{len(self.zero_gradient)} inputs, where attacks that follow them say nothing."
+                f"{len(self.zero_gradient)} inputs, where gradient-based attacks say nothing."
             )
         if self.randomised:
             sentences.append(
@@ -67,24 +67,30 @@ def diagnose(
     *,
     samples: int | None = None,
 ) -> Diagnosis:
-    r"""Looks for masked or broken gradients, randomness, and probabilities in place of logits.
+    r"""Checks a model for masked or broken gradients, randomness, and probabilities instead of logits.
 
-    The gradient is that of the margin :math:`\max_{k \ne y} f_k - f_y`, which does not saturate: where it is zero, it
-    is the model that is flat, not the loss. A function ``x -> logits`` is found random where it draws other numbers
-    whenever it is traced.
+    The gradient is the gradient of the margin :math:`\max_{k \ne y} f_k - f_y`, which does not saturate: where it is
+    zero, the model is flat, not the loss. A function ``x -> logits`` is reported as random if it draws different
+    numbers each time it is traced.
 
     Args:
-      key: one typed key, or ``(batch,)`` of them.
+      key: one typed key, or ``(batch,)`` keys.
       logits_fn: ``x -> logits``; with ``samples``, ``(key, x) -> logits``, called with one key and one input at a time.
       x: ``(batch, ...)``, float32 in [0, 1].
       labels: ``(batch,)``, integer.
-      samples: draws of a random model over which the gradient is averaged, or None for a deterministic one.
+      samples: number of draws of a random model to average the gradient over, or None for a deterministic model.
 
     Returns:
       The :class:`Diagnosis`, whose ``warnings`` are sentences.
 
     Raises:
-      ValueError: inputs of the wrong kind, or none.
+      ValueError: inputs of the wrong kind, or no inputs.
+
+    Example:
+      >>> attacks.diagnose(key, logits_fn, x, labels).warnings
+      ()
+      >>> print(*attacks.diagnose(key, lambda x: jax.nn.softmax(logits_fn(x)), x, labels).warnings)
+      the model's outputs look like probabilities: attacks need logits, which do not saturate.
 
     Reference:
       Croce and Hein 2020, arXiv 2003.01690, whose code makes these checks; Athalye et al. 2018, Obfuscated Gradients
@@ -112,7 +118,7 @@ def _diagnose(key, logits_fn, x, labels, *, samples):
 
     gradient = jax.grad(margins)(x).reshape(x.shape[0], -1)
     if samples is None:
-        logits = jnp.stack([logits_fn(x) for _ in range(_PASSES)])  # compiles to one pass if they are the same
+        logits = jnp.stack([logits_fn(x) for _ in range(_PASSES)])  # XLA compiles equal passes to one
     else:
         logits = jax.lax.map(lambda draw: answer(x, draw), jnp.arange(_PASSES))
     scaled = logits / (jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10)

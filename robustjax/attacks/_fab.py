@@ -1,4 +1,4 @@
-"""Fast adaptive boundary attack: to the linearised decision boundary and back, ever nearer to the input."""
+"""Fast adaptive boundary attack: steps to the linearised decision boundary that come ever nearer to the input."""
 
 from __future__ import annotations
 
@@ -17,34 +17,39 @@ from robustjax.attacks._compose import MinimumNorm, nearer, unmoved
 from robustjax.perturbations import standard_normal
 from robustjax.typing import AnyArray, LogitsFn
 
-_LEAST_NORM = 1e-8  # weighs the two projections where one has nowhere to go; as in the authors' code
+_LEAST_NORM = 1e-8  # keeps the weights of the two projections finite if both are zero; as in the authors' code
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FAB:
     r"""Minimum-norm attack that walks along the decision boundary towards the input (FAB-T).
 
-    For each of the classes that the clean logits rank next, the boundary :math:`f_t(z) = f_y(z)` is linearised at the
-    point reached; with the displacements :math:`\delta, \delta_0` of that point and of the input to this hyperplane
-    within the box (:func:`to_hyperplane`),
+    For each target t, a class with one of the next largest clean logits, the boundary :math:`f_t(z) = f_y(z)` is
+    linearised at the current point z. With the shortest displacements :math:`\delta` from z and :math:`\delta_0` from
+    the input x to this hyperplane, both within the box,
 
     .. math:: z \leftarrow (1 - \alpha)(z + \eta\,\delta) + \alpha (x + \eta\,\delta_0), \qquad
               \alpha = \min\Bigl(\frac{\lVert\delta\rVert}{\lVert\delta\rVert + \lVert\delta_0\rVert},
               \alpha_{\max}\Bigr)
 
-    clipped to [0, 1]. A point that fools the model is kept if it is the nearest so far, and the walk goes on from
+    clipped to [0, 1]. A point that fools the model is kept if it is the nearest so far, and the walk continues from
     :math:`x + \beta (z - x)`. A model with batch normalisation must use its running statistics.
 
     Attributes:
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of gradients for each target and restart.
-      num_targets: classes that are tried; all others where there are fewer.
+      num_targets: number of classes to try; all wrong classes if there are fewer.
       restarts: walks to each target; the first starts at x.
-      alpha_max: largest weight of the way from x.
-      eta: how far beyond the hyperplane to go; at least 1.
-      beta: share of the way from x that is kept once the model is fooled.
-      epsilon: a distance that is near enough, in units of [0, 1] images: the search for an input ends there. Restarts
-        begin at half the smallest distance known, or half of epsilon where that is less. None searches on.
+      alpha_max: largest weight of the step from x.
+      eta: factor by which to overshoot the hyperplane; at least 1.
+      beta: share of the displacement from x that is kept once the model is fooled.
+      epsilon: a distance that is near enough, in units of [0, 1] images, at which the search for an input ends; None
+        never ends it. Restarts begin at half the smallest distance known, or at half of epsilon if that is smaller.
+
+    Example:
+      >>> found = attacks.fab(norm="linf", steps=20)(key, logits_fn, x, labels)
+      >>> print(found.distance)
+      [0.1 0.2]
 
     Reference:
       Croce and Hein 2020, Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack,
@@ -71,15 +76,15 @@ class FAB:
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> MinimumNorm:
-        """Returns the nearest adversarial inputs; the key matters for restarts alone. Raises as :func:`pgd`."""
+        """Returns the nearest adversarial inputs; only restarts use the key. Raises as :func:`pgd`."""
         return run(self, key, logits_fn, x, labels)
 
     def attempt(self, number, key, logits_fn, x, labels):
-        """The one walk of that number, of all targets and restarts; one program does for all numbers."""
+        """One walk by its number, over all targets and restarts; all numbers share one compiled program."""
         return run(self, key, logits_fn, x, labels, number)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon, attempt=None):
-        """Runs all walks, or the one of that number; traceable."""
+        """Runs all walks, or only one; traceable."""
         logits = logits_fn(x)
         num_targets = min(self.num_targets, logits.shape[-1] - 1)
         ranked = jax.lax.top_k(logits, num_targets + 1)[1]
@@ -94,7 +99,7 @@ class FAB:
                 value, _, gradient = model.ascend(keys, z)
                 normal = gradient.reshape(x.shape[0], -1)
                 points = jnp.stack([z, x]).reshape(2, *normal.shape)
-                # The linear function at x, from its value at z: the offset of the plane would cancel more digits.
+                # The linear function at x from its value at z: by the offset of the plane, more digits would cancel.
                 values = jnp.stack([value, value + (normal * (points[1] - points[0])).sum(-1)])
                 moves = jax.vmap(functools.partial(to_hyperplane, norm=self.norm), (0, None, 0))(points, normal, values)
                 lengths = jnp.maximum(jax.vmap(functools.partial(_ball.norms_of, norm=self.norm))(moves), _LEAST_NORM)
@@ -139,7 +144,7 @@ def to_hyperplane(
     .. math:: \arg\min_\delta \lVert\delta\rVert_p \quad\text{with}\quad
               \langle w, \delta\rangle = -v, \quad x + \delta \in [0, 1]^d
 
-    Exact up to rounding. Where the plane does not meet the box, every coordinate goes as far as it can.
+    Exact up to rounding. Where the plane does not intersect the box, every coordinate moves as far as it can.
 
     Args:
       x: ``(batch, dim)`` points in [0, 1].
@@ -169,10 +174,10 @@ def _fill(slope, room, missing):
 
 
 def _share(slope, room, missing, *, norm):
-    """For linf and l2: all coordinates move at once, in proportion to 1 or to their slope, until they have no room.
+    """For linf and l2: all coordinates move at once, equally or in proportion to their slope, until they have no room.
 
-    What they gain is concave in the step, so that Newton's method comes from below; it is exact as soon as the right
-    coordinates have stopped, since between two stops the gain is linear.
+    The total gain is concave in the step, so Newton's method approaches the root from below. It is exact as soon as the
+    right coordinates have stopped, because the gain is linear between two stops.
     """
     rate = jnp.ones_like(slope) if norm == "linf" else slope
 

@@ -32,16 +32,21 @@ class PGD:
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of gradients for each restart.
       step_size: eta; None is ``2.5 * epsilon / steps``.
-      random_start: start at a uniform draw from the ball, else at x itself; a number is the standard deviation of
-        Gaussian noise to start with, 0.001 in TRADES and MART.
-      restarts: number of starts; the best point of all is returned.
+      random_start: True starts at a uniform draw from the ball, False at x itself; a number is the standard deviation
+        of the Gaussian noise that is added to x, 0.001 in TRADES and MART.
+      restarts: number of starts; the best point of all starts is returned.
       loss: ``"cross_entropy"`` (or ``"ce"``), ``"dlr"``, ``"margin"``, or ``(logits, labels) -> (batch,)``; a function
         may read any array as labels, such as the logits of the clean inputs.
-      keep: ``"best"`` returns the first point that fools, else that of the highest loss; ``"last"`` the last point of
-        the last restart, as adversarial training wants it: it never stops early.
-      targeted: labels are classes to be answered, and the loss is lowered.
-      quantile: share of coordinates that an l1 step leaves alone.
+      keep: ``"best"`` returns the first point that fools the model, else the point with the highest loss; ``"last"``
+        never stops early and returns the last point of the last restart, as adversarial training wants it.
+      targeted: labels are the classes that the attack aims at, and the loss is minimised.
+      quantile: share of coordinates that an l1 step does not change.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
+
+    Example:
+      >>> x_adv = attacks.pgd(epsilon=0.15, steps=3)(key, logits_fn, x, labels)
+      >>> print(logits_fn(x_adv).argmax(-1) == labels)
+      [False  True]
 
     Reference:
       Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv 1706.06083; the l1 step:
@@ -74,14 +79,14 @@ class PGD:
             if not isinstance(self.epsilon, jax.core.Tracer) and self.step_size * self.steps < self.epsilon:
                 warnings.warn(
                     f"{self.steps} steps of step_size {self.step_size} cannot reach epsilon {self.epsilon}: "
-                    "the attack is weaker than it says.",
+                    "raise step_size or steps, or the attack is weaker than its epsilon says.",
                     stacklevel=3,
                 )
 
     def __call__(
         self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
-        """Returns adversarial inputs for one key, or one of each input; ValueError for inputs of the wrong kind."""
+        """Returns adversarial inputs, for one key or one key per input; ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon):
@@ -130,15 +135,21 @@ class FGSM:
 
     .. math:: x + \epsilon\, v(\nabla_x L(x, y)), \text{ clipped to } [0, 1]
 
-    with :math:`v` the sign for linf and the unit gradient for l2. For l1 the whole of epsilon goes to the pixels of the
-    largest gradients, each as far as it has room.
+    with :math:`v` the sign for linf and the unit gradient for l2. For l1, epsilon is spent on the pixels with the
+    largest gradients, each of which moves as far as [0, 1] allows.
 
     Attributes:
       epsilon: radius of the ball, in units of [0, 1] images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       loss: as for :func:`pgd`.
-      targeted: labels are classes to be answered, and the loss is lowered.
+      targeted: labels are the classes that the attack aims at, and the loss is minimised.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
+
+    Example:
+      >>> x_adv = attacks.fgsm(epsilon=0.15)(key, logits_fn, x, labels)
+      >>> print((x_adv - x)[0, :, :, 0])
+      [[-0.15  0.15  0.15  0.15  0.15]
+       [ 0.15  0.15  0.15  0.15  0.15]]
 
     Reference:
       Goodfellow, Shlens and Szegedy 2015, Explaining and Harnessing Adversarial Examples, arXiv 1412.6572.
@@ -158,7 +169,7 @@ class FGSM:
     def __call__(
         self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
-        """Returns adversarial inputs; the key matters for random models alone. ValueError for inputs of wrong kind."""
+        """Returns adversarial inputs; only random models use the key. ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon):
@@ -184,7 +195,7 @@ class MomentumIterative:
     .. math:: g_{t+1} = \mu\, g_t + \frac{\nabla_x L(x_t, y)}{\lVert \nabla_x L(x_t, y) \rVert_1}, \qquad
               x_{t+1} = \Pi\bigl(x_t + \eta\, v(g_{t+1})\bigr)
 
-    Starts at x and returns the last point, as published.
+    As published, it starts at x and returns the last point.
 
     Attributes:
       epsilon: radius of the ball, in units of [0, 1] images.
@@ -193,8 +204,13 @@ class MomentumIterative:
       step_size: eta; None is ``epsilon / steps``.
       decay: mu.
       loss: as for :func:`pgd`.
-      targeted: labels are classes to be answered, and the loss is lowered.
+      targeted: labels are the classes that the attack aims at, and the loss is minimised.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
+
+    Example:
+      >>> x_adv = attacks.momentum_iterative(epsilon=0.15, steps=3)(key, logits_fn, x, labels)
+      >>> print(logits_fn(x_adv).argmax(-1) == labels)
+      [False  True]
 
     Reference:
       Dong et al. 2018, Boosting Adversarial Attacks with Momentum, arXiv 1710.06081.
@@ -221,7 +237,7 @@ class MomentumIterative:
     def __call__(
         self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
-        """Returns adversarial inputs; the key matters for random models alone. ValueError for inputs of wrong kind."""
+        """Returns adversarial inputs; only random models use the key. ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon):

@@ -21,29 +21,34 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Square:
-    r"""Random search over squares of pixels, which asks the model for its scores alone.
+    r"""Random search over squares of pixels, which uses only the scores of the model, no gradients.
 
-    Every query changes one square at a random place: for linf it goes to a corner of the ball, one sign for each
-    channel; for l2 and l1 it takes the change that another square has so far and spends it on a bump. A change stays
-    where the margin :math:`\max_{k \ne y} f_k - f_y` rises. The squares begin with a share ``initial_fraction`` of the
-    image, which is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 changes. Each input stops at the
-    first point that fools the model, and draws places and signs of its own.
+    Every query changes one square at a random place. For linf, the square moves to a corner of the ball, with one sign
+    for each channel; for l2 and l1, it receives a bump that is paid for by the change of another square. A change is
+    kept if the margin :math:`\max_{k \ne y} f_k - f_y` rises. The first squares cover a share ``initial_fraction`` of
+    the image, which is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 changes. Each input stops at the
+    first point that fools the model, and has its own random places and signs.
 
     Attributes:
       epsilon: radius of the ball, in units of [0, 1] images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-      queries: points at which the model is asked in each restart, the start among them.
-      initial_fraction: share of the image's area that the first squares have.
-      restarts: number of starts; the best point of all is returned.
-      rescale_schedule: stretches the halvings, meant for 10000 changes, to as many as there are.
-      targeted: labels are classes to be answered.
-      samples: draws of a random model for each query, see :func:`expectation_over_transformation`.
+      queries: number of queries of each restart, including the start.
+      initial_fraction: area of the first squares, as a share of the image.
+      restarts: number of starts; the best point of all starts is returned.
+      rescale_schedule: whether to rescale the halvings, meant for 10000 changes, to ``queries``.
+      targeted: labels are the classes that the attack aims at.
+      samples: number of draws of a random model for each query, see :func:`expectation_over_transformation`.
+
+    Example:
+      >>> x_adv = attacks.square(epsilon=0.15, queries=100)(key, logits_fn, x, labels)
+      >>> print(logits_fn(x_adv).argmax(-1) == labels)
+      [False  True]
 
     Reference:
       Andriushchenko et al. 2020, Square Attack: a query-efficient black-box adversarial attack via random search, arXiv
       1912.00049; l1 as in Croce and Hein 2021, Mind the box, arXiv 2103.01208. Differs from the authors' code: each
-      input has places of its own, squares reach the last row and column, images need not be square, and the start is
-      one of the ``queries``.
+      input has its own places, squares reach the last row and column, images need not be square, and the start counts
+      as one of the ``queries``.
     """
 
     epsilon: float
@@ -112,7 +117,7 @@ class Square:
         return np.minimum(np.maximum(side, 3) // 2 * 2 + 1, min(height, width))
 
     def _corners(self, x, epsilon):
-        """Points of the ball whose every pixel is at its least or its greatest."""
+        """Points of the ball at which every pixel has its smallest or its largest value."""
         _, height, width, channels = x.shape
         low, high = _ball.linf_bounds(x, epsilon)
         sides = jnp.asarray(self._sides(height, width))
@@ -172,7 +177,7 @@ class Square:
             moved = size(jnp.where(here | there, spent, 0.0))
             if self.norm == "l2":
                 budget = jnp.sqrt(jnp.maximum(epsilon**2 - total**2, 0.0) / channels + moved**2)
-            else:  # more than there is, which the projection takes back
+            else:  # more than is available; the projection removes the excess
                 budget = jnp.maximum(epsilon - total, 0.0) + moved * channels
             bump = bump * (budget / (size(bump) + _ball.TINY))
             return at(jnp.where(here, bump, jnp.where(there, 0.0, spent)))
@@ -197,14 +202,14 @@ def _square(random, side, x):
 
 
 def _bump(side, power):
-    """Two pyramids of opposite signs, one above the other: norm 1, in l2 for power 2 and in l1 for power 4."""
+    """Two pyramids of opposite signs, one above the other, of norm 1: l2 for power 2, l1 for power 4."""
 
     def scaled(a):
         return a / np.linalg.norm(a.reshape(-1), 2 if power == 2 else 1) if a.size else a
 
     def pyramid(rows, columns):
         steps = 1.0 / np.arange(1, max(rows, columns) // 2 + 2) ** power
-        heights = np.cumsum(steps[::-1])[::-1]  # of all steps that reach so far from the middle
+        heights = np.cumsum(steps[::-1])[::-1]  # sums of all steps up to this distance from the middle
         far = np.maximum(abs(np.arange(rows) - rows // 2)[:, None], abs(np.arange(columns) - columns // 2)[None])
         return scaled(heights[far])
 

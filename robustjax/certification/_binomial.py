@@ -33,7 +33,7 @@ def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) 
       ValueError: for alpha outside (0, 1), or counts that are not integers between 0 and ``trials``.
 
     Guarantee:
-      For k ~ Binomial(n, p) with any p, ``P(bound > p) <= alpha``, each bound by itself.
+      For k ~ Binomial(n, p) with any p, ``P(bound > p) <= alpha`` for each single bound.
 
     Example:
       >>> f"{certification.binomial_lower_bound(9_900, 10_000, 0.001):.4f}"

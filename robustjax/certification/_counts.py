@@ -21,11 +21,11 @@ from robustjax.typing import AnyArray, LogitsFn
 def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, sharding=None):
     """Counts votes of draws ``edges[g] <= index < edges[g + 1]``: (batch, groups, classes).
 
-    The number of draws is an argument of the compiled program (a loop with a traced end; a scan's length would be part
-    of it), so that one compilation serves every number. With a sharding, each device of its mesh works on its share of
-    the images, and devices with the same images take turns with the blocks. With ``bounds``, the rows of a ``Rule``, an
-    image is left at the first of the looks ``edges[2:]`` that stops the votes for the winner of the first group; what
-    is counted of later groups is then a part of them.
+    The number of draws is an argument of the compiled program (a loop with a traced end, because the length of a scan
+    would be static), so one compilation serves all numbers. With a sharding, each device of the mesh works on its own
+    images, and devices with the same images take turns with the blocks. With ``bounds``, the rows of a ``Rule``, an
+    image stops at the first of the looks ``edges[2:]`` at which the rule stops the votes for the winner of the first
+    group; the counts of later groups are then incomplete.
     """
     noisy = jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jnp.float32)
     logits = jax.eval_shape(logits_fn, noisy)
@@ -35,7 +35,7 @@ def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, shardi
             f"logits_fn must map {noisy.shape} to logits of shape ({batch_size}, classes >= 2), got {got}."
         )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(f"logits_fn must give floating logits, got {logits.dtype}.")
+        raise ValueError(f"logits_fn must return floating-point logits, got {logits.dtype}.")
     num_classes = logits.shape[1]
 
     def of_images(keys, logits_fn, x, edges, bounds, turn=0, turns=1, shared=()):
@@ -62,7 +62,7 @@ def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, shardi
                 return i + 1, counts, stopped(counts, (i + 1) * turns)
 
             blocks = (edges[-1] - edges[0] - 1) // batch_size + 1  # in this order, which cannot overflow
-            rounds = (blocks - 1) // turns + 1  # the same for all who take turns: they may wait for one another
+            rounds = (blocks - 1) // turns + 1  # the same for all devices that take turns: they may wait for each other
             start = (jnp.int32(0), jnp.zeros((edges.size - 1, num_classes), jnp.int32), jnp.zeros((), bool))
             return jax.lax.while_loop(lambda state: (state[0] < rounds) & ~state[2], block, start)[1]
 
@@ -87,7 +87,7 @@ def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, shardi
 
 
 def sharding_of_images(x) -> NamedSharding | None:
-    """How whole images lie on several devices; None for one, and where images themselves are split."""
+    """The sharding of whole images over several devices; None for one device, and if single images are sharded."""
     sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
     if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1 or any(sharding.spec[1:]):
         return None
@@ -132,31 +132,31 @@ def sample_counts(
 
     .. math:: n_c(x) = \sum_{i} 1[\arg\max f(x + \epsilon_i) = c]
 
-    Draw i of an image uses ``fold_in(image_key, i)``, so that counts do not depend on the batch of images, on
-    ``batch_size``, on the order of the blocks or on the number of devices, as long as the logits do not; and the
-    counts of draws [0, n) and [n, m) add up to those of [0, m). This holds for Threefry keys, JAX's default; ``rbg``
-    keys draw sound noise that does depend on ``batch_size``, because JAX maps their generator over keys in another way.
+    Draw i of an image uses ``fold_in(image_key, i)``. Counts therefore do not depend on the batch of images, on
+    ``batch_size``, on the order of the blocks or on the number of devices, as long as the logits do not, and the counts
+    of draws [0, n) and [n, m) add up to the counts of draws [0, m). This holds for Threefry keys, JAX's default.
+    ``rbg`` keys draw sound noise that does depend on ``batch_size``, because JAX vectorises that generator differently.
 
-    One compiled program: a loop over images, in it a loop over blocks of ``batch_size`` noisy copies, and counts that
-    stay on the device. Memory holds one block, whatever ``num_samples``; another ``num_samples`` does not compile
-    again. As under ``jax.jit``, a plain function is traced once, and the arrays that it closes over become constants of
-    the program: what is assigned to them later is not seen. Give ``jax.tree_util.Partial(logits_of, weights)``, or a
-    module that is a pytree of arrays (Equinox, Flax NNX), and weights are arguments: always the present ones, and new
-    ones do not compile again.
+    All of it is one compiled program: a loop over images and, inside, a loop over blocks of ``batch_size`` noisy
+    copies, with counts that stay on the device. Memory holds one block for any ``num_samples``, and another
+    ``num_samples`` does not compile again. As under ``jax.jit``, a plain function is traced once: the arrays that it
+    closes over become constants of the program, and later assignments to them have no effect. To make weights
+    arguments of the program instead, so that new weights are used and do not compile again, pass
+    ``jax.tree_util.Partial(logits_of, weights)`` or a module that is a pytree of arrays (Equinox, Flax NNX).
 
     Args:
-      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
       logits_fn: maps ``(batch_size, ...)`` float32 to ``(batch_size, classes)``.
-      x: ``(batch, ...)``, floating. Images that are split over some axes of a mesh are counted there, and devices with
-        the same images share their draws.
+      x: ``(batch, ...)``, floating. Images that are sharded over some axes of a mesh are counted in place, and devices
+        with the same images share their draws.
       measure: what noise to add, for example ``gaussian(0.5)``.
       num_samples: draws for each input, at least 1; may be traced.
       first_sample: index of the first draw.
       batch_size: noisy copies in one call of ``logits_fn``; None is 200 on a CPU and 1000 on an accelerator.
 
     Returns:
-      ``(batch, classes)`` int32. Ties go to the lowest class. Rows sum to ``num_samples``, less one for each draw with
-      logits that are not finite.
+      ``(batch, classes)`` int32. Ties go to the lowest class. Rows sum to ``num_samples`` minus the number of
+      draws with logits that are not finite.
 
     Raises:
       ValueError: for a key, x, num_samples or batch_size that are not as above, or logits of another shape.
@@ -188,4 +188,4 @@ def check_all_voted(counts: np.ndarray, num_samples: int | np.ndarray) -> None:
     if lost.any():
         worst = int(lost.argmax())
         lost, of = lost[worst], np.broadcast_to(num_samples, lost.shape)[worst]
-        raise ValueError(f"logits_fn gave logits that are not finite for {lost} of {of} noisy copies of x[{worst}].")
+        raise ValueError(f"logits_fn must return finite logits, not so for {lost} of {of} noisy copies of x[{worst}].")

@@ -19,19 +19,19 @@ def denoised(logits_fn: LogitsFn, denoiser_fn: Callable[[Array], Array]) -> jax.
     .. math:: x \mapsto f(D(x))
 
     Args:
-      logits_fn: f, ``(batch, ...) -> (batch, classes)``; a pytree such as ``jax.tree_util.Partial`` keeps its arrays
-        arguments of what is compiled.
-      denoiser_fn: D, from images with noise to images, ``(batch, ...) -> (batch, ...)``; likewise.
+      logits_fn: f, ``(batch, ...) -> (batch, classes)``; the arrays of a pytree, such as ``jax.tree_util.Partial``,
+        are arguments of compiled programs.
+      denoiser_fn: D, from images with noise to images, ``(batch, ...) -> (batch, ...)``; also a pytree if possible.
 
     Returns:
-      ``logits_fn`` of the whole, a pytree, for :func:`certify` and all that takes one.
+      ``logits_fn`` of denoiser and classifier together, a pytree, for :func:`certify` and other functions of a model.
 
     Raises:
-      ValueError: for what is no function; and when called, where a denoised image has another shape.
+      ValueError: if an argument is not a function; and when called, if a denoised image has another shape.
 
     Guarantee:
-      A certificate of the whole is one of the smoothed f(D(.)), by the same theorem, at the sigma of the measure,
-      however D was trained.
+      A certificate of the result holds for the smoothed classifier f(D(.)), by the same theorem, at the sigma of the
+      measure, however D was trained.
 
     Example:
       >>> denoised_fn = certification.denoised(logits_fn, denoiser_fn=lambda x: jnp.clip(x, 0, 1))
@@ -54,31 +54,31 @@ def diffusion_denoised(
 ) -> jax.tree_util.Partial:
     r"""Puts one step of a diffusion model in front of a classifier, as its denoiser.
 
-    The model knows images in [-1, 1], where noise of sigma on [0, 1] is of :math:`2 \sigma`. With t the step whose
-    :math:`\sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}` is nearest to that, a noisy image is
-    :math:`x_t = \sqrt{\bar\alpha_t}\, (2 x - 1)`, and what is classified is
+    The model works on images in [-1, 1], where noise of sigma on [0, 1] becomes noise of :math:`2 \sigma`. With t the
+    step whose :math:`\sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}` is nearest to :math:`2 \sigma`, a noisy image is
+    :math:`x_t = \sqrt{\bar\alpha_t}\, (2 x - 1)`, and the classifier gets
 
     .. math:: \tfrac 1 2 \Bigl(1 + \mathrm{clip}_{[-1, 1]}\, \frac{x_t - \sqrt{1 - \bar\alpha_t}\,
               \epsilon(x_t, t)}{\sqrt{\bar\alpha_t}}\Bigr)
 
-    The noise on x is that of the measure, exactly, not the nearest that the steps of the model have.
+    The noise on x is exactly the noise of the measure, not the noise of the nearest step.
 
     Args:
-      logits_fn: the classifier of [0, 1] images, ``(batch, ...) -> (batch, classes)``; a pytree such as
-        ``jax.tree_util.Partial`` keeps its arrays arguments of what is compiled.
+      logits_fn: the classifier of [0, 1] images, ``(batch, ...) -> (batch, classes)``; the arrays of a pytree,
+        such as ``jax.tree_util.Partial``, are arguments of compiled programs.
       noise_fn: epsilon, ``x_t (batch, ...), t (batch,) int32 -> (batch, ...)``, the noise of unit variance in x_t;
-        likewise.
+        also a pytree if possible.
       alphas_bar: ``(steps,)`` decreasing, strictly between 0 and 1, that the model was trained with; see
         :func:`robustjax.losses.denoising.alphas_bar`.
       sigma: standard deviation of the measure's noise, in units of [0, 1] images; radii are in these units too.
 
     Returns:
-      ``logits_fn`` of the whole, a pytree, for :func:`certify` with ``gaussian(sigma)``. Another sigma does not compile
-      again.
+      ``logits_fn`` of denoiser and classifier together, a pytree, for :func:`certify` with ``gaussian(sigma)``. Another
+      sigma does not compile again.
 
     Raises:
-      ValueError: for what is no function, for alphas_bar that are not as above, and for a sigma beyond the noise of the
-        last step or below half that of the first; and when called, where noise_fn gives another shape.
+      ValueError: if a function is not callable, if alphas_bar are not as above, or if sigma is above the noise of the
+        last step or below half of the noise of the first; and when called, if noise_fn returns another shape.
 
     Guarantee:
       As ``denoised``.
@@ -128,5 +128,5 @@ def _diffusion_denoised(
 def _of_shape(name: str, image: Array, x: Array) -> Array:
     if getattr(image, "shape", None) != x.shape:
         got = getattr(image, "shape", type(image).__name__)
-        raise ValueError(f"{name} must give images of shape {x.shape}, got {got}.")
+        raise ValueError(f"{name} must return images of shape {x.shape}, got {got}.")
     return image

@@ -1,4 +1,4 @@
-"""Dual randomized smoothing: each half of the pixels is smoothed and classified by itself."""
+"""Dual randomized smoothing: each half of the pixels is smoothed and classified separately."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robustjax.typing import AnyArray, ArrayLike, LogitsFn
 
 
 class DualCertificate(NamedTuple):
-    """What is known of the sum of two smoothed classifiers at each input; host arrays.
+    """Certificates of the sum of two smoothed classifiers; host arrays, one entry per input.
 
     Attributes:
       label: ``(batch,)`` the certified class, or ``ABSTAIN``; int32.
@@ -36,11 +36,11 @@ class DualCertificate(NamedTuple):
 
 
 def checkerboard(height: int, width: int) -> np.ndarray:
-    """Marks every other pixel: of each pair in a row one, in the next row the other.
+    """Marks every other pixel, as the black fields of a checkerboard.
 
     Args:
-      height: of the images.
-      width: of the images.
+      height: height of the images.
+      width: width of the images.
 
     Returns:
       ``(height, width)`` bool.
@@ -60,9 +60,9 @@ def dual_radius(probability: ArrayLike, measure: Gaussian) -> np.ndarray:
     .. math:: R = \frac{\sigma}{\sqrt 2}\, \max\bigl(0,\ \Phi^{-1}(p_1) + \Phi^{-1}(p_2)\bigr)
 
     A change of length a in one half and b in the other leaves at least :math:`\Phi(\Phi^{-1}(p_1) - a/\sigma) +
-    \Phi(\Phi^{-1}(p_2) - b/\sigma)` to the class, which wins while that exceeds 1, so while a + b is below
-    :math:`\sigma (\Phi^{-1}(p_1) + \Phi^{-1}(p_2))`; a = b is the nearest way out. A half with less than 1/2 counts
-    against the other.
+    \Phi(\Phi^{-1}(p_2) - b/\sigma)` to the class. The class wins while this sum exceeds 1, that is, while a + b
+    is below :math:`\sigma (\Phi^{-1}(p_1) + \Phi^{-1}(p_2))`; the shortest such change has a = b. A half with a
+    probability below 1/2 counts against the other half.
 
     Args:
       probability: ``(..., 2)`` lower bounds of the probability of the class in each half.
@@ -109,18 +109,18 @@ def dual(
 
     .. math:: g(x) = \arg\max_c P[f_1(x_1 + \epsilon) = c] + P[f_2(x_2 + \epsilon) = c]
 
-    :math:`x_1` are the pixels of the mask and :math:`x_2` the others, each with noise of its own; a classifier sees its
-    half at its place, and 0 at the pixels of the other. The class with most votes of both among ``num_selection`` draws
-    for each is selected; of ``num_estimation`` fresh draws for each, its votes give two Clopper-Pearson bounds at
-    alpha / 2, and :func:`dual_radius` the radius. Costs twice the draws of ``certify`` with the same numbers.
+    :math:`x_1` are the pixels of the mask and :math:`x_2` the other pixels, each with its own noise; a classifier sees
+    the pixels of its half, and 0 at all other pixels. ``num_selection`` draws for each half select the class with the
+    most votes; ``num_estimation`` fresh draws for each half give two Clopper-Pearson bounds at level alpha / 2, and
+    :func:`dual_radius` gives the radius. The cost is twice the draws of ``certify`` with the same numbers.
 
     Args:
-      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
       logits_fns: for each half, maps ``(batch_size, height, width, channels)`` float32 to ``(batch_size, classes)``.
       x: ``(batch, height, width, channels)``, floating.
       measure: the Gaussian.
-      mask: ``(height, width)`` the pixels of the first half; None for :func:`checkerboard`. Any mask is sound, since
-        the second half is what it leaves.
+      mask: ``(height, width)`` the pixels of the first half; None for :func:`checkerboard`. Any mask is sound,
+        because the second half consists of all other pixels.
       num_selection: draws for each half that select the class.
       num_estimation: draws for each half that bound its probability.
       alpha: probability, for each input, that its certificate is wrong.
@@ -172,7 +172,7 @@ def dual(
         halves.append(counts)
     if halves[0].shape != halves[1].shape:
         classes = " and ".join(str(counts.shape[-1]) for counts in halves)
-        raise ValueError(f"logits_fns must know the same classes, got {classes}.")
+        raise ValueError(f"logits_fns must have the same number of classes, got {classes}.")
     selection, estimation = (np.stack([counts[:, part] for counts in halves], 1) for part in (0, 1))
     label = selection.sum(1).argmax(-1).astype(np.int32)
     votes = np.take_along_axis(estimation, label[:, None, None], axis=-1)[..., 0]

@@ -17,12 +17,12 @@ _SLACK = 1e-5
 
 
 class Certificate(NamedTuple):
-    """What interval bound propagation shows of the ball around each input.
+    """Certificates by interval bound propagation for the ball around each input.
 
     Attributes:
-      label: ``(batch,)``, the classes that were to be shown, int32.
-      margin: ``(batch,)``, a lower bound of the least :math:`f_y - f_j` in the ball; ``-inf`` where nothing is known.
-      verified: ``(batch,)``, whether the model gives ``label`` everywhere in the ball.
+      label: ``(batch,)``, the classes to be verified, int32.
+      margin: ``(batch,)``, a lower bound of the least :math:`f_y - f_j` in the ball; ``-inf`` if there is no bound.
+      verified: ``(batch,)``, whether the model answers ``label`` everywhere in the ball.
     """
 
     label: Int[Array, " batch"]
@@ -43,32 +43,32 @@ def certify(
     .. math:: \min_{j \ne y} \ \min_{\lVert x' - x \rVert_\infty \le \epsilon,\ 0 \le x' \le 1} f_y(x') - f_j(x')
 
     is bounded from below: intervals go through the network up to the last activations, and the map from there to a
-    difference of logits is bounded as one ("elision" of the last layer). The bounds are good for networks trained for
-    them (:func:`robustjax.losses.interval_training`) and say next to nothing about others, the deeper the less; see
-    :func:`bounds` for what may stand in a network. Randomness and statistics of the batch may not: the model
-    is asked for one input at a time. Works under ``jit`` and compiles once for all epsilons.
+    difference of logits is bounded as a whole ("elision" of the last layer). The bounds are tight for networks trained
+    for them (:func:`robustjax.losses.interval_training`), and loose for other networks, above all for deep ones. See
+    :func:`bounds` for the operations that a network may contain. Randomness and batch statistics are not supported: the
+    model sees one input at a time. Works under ``jit`` and compiles once for all epsilons.
 
     Args:
       logits_fn: maps ``(1, ...)`` to ``(1, classes)``; normalisation belongs inside.
       x: ``(batch, ...)``, float32 or float64, in [0, 1].
-      labels: ``(batch,)``, classes to show; None for the model's own answers.
+      labels: ``(batch,)``, classes to verify; None for the model's own answers.
       epsilon: radius of the ball in the linf norm, in units of x, at least 0.
       batch_size: inputs at a time, which bounds memory; None for all.
 
     Returns:
-      The certificates, of arrays on the device.
+      The certificates, device arrays.
 
     Raises:
-      ValueError: for an argument that is not as above, and for a step of the network whose bounds are not known, by
-        its name among JAX's primitives.
+      ValueError: for an argument that is not as above, and for a network with a JAX primitive whose bounds are not
+        known; the message names the primitive.
 
     Guarantee:
-      Deterministic, for every point of the ball, of the network in exact arithmetic, up to rounding: bounds are
-      computed in the arithmetic of x and not rounded outwards. For this an input is verified only where each margin is
-      above 1e-5 of the sum of the absolute terms of its two logits. Float32 errs by about 6e-8 for each term, mostly to
-      both sides; that 1e-5 covers all layers is true of networks of usual depth, not proved of every one. It does not
-      cover a model that is run in less than float32, as matrix products on TPUs and GPUs are unless they are told
-      otherwise (``jax.default_matmul_precision``).
+      Deterministic, for every point of the ball and the network in exact arithmetic, up to rounding: bounds are
+      computed in the precision of x and are not rounded outwards. To allow for this, an input is verified only if each
+      margin exceeds 1e-5 of the sum of the absolute terms of its two logits. The rounding error of float32 is about
+      6e-8 for each term, mostly in both directions; 1e-5 covers all layers of networks of usual depth, but this is not
+      proved for every network. It does not cover a model that runs in lower precision than float32, as matrix products
+      on TPUs and GPUs do by default (``jax.default_matmul_precision`` changes this).
 
     Example:
       >>> certificate = intervals.certify(logits_fn, x, epsilon=0.2)  # the means 0.5 and 0.9 may fall by 0.2
@@ -92,11 +92,11 @@ def certify(
     logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
-        raise ValueError(f"logits_fn must give (1, classes >= 2) for a batch of one, got {got}.")
+        raise ValueError(f"logits_fn must return (1, classes >= 2) for a batch of one, got {got}.")
     if labels is not None:
         _validate.labels(labels, x.shape[0], logits.shape[1])
         labels = jnp.asarray(labels).astype(jnp.int32)
-    if not x.shape[0]:  # nothing of one black image: models need not take an empty batch
+    if not x.shape[0]:  # none of the results for one black image: models need not take an empty batch
         black = jnp.zeros((1, *x.shape[1:]), x.dtype)
         return jax.tree.map(lambda a: a[:0], _certify(logits_fn, black, None, epsilon, batch_size=None))
     return _certify(logits_fn, jnp.asarray(x), labels, epsilon, batch_size=batch_size)

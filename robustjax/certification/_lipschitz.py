@@ -1,4 +1,4 @@
-"""Certified l2 radii from Lipschitz constants, and such constants of layers."""
+"""Certified l2 radii from Lipschitz constants, and Lipschitz constants of layers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ def convolution_norm(kernel: Float[AnyArray, "height width inputs outputs"], ima
 
     .. math:: \lVert K * x \rVert_2 \le \max_\omega \lVert \hat K(\omega) \rVert_2\, \lVert x \rVert_2
 
-    Zero padding, or none, is a part of the periodic convolution on a torus that is larger by the kernel, whose singular
-    values are those of the kernel's Fourier transform at each of its frequencies. The norm of the kernel as a matrix
-    is no such bound, and a power iteration ends below the norm.
+    A convolution with or without zero padding is a part of the periodic convolution on a torus that is larger by the
+    size of the kernel. The singular values of the periodic convolution are the singular values of the kernel's Fourier
+    transform at each frequency. The norm of the kernel as a matrix is not a bound, and a power iteration approaches the
+    norm from below.
 
     Args:
       kernel: weights, height by width by channels in by channels out, of a convolution without groups or dilation.
       image_size: height and width of the images, the larger of the two.
 
     Returns:
-      The bound; with a stride it holds too, less tightly. Of a dense layer the norm itself is
+      The bound; it also holds with a stride, less tightly. The norm of a dense layer is
       ``jnp.linalg.norm(kernel, ord=2)``.
 
     Raises:
@@ -55,30 +56,29 @@ def lipschitz_radius(
     constants: Float[AnyArray, "classes classes"] | Float[AnyArray, ""] | float,
     labels: Int[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    r"""Radius within which a model with Lipschitz differences of logits keeps its answer.
+    r"""Computes the radius within which a model with Lipschitz differences of logits keeps its answer.
 
     .. math:: R(x) = \max\Bigl(0,\ \min_{j \ne y} \frac{f_y(x) - f_j(x)}{L_{yj}}\Bigr)
 
-    where :math:`|(f_y - f_j)(x) - (f_y - f_j)(x')| \le L_{yj} \lVert x - x' \rVert`. For a linear head of rows
-    :math:`w_j` on features with constant L it is :math:`L_{yj} = L\, \lVert w_y - w_j \rVert_2`, and L is at most the
+    where :math:`|(f_y - f_j)(x) - (f_y - f_j)(x')| \le L_{yj} \lVert x - x' \rVert`. For a linear head with
+    rows :math:`w_j` on features with the constant L, :math:`L_{yj} = L\, \lVert w_y - w_j \rVert_2`. L is at most the
     product of the norms of the layers; ReLU and max pooling without overlap have the norm 1.
 
     Args:
-      logits: ``(batch, classes)``, floating and finite; computed with in float32 at least.
-      constants: :math:`L_{yj}`, ``(classes, classes)`` of which the diagonal is not looked at, or one for all pairs.
+      logits: ``(batch, classes)``, floating and finite; used in float32 at least.
+      constants: :math:`L_{yj}`, ``(classes, classes)`` with a diagonal that is ignored, or one number for all pairs.
       labels: ``(batch,)``, classes y; None for the answers themselves.
 
     Returns:
-      ``(batch,)`` radii in the norm and the units of the constants, 0 where another class is not below. Infinite
-      where all constants are 0, as of a model that does not look at its input.
+      ``(batch,)`` radii in the norm and the units of the constants; 0 where another class has the same or a larger
+      logit. Infinite where all constants are 0, as for a model that ignores its input.
 
     Raises:
       ValueError: logits are not floating or not finite, labels are no classes, shapes do not fit, or a constant is
         negative or NaN.
 
     Guarantee:
-      In exact arithmetic, and as good as the constants: they must be upper bounds, which largest gradients seen in
-      data are not.
+      Holds in exact arithmetic if the constants are upper bounds; the largest gradients seen in data are not.
 
     Example:
       >>> logits = jnp.array([[1.0, 0.2, 0.0], [0.1, 0.2, 0.3]])

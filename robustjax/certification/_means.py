@@ -29,8 +29,8 @@ def hoeffding_lower_bound(mean: ArrayLike, num_samples: ArrayLike, alpha: float)
       ValueError: for alpha outside (0, 1), a mean outside [0, 1] or NaN, or num_samples below 1.
 
     Guarantee:
-      For independent numbers in [0, 1] of any distribution, ``P(bound > expected mean) <= alpha``, each bound by
-      itself.
+      For independent numbers in [0, 1] of any distribution, ``P(bound > expected mean) <= alpha`` for each single
+      bound.
 
     Example:
       >>> f"{certification.hoeffding_lower_bound(0.9, 1000, 0.001):.3f}"
@@ -46,7 +46,7 @@ def hoeffding_lower_bound(mean: ArrayLike, num_samples: ArrayLike, alpha: float)
 def empirical_bernstein_lower_bound(
     mean: ArrayLike, variance: ArrayLike, num_samples: ArrayLike, alpha: float
 ) -> np.ndarray:
-    r"""Computes a one-sided lower confidence bound of a mean that gains where the sample varies little.
+    r"""Computes a one-sided lower confidence bound of a mean, which is tighter if the sample varies little.
 
     .. math:: \max\Bigl(0,\ \bar s - \sqrt{\tfrac{2 v \ln(2/\alpha)}{n}} - \tfrac{7 \ln(2/\alpha)}{3 (n - 1)}\Bigr)
 
@@ -63,8 +63,8 @@ def empirical_bernstein_lower_bound(
       ValueError: for alpha outside (0, 1), a mean outside [0, 1], a negative variance, NaN, or num_samples below 2.
 
     Guarantee:
-      For independent, identically distributed numbers in [0, 1], ``P(bound > expected mean) <= alpha``, each bound by
-      itself.
+      For independent, identically distributed numbers in [0, 1], ``P(bound > expected mean) <= alpha`` for each single
+      bound.
 
     Example:
       >>> f"{certification.empirical_bernstein_lower_bound(0.9, 0.01, 1000, 0.001):.3f}"  # Hoeffding's is 0.841

@@ -17,7 +17,7 @@ from robustjax.typing import ArrayLike
 
 @runtime_checkable
 class Measure(Protocol):
-    """A smoothing measure: any hashable object with these three.
+    """A smoothing measure: any hashable object with this attribute and these two methods.
 
     Attributes:
       norm: the norm in which ``radius`` is measured, such as ``"l2"``.
@@ -61,9 +61,9 @@ class Gaussian:
       that two nearby inputs do not have exactly shifted noise, and a base classifier built to read those bits can
       void the certificate (Voracek and Hein). With ``grid``, a copy is
       ``grid * (round(x / grid) + round(noise / grid))`` in integers, so that for x on the lattice it is exactly the
-      rounded ``x + noise`` and its noise no longer depends on x; the certificate is that of the base classifier
-      behind the rounding, around the lattice point nearest to x. What remains is that the normal itself is a float32
-      approximation (23-bit uniforms, tails that end at 5.2 sigma), the same for every x.
+      rounded ``x + noise`` and its noise no longer depends on x; the certificate holds for the base classifier
+      after rounding, around the lattice point nearest to x. One approximation remains: the normal draws themselves
+      are float32 (23-bit uniforms, tails that end at 5.2 sigma), the same for every x.
 
     Example:
       >>> certification.gaussian(0.5).radius(np.array([0.5, 0.9, 0.99]))
@@ -120,8 +120,8 @@ class Uniform:
               R = 2 \lambda\, (\underline{p_A} - 1/2)
 
     A shift by delta moves at most :math:`\lVert\delta\rVert_1 / (2 \lambda)` of the mass. The radius is at most
-    lambda, however many draws agree. The standard deviation is lambda / sqrt(3); at equal ones the paper finds larger
-    l1 radii than with Laplace noise.
+    lambda, however many draws agree. The standard deviation is lambda / sqrt(3); at equal standard deviations the paper
+    finds larger l1 radii than with Laplace noise.
 
     Args:
       half_width: lambda, in units of [0, 1] images, positive and finite.
@@ -202,7 +202,7 @@ class Laplace:
 
 @dataclasses.dataclass(frozen=True)
 class InNorm:
-    r"""A measure whose certificates are told in another norm: the largest ball of it inside the certified ball.
+    r"""A measure with certificates in another norm: the largest ball of that norm inside the certified ball.
 
     .. math:: R_q = R_p\, d^{\min(0,\, 1/q - 1/p)}
 
@@ -218,7 +218,7 @@ class InNorm:
       ValueError: for another norm, or a dimension below 1.
 
     Guarantee:
-      That of ``measure``.
+      As ``measure``.
 
     Example:
       >>> measure = certification.in_norm(certification.gaussian(0.5), "linf", 28 * 28)
@@ -226,7 +226,7 @@ class InNorm:
       '10.6 grey levels'
 
     Reference:
-      Yang et al., arXiv:2002.08118, on why linf is hard; Salman et al., arXiv:1906.04584, for certificates made so.
+      Yang et al., arXiv:2002.08118, on why linf is hard; Salman et al., arXiv:1906.04584, for such certificates.
     """
 
     measure: Measure
@@ -246,7 +246,7 @@ class InNorm:
         return self.measure.sample(key, x)
 
     def radius(self, probability: ArrayLike) -> np.ndarray:
-        """Computes the radius of ``measure``, brought to the norm, in float64."""
+        """Computes the radius of ``measure``, converted to the norm, in float64."""
         exponent = min(0.0, _INVERSE_ORDER[self.norm] - _INVERSE_ORDER[self.measure.norm])
         return np.asarray(self.measure.radius(probability) * float(self.dimension) ** exponent)
 
@@ -267,7 +267,7 @@ def _at_least_half(probability: ArrayLike) -> np.ndarray:
 
 
 def _as_number(**argument: float) -> float:
-    """The one argument as a float, so that equal is equal; ValueError where it is traced or not positive and finite."""
+    """The argument as a float, so that equal settings are equal; ValueError if traced, or not positive and finite."""
     ((name, value),) = argument.items()
     if isinstance(value, jax.core.Tracer):
         raise ValueError(f"{name} must be a number, not traced: a measure is a static argument.")

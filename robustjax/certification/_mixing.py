@@ -1,4 +1,4 @@
-"""Mixtures of an accurate and a robust classifier, and the radii that the robust one lends to them."""
+"""Mixtures of an accurate and a robust classifier, and the certified radii of the mixtures."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def mix(
 
     Args:
       standard_logits: ``(batch, classes)`` g(x), of the accurate classifier.
-      robust_logits: ``(batch, classes)`` h(x), of the robust one.
-      alpha: share of the robust one in [0, 1], one or one for each input; may be traced.
+      robust_logits: ``(batch, classes)`` h(x), of the robust classifier.
+      alpha: share of the robust classifier in [0, 1], one number or one for each input; may be traced.
       standard_scale: s_g, inverse temperature; 1.2 in the authors' model for CIFAR-10.
-      robust_scale: s_h; 0.5 there.
+      robust_scale: s_h; 0.5 in the authors' model for CIFAR-10.
 
     Returns:
-      ``(batch, classes)`` log-probabilities, exactly those of one classifier for alpha 0 and 1.
+      ``(batch, classes)`` log-probabilities; for alpha 0 and 1, exactly the log-probabilities of one classifier.
 
     Raises:
       ValueError: for an alpha outside [0, 1], scales that are not positive, or logits of different shapes.
@@ -71,27 +71,27 @@ def mix(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    r"""An accurate and a robust model, mixed for each input by a network that sees what both make of it: one model.
+    r"""One model of two: a network sees the outputs of an accurate and a robust model and mixes them for each input.
 
     .. math::
         \ln\bigl[(1 - \alpha)\, \mathrm{softmax}(s_g\, g(x)) + \alpha\, \mathrm{softmax}(s_h\, h(x))\bigr] + \gamma,
         \qquad \alpha = l + (u - l)\, \mathrm{sigmoid}(\gamma), \quad \gamma = n\bigl(z_g(x), z_h(x)\bigr)
 
-    with z the features of a model and its log-probabilities. Gamma is added to all logits alike, so that it changes no
-    answer and no loss, and can be read from them: it is their logsumexp. In training the share of the robust part is
-    sigmoid(gamma) itself. Gradients flow through both models and the network; an attack that held alpha constant would
-    overestimate robustness.
+    with z the features of a model and its log-probabilities. Gamma is added to all logits, which changes no answer and
+    no loss, and makes gamma the logsumexp of the logits. In training, the share of the robust model is sigmoid(gamma)
+    itself. Gradients flow through both models and the network; an attack that held alpha constant would overestimate
+    robustness.
 
-    It is an ``Apply`` of the state that :meth:`init` makes, in which only the network has parameters.
+    The mixture is an ``Apply`` for the state that :meth:`init` makes, in which only the network has parameters.
 
     Attributes:
       standard: g, the accurate model.
-      robust: h.
-      network: n, that of ``models.mixing_network`` for example; its ``logits`` are ``(batch, 1)``.
-      low: l, least share of the robust part; above 1/2, the radii below hold with ``alpha=low``.
-      high: u, its largest share.
+      robust: h, the robust model.
+      network: n, for example a ``models.mixing_network``; its ``logits`` are ``(batch, 1)``.
+      low: l, smallest share of the robust model; above 1/2, the radii below hold with ``alpha=low``.
+      high: u, largest share of the robust model.
       standard_scale: s_g, see :func:`mix`.
-      robust_scale: s_h.
+      robust_scale: s_h, see :func:`mix`.
 
     Example:
       >>> standard, robust = (
@@ -122,14 +122,14 @@ class Mixture:
         _validate.positive(standard_scale=self.standard_scale, robust_scale=self.robust_scale)
 
     def init(self, standard: ModelState, robust: ModelState, network: ModelState) -> ModelState:
-        """Makes one state of three: the parameters are the network's, the models are kept beside its statistics."""
+        """Makes one state of three: only the network has parameters, the models are among its batch statistics."""
         kept = {"network": network.batch_stats, "standard": standard._asdict(), "robust": robust._asdict()}
         return ModelState(network.params, kept)
 
     def __call__(
         self, state: ModelState, x: Float[Array, "batch ..."], *, train: bool = False
     ) -> tuple[Outputs, ModelState]:
-        """Returns logits and the network's features, and the state with renewed statistics of the network."""
+        """Returns logits and the network's features, and the state with updated statistics of the network."""
         kept = state.batch_stats
         standard, _ = self.standard(ModelState(**kept["standard"]), x)
         robust, _ = self.robust(ModelState(**kept["robust"]), x)
@@ -148,7 +148,7 @@ class Mixture:
         return Outputs(logits + outputs.logits, outputs.features), renewed if train else state
 
     def logits_fn(self, state: ModelState) -> jax.tree_util.Partial:
-        """``x -> logits`` at inference, with all weights as arguments of whatever is compiled around it."""
+        """``x -> logits`` at inference; all weights are arguments of compiled programs."""
         return jax.tree_util.Partial(_logits_of(self), state)
 
 
@@ -181,17 +181,18 @@ def bounds_from_counts(
     alpha: float = 0.001,
     num_estimation: int | None = None,
 ) -> ClassBounds:
-    r"""Bounds the probabilities of the first and the second class by the votes for each, for the radii below.
+    r"""Bounds the probabilities of the first and the second class from votes, for the radii below.
 
-    Bounds of Clopper and Pearson: alpha / 2 for the first class, alpha / 2 shared by all others, since any of them may
-    be the second; that is no more than 1 less the first.
+    The bounds are Clopper-Pearson bounds: at level alpha / 2 for the first class, and at alpha / 2 shared by all other
+    classes, because any of them may be the second. The second bound is at most 1 minus the first.
 
     Args:
       selection_counts: ``(batch, classes)`` votes that select the class.
       estimation_counts: ``(batch, classes)`` votes of other draws, which bound the probabilities.
       alpha: probability, for each input, that one of its bounds fails.
       num_estimation: draws behind each row of ``estimation_counts``; None is the sum of the row. Where draws were lost
-        (logits that are not finite), pass the number made: a lost draw counts against the first class and for others.
+        (logits that are not finite), pass the number of all draws: a lost draw counts against the first class and
+        for the others.
 
     Returns:
       A ``ClassBounds``.
@@ -235,7 +236,7 @@ def bounds_from_counts(
 
 
 def lipschitz_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, lipschitz: float) -> np.ndarray:
-    r"""Computes the radius in which a mixture keeps the class of its robust part, by a Lipschitz constant of that.
+    r"""Computes the radius in which a mixture keeps the class of its robust part, from a Lipschitz constant.
 
     .. math:: R = \frac{1}{2 L} \max\Bigl(0,\ h_{(1)} - h_{(2)} - \frac{1 - \alpha}{\alpha}\Bigr)
 
@@ -243,8 +244,8 @@ def lipschitz_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, lipsc
       first: ``(...)`` probability of the robust part's class, or a lower bound of it.
       second: ``(...)`` largest probability of another class, or an upper bound of it.
       alpha: least share of the robust part anywhere in the ball; up to 1/2 nothing is certified.
-      lipschitz: L, a Lipschitz constant of each probability, in a norm of your choice; 1 / (sigma sqrt(2 pi)) in l2 for
-        the mean of anything in [0, 1] under Gaussian noise.
+      lipschitz: L, a Lipschitz constant of each probability of the robust part, in any norm; 1 / (sigma sqrt(2 pi)) in
+        l2 for the mean of any function with values in [0, 1] under Gaussian noise.
 
     Returns:
       ``(...)`` float64, in that norm.
@@ -261,7 +262,7 @@ def lipschitz_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, lipsc
       array([0.17, 0.02])
 
     Reference:
-      Bai et al. 2023, arXiv:2301.12554; its constant for smoothed classifiers is twice the least one above.
+      Bai et al. 2023, arXiv:2301.12554; its constant for smoothed classifiers is twice the constant above.
     """
     _validate.positive(lipschitz=lipschitz)
     first, second, margin = _margin(first, second, alpha)
@@ -276,13 +277,13 @@ def smoothed_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, sigma:
     .. math:: \Phi\bigl(\Phi^{-1}(h_{(1)}) - R / \sigma\bigr) - \Phi\bigl(\Phi^{-1}(h_{(2)}) + R / \sigma\bigr) =
               \frac{1 - \alpha}{\alpha}
 
-    and is 0 where ``first - second`` does not exceed the right side. For alpha = 1 it is that of Cohen et al.
+    and is 0 where ``first - second`` does not exceed the right side. For alpha = 1 it is the radius of Cohen et al.
 
     Args:
       first: ``(...)`` probability of the smoothed part's class, or a lower bound of it.
       second: ``(...)`` largest probability of another class, or an upper bound that holds together with ``first``.
       alpha: least share of the robust part anywhere in the ball; up to 1/2 nothing is certified.
-      sigma: of the noise.
+      sigma: standard deviation of the noise.
 
     Returns:
       ``(...)`` float64, in the units of sigma.
@@ -300,7 +301,7 @@ def smoothed_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, sigma:
     Reference:
       Bai et al. 2023, arXiv:2301.12554. Larger than its
       :math:`\frac \sigma 2 (\Phi^{-1}(\alpha h_{(1)}) - \Phi^{-1}(\alpha h_{(2)} + 1 - \alpha))`, because each
-      probability moves along its own curve: 0.780 beside 0.323 for 0.97, 0.02, alpha 0.76 and sigma 0.5.
+      probability changes along its own curve: 0.780 instead of 0.323 for 0.97, 0.02, alpha 0.76 and sigma 0.5.
     """
     from scipy import special
 
@@ -317,7 +318,7 @@ def smoothed_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, sigma:
 
 
 def _margin(first: ArrayLike, second: ArrayLike, alpha: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both in float64, and what their difference has to exceed."""
+    """Both in float64, and the value that their difference has to exceed."""
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     for name, value in (("first", first), ("second", second), ("alpha", np.asarray(alpha))):
         if not ((value >= 0) & (value <= 1)).all():

@@ -1,4 +1,4 @@
-"""Randomized smoothing that draws no more than an answer needs."""
+"""Randomized smoothing that draws only as many samples as an answer needs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class SequentialCertificate(NamedTuple):
       radius: the label is constant on the open ball of this radius, in the units of x and the norm of the measure;
         0 where abstained; float64.
       probability: lower confidence bound, at level 1 - alpha, of the probability of the selected class. With a target,
-        what the target needs, or 0 where that was not shown; without, the largest of the bounds of all looks; float64.
+        the probability that the target needs, or 0 if it was not reached; without, the largest bound of all looks;
+        float64.
       abstained: True where nothing is certified.
-      num_samples: draws behind the answer, those that select the class among them; int64.
+      num_samples: draws behind the answer, including the draws that select the class; int64.
     """
 
     label: np.ndarray
@@ -50,42 +51,43 @@ def certify_sequential(
     tolerance: float = 0.05,
     batch_size: int | None = None,
 ) -> SequentialCertificate:
-    r"""Certifies the smoothed classifier around each input, and stops drawing where the answer is known.
+    r"""Certifies the smoothed classifier around each input, and stops drawing as soon as the answer is known.
 
-    The class A with most of ``num_selection`` votes is selected; then fresh votes for it are looked at after 100, 125,
-    157, ... and ``max_samples`` draws, k looks in all.
+    The class A with most of ``num_selection`` votes is selected; then the fresh votes for A are checked after 100, 125,
+    157, ... and ``max_samples`` draws, at k looks in all.
 
     With ``target_radius`` the question is whether :math:`q = P[f(x + \epsilon) = A]` exceeds the probability
-    :math:`p^*` that this radius needs. Yes is the answer at the first look i with at least :math:`u_i` votes, where
-    the :math:`u_i` are the least integers with
+    :math:`p^*` that this radius needs. The answer is yes at the first look i with at least :math:`u_i` votes, where
+    the :math:`u_i` are the smallest integers with
 
     .. math:: P\big[\exists j \le i:\ \mathrm{Binomial}(n_j, p^*) \ge u_j\big] \le \tfrac i k\, \alpha
 
     in the exact distribution of the counts at all looks together (a group-sequential test). The mirrored test, at the
-    level ``futility``, gives up what the last look would not surely certify either.
+    level ``futility``, gives up inputs that the last look would probably not certify either.
 
-    Without, each look has a Clopper-Pearson bound at :math:`\alpha / k`, and the radius is that of the largest of them:
-    a confidence sequence. An input is left where further draws would add little (``tolerance``), or where its class has
-    hardly half of the votes. Near-certain classes need the most draws, since the radius then grows with their number.
+    Without a target, each look has a Clopper-Pearson bound at level :math:`\alpha / k`, and the largest bound gives the
+    radius: a confidence sequence. Drawing stops where further draws would add little (``tolerance``), or where the
+    class has hardly half of the votes. Near-certain classes need the most draws, because their radius grows with the
+    number of draws.
 
-    Draw i of an input is that of ``certify``, with all that ``sample_counts`` promises; results do not depend on
-    ``batch_size`` or on the other inputs. An input is left at the end of a block of ``batch_size``, which is thus the
-    least that it costs; devices that share an image count together after each block.
+    Draw i of an input is the same as in ``certify``, with all that ``sample_counts`` promises; results do not depend on
+    ``batch_size`` or on the other inputs. Drawing stops only at the end of a block, so every input costs at least
+    ``batch_size`` draws; devices that share an image add up their counts after each block.
 
     Args:
-      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
       logits_fn: maps ``(batch_size, ...)`` float32 to ``(batch_size, classes)``; normalisation belongs inside.
       x: ``(batch, ...)``, floating, [0, 1] images unnormalised.
       measure: the smoothing measure, for example ``gaussian(0.5)``.
       target_radius: a radius to decide on, at least 0, in the units of x and the norm of the measure; None for the
         largest that can be certified.
       alpha: probability, for each input, that its certificate is wrong.
-      max_samples: draws after which an input is left at the latest, besides the selection.
+      max_samples: largest number of draws for an input, in addition to the selection.
       num_selection: draws that select the class.
-      futility: probability, at most, of giving up an input that ``max_samples`` draws would certify with probability
-        1 - alpha; near the threshold, where they would not surely, it may be larger.
-      tolerance: without a target, the part of the radius that may be lost against ``certify`` with ``max_samples``, at
-        the share of votes seen.
+      futility: largest probability of giving up an input that ``max_samples`` draws would certify with probability
+        1 - alpha or more; for inputs nearer to the threshold it may be larger.
+      tolerance: without a target, the share of the radius that may be lost compared to ``certify`` with
+        ``max_samples``, at the observed share of votes.
       batch_size: noisy copies in one call of ``logits_fn``; see ``sample_counts``.
 
     Returns:
@@ -96,10 +98,9 @@ def certify_sequential(
         logits that are not finite among the draws behind an answer.
 
     Guarantee:
-      As ``certify``: for every input by itself, over the draws, with probability at least 1 - alpha the label is what
-      the smoothed classifier returns everywhere in the open ball of ``radius``, or it is ``ABSTAIN``; whatever
-      ``futility`` and ``tolerance`` are. It is for one call: to repeat it with other radii or keys until an answer
-      pleases spends alpha each time.
+      As ``certify``: for every single input, over the draws, with probability at least 1 - alpha the label is what the
+      smoothed classifier returns everywhere in the open ball of ``radius``, or it is ``ABSTAIN``. This holds for any
+      ``futility`` and ``tolerance``, and for one call: each repetition with another radius or key spends another alpha.
 
     Example:
       >>> measure = certification.gaussian(0.5)
@@ -109,9 +110,9 @@ def certify_sequential(
 
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918, for the certificate; Voracek, "Treatment of statistical estimation
-      problems in randomized smoothing for adversarial robustness", arXiv:2406.17830, for asking sequentially. Differs
-      from it in the statistics (fixed looks and the exact distribution of the counts instead of betting at every draw)
-      and in that the class is selected by separate draws, not given by the true label.
+      problems in randomized smoothing for adversarial robustness", arXiv:2406.17830, for sequential tests. Differs from
+      the latter in the statistics (fixed looks and the exact distribution of the counts instead of betting at every
+      draw), and selects the class by separate draws instead of taking the true label.
     """
     _validate.at_least(1, max_samples=max_samples, num_selection=num_selection)
     _validate.probability(alpha=alpha, futility=futility, tolerance=tolerance)

@@ -19,7 +19,7 @@ ABSTAIN = -1
 
 
 class Certificate(NamedTuple):
-    """What is known of the smoothed classifier at each input; host arrays, one entry per input.
+    """Certificates of the smoothed classifier; host arrays, one entry per input.
 
     Attributes:
       label: the certified class, or ``ABSTAIN``; int32.
@@ -48,11 +48,12 @@ def certify(
 ) -> Certificate:
     r"""Certifies the smoothed classifier around each input.
 
-    The class A with most of ``num_selection`` votes is selected; of ``num_estimation`` fresh votes, :math:`n_A` for it
-    give :math:`\underline{p_A}` by Clopper and Pearson, and the radius is ``measure.radius(p_A)``.
+    The class A with the most of ``num_selection`` votes is selected. The :math:`n_A` votes for A among
+    ``num_estimation`` fresh votes give the Clopper-Pearson bound :math:`\underline{p_A}`, and the radius is
+    ``measure.radius(p_A)``.
 
     Args:
-      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
       logits_fn: maps ``(batch_size, ...)`` float32 to ``(batch_size, classes)``; normalisation belongs inside.
       x: ``(batch, ...)``, floating, [0, 1] images unnormalised.
       measure: the smoothing measure, for example ``gaussian(0.5)``.
@@ -69,8 +70,8 @@ def certify(
 
     Guarantee:
       For every input, over the draws: with probability at least 1 - alpha, the label is what the smoothed classifier
-      returns everywhere in the open ball of ``radius``, or it is ``ABSTAIN``. Each input by itself: of m certificates,
-      m * alpha may be wrong. It speaks of the smoothed classifier, not of ``logits_fn``, and holds in exact
+      returns everywhere in the open ball of ``radius``, or it is ``ABSTAIN``. This holds for each single input: of m
+      certificates, m * alpha may be wrong. It concerns the smoothed classifier, not ``logits_fn``, and holds in exact
       arithmetic; see :func:`gaussian` for floating point.
 
     Example:
@@ -80,8 +81,8 @@ def certify(
       [1 1] [0.37 1.6 ]
 
     Reference:
-      Cohen, Rosenfeld and Kolter, arXiv:1902.02918, algorithm "Certify". Differs from it at a bound of exactly 1/2,
-      where it returns a class and we abstain, because two classes may then tie.
+      Cohen, Rosenfeld and Kolter, arXiv:1902.02918, algorithm "Certify". At a bound of exactly 1/2 the paper returns a
+      class; here it is ``ABSTAIN``, because two classes may tie.
     """
     _validate.at_least(1, num_selection=num_selection, num_estimation=num_estimation)
     _validate.probability(alpha=alpha)
@@ -112,7 +113,7 @@ def predict(
     """Predicts with the smoothed classifier, or abstains.
 
     Args:
-      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
       logits_fn: maps ``(batch_size, ...)`` float32 to ``(batch_size, classes)``.
       x: ``(batch, ...)``, floating.
       measure: the smoothing measure.
@@ -127,7 +128,7 @@ def predict(
       ValueError: for an argument that is not as above, and for logits that are not finite.
 
     Guarantee:
-      For every input by itself, over the draws: a class other than the smoothed classifier's is returned with
+      For every single input, over the draws: a class other than the smoothed classifier's is returned with
       probability at most alpha.
 
     Example:
@@ -176,7 +177,7 @@ def certificate_from_counts(
       measure: the measure that the draws were made with.
       alpha: probability, for each input, that its certificate is wrong.
       num_estimation: draws behind each row of ``estimation_counts``; None is the sum of the row. Where draws were lost
-        (logits that are not finite), pass the number made: a lost draw counts against the class.
+        (logits that are not finite), pass the number of all draws: a lost draw counts against the class.
 
     Returns:
       A ``Certificate``.

@@ -1,9 +1,9 @@
 """When to stop drawing: integer thresholds at fixed look times, computed on the host in float64.
 
-Counts are looked at after 100, 125, 157, ... draws (each look a quarter later), and a level is spent in equal parts
-over the looks. Against a target, the exact distribution of the count gives the thresholds; for a radius, where no one
+Counts are checked after 100, 125, 157, ... draws (each look a quarter later), and a level is spent in equal parts over
+the looks. With a target, the exact distribution of the count gives the thresholds. For a radius, where no single
 probability is to be excluded, each look has a Clopper-Pearson bound at its part of alpha. Both need fewer draws than a
-beta mixture martingale looked at as often: that one pays for the looks between, which nobody takes.
+beta mixture martingale checked as often, which also pays for the draws between the looks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Rule(NamedTuple):
     Attributes:
       looks: ``(k,)`` numbers of draws, increasing; at the last of them every count stops.
       low: ``(k,)`` counts up to which the input is given up.
-      first: ``(k,)`` least count that has what was asked for.
-      last: ``(k,)`` largest such count.
+      first: ``(k,)`` smallest count that meets the goal.
+      last: ``(k,)`` largest count that meets the goal.
     """
 
     looks: np.ndarray
@@ -39,7 +39,7 @@ def stops(count: Any, low: Any, first: Any, last: Any) -> Any:
 
 
 def look_times(max_samples: int) -> np.ndarray:
-    """Numbers of draws at which counts are looked at: from 100, each a quarter more, to ``max_samples``."""
+    """Numbers of draws at which counts are checked: from 100, each a quarter more, to ``max_samples``."""
     times = [min(100, max_samples)]
     while times[-1] < max_samples:
         times.append(min(-(-5 * times[-1] // 4), max_samples))
@@ -47,7 +47,7 @@ def look_times(max_samples: int) -> np.ndarray:
 
 
 def lower_boundary(probability: float, looks: np.ndarray, level: float) -> np.ndarray:
-    r"""Computes the group-sequential boundary that a binomial count seldom falls to.
+    r"""Computes the group-sequential boundary that a binomial count rarely falls to.
 
     .. math:: P[\exists i:\ X_{n_i} \le c_i] \le \mathrm{level},\qquad X_n \sim \mathrm{Binomial}(n, p)
 
@@ -88,10 +88,10 @@ def lower_boundary(probability: float, looks: np.ndarray, level: float) -> np.nd
 
 
 def _futility(least: int, looks: np.ndarray, alpha: float, futility: float) -> np.ndarray:
-    """Counts to give up at, where ``least`` votes at the last look, and no fewer, would certify.
+    """Counts at which to give up, if the last look certifies from ``least`` votes on.
 
     The mirrored test: a class that the last look certifies with probability 1 - alpha or more falls to one of these
-    counts before it with probability at most ``futility``.
+    counts before the last look with probability at most ``futility``.
     """
     from scipy import stats
 
@@ -113,7 +113,7 @@ def _rule(*columns: np.ndarray) -> Rule:
 def target_rule(needed: float, alpha: float, futility: float, max_samples: int) -> Rule:
     """Rule for "is q > needed?": yes from ``first`` on, with probability at most alpha if q <= needed.
 
-    To give up takes no part in the guarantee: alpha holds as if nothing were ever given up.
+    Giving up is not part of the guarantee: alpha holds as if nothing were ever given up.
     """
     looks = look_times(max_samples)
     first = looks - lower_boundary(1 - needed, looks, alpha)  # few failures are rare where q <= needed
@@ -123,7 +123,7 @@ def target_rule(needed: float, alpha: float, futility: float, max_samples: int) 
 
 @functools.cache
 def radius_rule(measure: Measure, alpha: float, futility: float, max_samples: int, tolerance: float) -> Rule:
-    """Rule for the radius: enough where it is nearly what ``max_samples`` draws at a fixed number would give.
+    """Rule for the radius: enough once it is almost the radius that a fixed number of ``max_samples`` draws gives.
 
     A count is enough if its bound at this look gives at least ``1 - tolerance`` times the radius of a Clopper-Pearson
     bound at ``max_samples`` draws with the same share of votes. It is given up as in ``target_rule``, for q = 1/2.

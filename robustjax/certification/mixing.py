@@ -1,4 +1,4 @@
-"""Mixtures of an accurate and a robust classifier, and the radii that the robust one lends to them.
+"""Mixtures of an accurate and a robust classifier, and the certified radii of the mixtures.
 
 The examples begin with:
 

@@ -1,4 +1,4 @@
-"""Radii of classifiers that weigh what several modalities say.
+"""Radii of classifiers that add up weighted scores of several modalities.
 
 The examples begin with:
 
@@ -28,7 +28,7 @@ def lipschitz_constants(kernel: Float[AnyArray, "modalities inputs hidden"]) -> 
       ``(modalities,)`` spectral norms, by singular values; float64.
 
     Raises:
-      ValueError: ``kernel`` has not three axes, or is not finite.
+      ValueError: ``kernel`` does not have three axes, or is not finite.
 
     Guarantee:
       Upper bounds, a relative 1e-6 above the norms for a model that is computed in float32.
@@ -60,7 +60,7 @@ def radius(
               {\sqrt{\sum_m (|a_{my}| \tau_{my} + |a_{mj}| \tau_{mj})^2}}
 
     for models :math:`h_k = \sum_m a_{mk} \zeta_{mk} + b_k` whose scores :math:`\zeta_{mk}` have the l2 Lipschitz
-    constants :math:`\tau_{mk}`. If one modality alone is changed, the root is that term of its sum.
+    constants :math:`\tau_{mk}`. If only one modality changes, the sum under the root has only its term.
 
     Args:
       scores: ``(batch, modalities, classes)`` zeta; of :func:`robustjax.models.multimodal` the features, reshaped.
@@ -68,19 +68,19 @@ def radius(
       bias: ``(classes,)`` b.
       constants: ``(modalities, classes)`` tau, or ``(modalities,)`` for all classes, see :func:`lipschitz_constants`.
       labels: ``(batch,)`` classes y; None for the answers themselves.
-      modality: the one that is changed, from 0; None for all together.
+      modality: index of the modality that changes; None if all may change together.
 
     Returns:
       ``(batch,)`` radii in units of the inputs, negative where y is not the answer.
 
     Raises:
-      ValueError: scores are not floating or not finite, labels are no classes, shapes do not fit, there is no such
-        modality, or a constant is negative or NaN.
+      ValueError: scores are not floating or not finite, labels are not classes, shapes do not fit, the modality does
+        not exist, or a constant is negative or NaN.
 
     Guarantee:
       The answer is y for all changes with :math:`\sqrt{\sum_m \lVert \delta_m \rVert_2^2} < r`, of all modalities or of
-      the one named. As good as the constants: largest gradients seen in data, as the authors' code has them, give an
-      estimate and no guarantee.
+      ``modality``, if the constants are upper bounds. The largest gradients seen in data, which the authors' code uses,
+      give an estimate, not a guarantee.
 
     Example:
       >>> scores = jnp.array([[[0.9, 0.1], [0.6, 0.4]]])  # one input, two modalities, two classes
@@ -92,7 +92,7 @@ def radius(
 
     Reference:
       Yang et al. 2024, Quantifying and Enhancing Multi-modal Robustness with Modality Preference, arXiv 2402.06244.
-      Differs from the authors' code in the minimum over all classes, not the runner-up alone, and in absolute values.
+      Differs from the authors' code in the minimum over all classes, not only the runner-up, and in absolute values.
     """
     _validate.floating(3, scores=scores)
     if scores.shape[-1] < 2:

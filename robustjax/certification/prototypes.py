@@ -1,4 +1,4 @@
-"""Certificates of networks of prototypes: a formula, without noise and without sampling."""
+"""Certificates of prototype networks: a formula, without noise and without sampling."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from robustjax.typing import AnyArray
 
 
 class PrototypeCertificate(NamedTuple):
-    """What the formula says of each input.
+    """Certificates by the formula, one entry per input.
 
     Attributes:
-      label: ``(batch,)``, the classes that the radii speak of, int32.
-      radius: ``(batch,)``, l2, in units of x, finite and signed: positive where the model answers ``label`` and keeps
-        to it within the radius; negative where it answers another class, and within minus the radius never ``label``.
+      label: ``(batch,)``, the classes that the radii refer to, int32.
+      radius: ``(batch,)``, l2, in units of x, finite and signed: if positive, the model answers ``label`` everywhere
+        within the radius; if negative, it answers another class, and never ``label`` within minus the radius.
     """
 
     label: Int[Array, " batch"]
@@ -35,7 +35,7 @@ def radius(
     cancel: bool = True,
     batch_size: int = 256,
 ) -> PrototypeCertificate:
-    r"""Certifies the answers of a network of prototypes in l2, by the triangle inequality.
+    r"""Certifies the answers of a prototype network in l2, by the triangle inequality.
 
     A perturbation of length e changes no distance by more than e, and so multiplies each detection by a factor in
     :math:`[1/t, t]`, :math:`t = e^{e / s}`, with s the least of the scales. For a reasoning y of the label and j of
@@ -50,10 +50,10 @@ def radius(
     .. math:: t < z = \frac{b + \sqrt{b^2 + 4 A B}}{2 B}, \qquad
               R_{yj} = s \ln z = s \Bigl[\tfrac12 \ln \frac A B + \operatorname{arsinh} \frac{b}{2 \sqrt{A B}}\Bigr]
 
-    and :math:`R = \max_y \min_j R_{yj}`. To exchange y and j turns the sign of :math:`R_{yj}`, which is why a negative
-    radius is a certificate too. Radial basis functions have N = 0, and :math:`R_{yj} = \frac s 2 \ln (p_y / p_j)`.
+    and :math:`R = \max_y \min_j R_{yj}`. Exchanging y and j changes the sign of :math:`R_{yj}`, so a negative radius is
+    a certificate too. Radial basis functions have N = 0, and :math:`R_{yj} = \frac s 2 \ln (p_y / p_j)`.
 
-    What A and B share cancels in :math:`p_y - p_j`, for every perturbation alike. Without it, that is with
+    Terms that A and B share cancel in :math:`p_y - p_j`, for every perturbation. Without these terms, that is, with
     :math:`A = \sum_k \max(c_k, 0) D_k` and :math:`B = \sum_k \max(-c_k, 0) D_k` for
     :math:`c_k = P_{yk} - N_{yk} - P_{jk} + N_{jk}`, the same formula gives a radius that is at least as large.
 
@@ -68,7 +68,7 @@ def radius(
       batch_size: inputs at a time, which bounds memory.
 
     Returns:
-      The certificates. No radius is longer than the diagonal of [0, 1]^dim, beyond which there is no image.
+      The certificates. No radius exceeds the diagonal of [0, 1]^dim, beyond which there is no image.
 
     Raises:
       ValueError: for shapes that do not fit, labels that are no classes, arrays that are not finite, scales or weights
@@ -76,13 +76,13 @@ def radius(
 
     Guarantee:
       Deterministic, for every perturbation of l2 norm below the radius, also those that leave [0, 1], in exact
-      arithmetic. In float32 distances err by some 1e-7 of the squared norm of x divided by the distance; an error of
-      that length at x and one at the perturbed input are what the radius may be too large by. With N > 0,
-      probabilities err by 1e-7: where all detections are fainter than that, rounding decides the answer.
+      arithmetic. In float32 distances err by some 1e-7 of the squared norm of x divided by the distance; the
+      radius may be too large by one such error at x and one at the perturbed input. With N > 0, probabilities err by
+      1e-7: where all detections are smaller, rounding decides the answer.
 
     Differs from:
-      The published formula in what cancels, and for squared distances in the bound of their change, which there has
-      3 e^2 in place of e^2.
+      The published formula, which keeps the shared terms, and bounds the change of squared distances with 3 e^2
+      instead of e^2.
 
     Example:
       >>> components = jnp.stack([jnp.zeros((2, 2, 1)), jnp.ones((2, 2, 1))])  # a black and a white image

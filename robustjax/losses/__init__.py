@@ -1,6 +1,21 @@
 """Per-example losses, and objectives: what a training step minimises.
 
 A large family of objectives has a module of its own, such as :mod:`robustjax.losses.smoothing`.
+
+The examples below share the logits of two examples of class 0, the second of which is misclassified:
+
+>>> logits, labels = jnp.array([[3.0, 1.0, 0.0, -1.0], [1.0, 2.0, 0.0, -1.0]]), jnp.array([0, 0])
+
+and a linear classifier of 2x2 images, which tells dark images (class 0) from light ones, with a batch of two images:
+
+>>> from robustjax.typing import Batch, ModelState, Outputs
+>>> def apply(state, x, *, train=False):
+...     features = x.reshape(len(x), -1) - 0.5
+...     return Outputs(features @ state.params["kernel"], features), state
+>>> state = ModelState({"kernel": jnp.tile(jnp.array([[-1.0, 1.0]]), (4, 1))}, {})
+>>> image = jnp.array([[0.1, 0.3, 0.2, 0.2], [0.7, 0.5, 0.6, 0.6]]).reshape(2, 2, 2, 1)
+>>> batch = Batch(image, jnp.array([0, 1]), jnp.arange(2))
+>>> key = jax.random.key(0)
 """
 
 from robustjax.losses import adversarial as adversarial

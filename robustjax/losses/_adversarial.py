@@ -1,4 +1,4 @@
-"""Losses that attacks raise and that adversarial training lowers, one number for each example."""
+"""Losses that attacks maximise and adversarial training minimises, one number for each example."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from robustjax.losses._classification import check_logits_and_labels, cross_entr
 
 
 def margin(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
-    r"""Computes how far the best wrong class is above the right one: positive where the answer is wrong.
+    r"""Computes by how much the largest wrong logit exceeds the right one: positive where the answer is wrong.
 
     .. math:: \max_{k \ne y} f_k(x) - f_y(x)
 
@@ -23,6 +23,10 @@ def margin(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]
 
     Raises:
       ValueError: shapes or dtypes do not fit.
+
+    Example:
+      >>> print(losses.margin(logits, labels))  # right by 2, wrong by 1
+      [-2.  1.]
 
     Reference:
       Carlini and Wagner 2017, Towards Evaluating the Robustness of Neural Networks, arXiv 1608.04644.
@@ -37,8 +41,9 @@ def difference_of_logits_ratio(logits: Float[Array, "..."], labels: Array) -> Fl
 
     .. math:: -\frac{f_y - \max_{k \ne y} f_k}{f_{(1)} - f_{(3)} + 10^{-12}}
 
-    No change of scale or offset of the logits changes it, so that it does not saturate as cross-entropy does. It is
-    made to drive an attack, not to compare models: it is constant 1, with zero gradient, where the true class is third.
+    The loss is invariant to the scale and offset of the logits, so it does not saturate as cross-entropy does. It is
+    meant to drive an attack, not to compare models: where the true class ranks third, it is constant at 1 and has zero
+    gradient.
 
     Args:
       logits: ``(batch, classes)``, floating, at least 3 classes.
@@ -49,6 +54,12 @@ def difference_of_logits_ratio(logits: Float[Array, "..."], labels: Array) -> Fl
 
     Raises:
       ValueError: shapes or dtypes do not fit, or there are fewer than 3 classes.
+
+    Example:
+      >>> print(losses.difference_of_logits_ratio(logits, labels))
+      [-0.67  0.5 ]
+      >>> print(losses.difference_of_logits_ratio(10 * logits, labels))
+      [-0.67  0.5 ]
 
     Reference:
       Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -71,13 +82,17 @@ def targeted_difference_of_logits_ratio(
     Args:
       logits: ``(batch, classes)``, floating, at least 4 classes.
       labels: ``(batch,)``, integer.
-      targets: ``(batch,)``, integer: the classes to be answered.
+      targets: ``(batch,)``, integer, the classes that the attack aims at.
 
     Returns:
       ``(batch,)`` losses.
 
     Raises:
       ValueError: shapes or dtypes do not fit, or there are fewer than 4 classes.
+
+    Example:
+      >>> print(losses.targeted_difference_of_logits_ratio(logits, labels, jnp.array([1, 1])))
+      [-0.57  0.4 ]
 
     Reference:
       Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -106,9 +121,15 @@ def kl_divergence(logits: Float[Array, "..."], reference_logits: Float[Array, ".
     Raises:
       ValueError: the shapes differ.
 
+    Example:
+      >>> print(losses.kl_divergence(jnp.zeros((2, 4)), logits))  # from a uniform prediction
+      [0.79 0.44]
+      >>> print(np.log(4) - losses.entropy(logits))
+      [0.79 0.44]
+
     Reference:
       Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy, arXiv 1901.08573 (TRADES):
-      p is the prediction for the clean input, q that for the adversarial one.
+      p is the prediction for the clean input, q the prediction for the adversarial input.
     """
     if logits.ndim != 2 or logits.shape != reference_logits.shape:
         raise ValueError(
@@ -123,8 +144,8 @@ def boosted_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[A
 
     .. math:: -\ln p_y - \ln\bigl(1 - \max_{k \ne y} p_k\bigr), \qquad p = \mathrm{softmax}(f(x))
 
-    The authors' code adds 1e-4 inside the second logarithm, which takes its gradient from answers that are wrong with
-    probability above 0.9999; here it is exact, finite and with a gradient for logits of any size.
+    The authors' code adds 1e-4 inside the second logarithm, which removes the gradient where a wrong answer has a
+    probability above 0.9999. Here the term is exact and finite, and has a gradient for logits of any size.
 
     Args:
       logits: ``(batch, classes)``, floating, at least 2 classes.
@@ -135,6 +156,12 @@ def boosted_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[A
 
     Raises:
       ValueError: shapes or dtypes do not fit, or there are fewer than 2 classes.
+
+    Example:
+      >>> print(losses.boosted_cross_entropy(logits, labels))
+      [0.3  2.47]
+      >>> print(losses.cross_entropy(logits, labels))
+      [0.19 1.44]
 
     Reference:
       Wang et al. 2020, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR (MART).
@@ -160,6 +187,12 @@ def entropy(logits: Float[Array, "..."]) -> Float[Array, " batch"]:
 
     Raises:
       ValueError: the shape does not fit.
+
+    Example:
+      >>> print(losses.entropy(logits))
+      [0.6  0.95]
+      >>> print(losses.entropy(jnp.zeros((1, 4))), np.log(4))
+      [1.39] 1.3862943611198906
     """
     if logits.ndim != 2:
         raise ValueError(f"logits must be (batch, classes), got shape {logits.shape}.")
@@ -179,5 +212,5 @@ def _right_and_best_wrong(logits, labels):
 def _at_least_classes(least: int, name: str, logits: Array) -> None:
     if logits.shape[-1] < least:
         raise ValueError(
-            f"{name} needs logits of at least {least} classes, got {logits.shape[-1]}: take cross_entropy or margin."
+            f"{name} needs logits of at least {least} classes, got {logits.shape[-1]}: use cross_entropy or margin."
         )

@@ -1,4 +1,4 @@
-"""Adversarial training: objectives that look for bad inputs, or bad weights, before they take the loss."""
+"""Adversarial training: objectives that search for adversarial inputs, or weights, before they compute the loss."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, LogitsFn, ModelState
 
 Adversary: TypeAlias = Callable[[Array, LogitsFn, Array, Array], Array]
-"""``(key, logits_fn, x, labels) -> x_adv``; those of :mod:`robustjax.attacks` best with ``keep="last"``."""
+"""``(key, logits_fn, x, labels) -> x_adv``; for attacks of :mod:`robustjax.attacks`, ``keep="last"`` is best."""
 
 
 class Examples(NamedTuple):
-    """Images of a batch and their adversarial twins.
+    """The clean images of a batch and their adversarial versions.
 
     Attributes:
       clean: ``(batch, height, width, channels)``.
-      adversarial: of the same shape; constants to differentiation.
+      adversarial: of the same shape; no gradient flows through them.
       label: ``(batch,)``, int32.
     """
 
@@ -37,14 +37,14 @@ class Examples(NamedTuple):
 
 @runtime_checkable
 class AdversarialObjective(Protocol):
-    """An objective in two halves: the attack, and the loss of what it found."""
+    """An objective in two parts: the attack, and the loss of the images that it finds."""
 
     def examples(self, key: Array, apply: Apply, state: ModelState, batch: Batch) -> Examples:
         """Attacks the model."""
         ...
 
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Array, Aux]:
-        """Returns the mean loss, and the renewed state with metrics."""
+        """Returns the mean loss, and the updated state with metrics."""
         ...
 
 
@@ -54,11 +54,16 @@ class AdversarialTraining:
 
     .. math:: \mathbb{E}\, \ell\bigl(f(x'), y\bigr), \qquad x' = \mathrm{attack}(f, x, y)
 
-    The model sees no clean images: both metrics of accuracy are that on adversarial ones.
+    The model sees no clean images: ``accuracy`` and ``robust_accuracy`` are both the accuracy on adversarial images.
 
     Attributes:
-      attack: what makes the images; in the paper for CIFAR-10
+      attack: makes the adversarial images; in the paper for CIFAR-10
         ``attacks.pgd(epsilon=8/255, steps=7, step_size=2/255, keep="last")``.
+
+    Example:
+      >>> loss, aux = losses.adversarial.adversarial_training(attack=attack)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, robust accuracy {aux.metrics['robust_accuracy']:.2f}"
+      'loss 0.77, robust accuracy 0.50'
 
     Reference:
       Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv 1706.06083.
@@ -69,7 +74,7 @@ class AdversarialTraining:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the mean loss of ``batch``, and the renewed state with metrics."""
+        """Returns the mean loss of ``batch``, and the updated state with metrics."""
         return self.loss(apply, state, self.examples(key, apply, state, batch))
 
     def examples(self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch) -> Examples:
@@ -77,7 +82,7 @@ class AdversarialTraining:
         return _attacked(key, apply, state, batch, self.attack)
 
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
-        """Returns the mean loss, and the renewed state with metrics."""
+        """Returns the mean loss, and the updated state with metrics."""
         outputs, state = apply(state, examples.adversarial, train=True)
         loss = cross_entropy(outputs.logits, examples.label).mean()
         accuracy = _accuracy(outputs.logits, examples.label)
@@ -86,20 +91,26 @@ class AdversarialTraining:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TRADES:
-    r"""Mean cross-entropy on clean images, and the divergence of the prediction for an adversarial image from theirs.
+    r"""Mean cross-entropy on clean images, and the divergence between predictions for clean and adversarial images.
 
     .. math:: \mathbb{E}\, \ell\bigl(f(x), y\bigr) + \beta\, \mathbb{E}\, \mathrm{KL}\bigl(p(x) \,\|\, p(x')\bigr)
 
-    Gradients flow through both predictions. The attack raises the same divergence and knows no labels: it is given the
-    logits of the clean images in their place, and its loss must be :func:`kl_divergence`. That has no gradient at x
-    itself, so that it has to start beside it: in the authors' code
-    ``attacks.pgd(epsilon=0.031, steps=10, step_size=0.007, random_start=0.001, loss=losses.kl_divergence,
-    keep="last")``. That code passes the clean images a second time, for the running batch statistics alone to notice.
-    The metric ``robust_loss`` is the mean divergence.
+    Gradients flow through both predictions. The attack maximises the same divergence and needs no labels: it gets the
+    logits of the clean images instead, and its loss must be :func:`kl_divergence`. The divergence has no gradient at x,
+    so the attack has to start at another point; the authors use ``attacks.pgd(epsilon=0.031, steps=10,
+    step_size=0.007, random_start=0.001, loss=losses.kl_divergence, keep="last")``. Their code also passes the clean
+    images through the model a second time, which changes only the running batch statistics. The metric
+    ``robust_loss`` is the mean divergence.
 
     Attributes:
-      attack: what makes the images, ``(key, logits_fn, x, clean_logits) -> x_adv``.
+      attack: makes the adversarial images, ``(key, logits_fn, x, clean_logits) -> x_adv``.
       beta: weight of the divergence, 6 in the paper for CIFAR-10 and at least 0.
+
+    Example:
+      >>> from_clean = attacks.pgd(epsilon=0.2, steps=2, random_start=0.001, loss=losses.kl_divergence, keep="last")
+      >>> loss, aux = losses.adversarial.trades(attack=from_clean)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, divergence {aux.metrics['robust_loss']:.2f}"
+      'loss 1.59, divergence 0.23'
 
     Reference:
       Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy, arXiv 1901.08573.
@@ -111,12 +122,12 @@ class TRADES:
     def __post_init__(self):
         _validate.not_negative(beta=self.beta)
         if isinstance(loss := getattr(self.attack, "loss", None), str):
-            raise ValueError(f"attack must have a loss of clean logits, losses.kl_divergence, got {loss!r}.")
+            raise ValueError(f"attack must have loss=losses.kl_divergence, which reads clean logits, got {loss!r}.")
 
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         return self.loss(apply, state, self.examples(key, apply, state, batch))
 
     def examples(self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch) -> Examples:
@@ -125,7 +136,7 @@ class TRADES:
         return _attacked(key, apply, state, batch, from_clean_logits)
 
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss, and the renewed state with metrics."""
+        """Returns the loss, and the updated state with metrics."""
         clean, adversarial, state = _both(apply, state, examples)
         robust_loss = kl_divergence(adversarial, clean).mean()
         loss = cross_entropy(clean, examples.label).mean() + self.beta * robust_loss
@@ -134,18 +145,23 @@ class TRADES:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MART:
-    r"""Boosted cross-entropy on adversarial images, and a divergence that counts more where the clean answer is wrong.
+    r"""Boosted cross-entropy on adversarial images, and a divergence with more weight where the clean answer is wrong.
 
     .. math:: \mathbb{E}\, \mathrm{BCE}\bigl(f(x'), y\bigr)
        + \beta\, \mathbb{E}\, \mathrm{KL}\bigl(p(x) \,\|\, p(x')\bigr) \bigl(1 - p_y(x)\bigr)
 
-    with :func:`boosted_cross_entropy`. Gradients flow through both predictions, the weight :math:`1 - p_y(x)` included.
-    The metric ``robust_loss`` is what :math:`\beta` multiplies.
+    with :func:`boosted_cross_entropy`. Gradients flow through both predictions, and through the weight
+    :math:`1 - p_y(x)`. The metric ``robust_loss`` is the term that :math:`\beta` multiplies.
 
     Attributes:
-      attack: what makes the images; in the authors' code
+      attack: makes the adversarial images; in the authors' code
         ``attacks.pgd(epsilon=0.031, steps=10, step_size=0.007, random_start=0.001, keep="last")``.
-      beta: weight of the divergence, at least 0; the authors' scripts have 6 for a Wide ResNet and 5 for a ResNet.
+      beta: weight of the divergence, at least 0; the authors' scripts use 6 for a Wide ResNet and 5 for a ResNet.
+
+    Example:
+      >>> loss, aux = losses.adversarial.mart(attack=attack)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, robust accuracy {aux.metrics['robust_accuracy']:.2f}"
+      'loss 1.86, robust accuracy 0.50'
 
     Reference:
       Wang et al. 2020, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR.
@@ -160,7 +176,7 @@ class MART:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         return self.loss(apply, state, self.examples(key, apply, state, batch))
 
     def examples(self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch) -> Examples:
@@ -168,7 +184,7 @@ class MART:
         return _attacked(key, apply, state, batch, self.attack)
 
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss, and the renewed state with metrics."""
+        """Returns the loss, and the updated state with metrics."""
         clean, adversarial, state = _both(apply, state, examples)
         wrong = -jnp.expm1(-cross_entropy(clean, examples.label))  # 1 - p_y, exact where p_y is almost 1
         robust_loss = (kl_divergence(adversarial, clean) * wrong).mean()
@@ -183,15 +199,20 @@ class LogitPairing:
     .. math:: \mathbb{E}\, \tfrac{1}{2} \bigl(\ell(f(x), y) + \ell(f(x'), y)\bigr)
        + \lambda\, \mathbb{E}\, \frac{1}{K} \lVert f(x) - f(x') \rVert_2^2
 
-    Clean and adversarial images make one batch here, as in the authors' code: batch normalisation sees both together.
-    The metric ``pairing_loss`` is what :math:`\lambda` multiplies.
+    Clean and adversarial images form one batch, as in the authors' code: batch normalisation sees both together. The
+    metric ``pairing_loss`` is the term that :math:`\lambda` multiplies.
 
-    This objective is known to hide gradients: Engstrom, Ilyas and Athalye (2018, arXiv 1807.10272) brought the authors'
-    ImageNet model to 0.6 % under a longer attack. Measure its models with a strong ensemble of attacks.
+    This objective is known to mask gradients: Engstrom, Ilyas and Athalye (2018, arXiv 1807.10272) reduced the accuracy
+    of the authors' ImageNet model to 0.6 % with a longer attack. Evaluate its models with a strong ensemble of attacks.
 
     Attributes:
-      attack: what makes the images.
-      weight: of the distance, :math:`\lambda`, at least 0; 0.5 in the authors' example for ImageNet.
+      attack: makes the adversarial images.
+      weight: weight of the distance, :math:`\lambda`, at least 0; 0.5 in the authors' example for ImageNet.
+
+    Example:
+      >>> loss, aux = losses.adversarial.logit_pairing(attack=attack)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, robust accuracy {aux.metrics['robust_accuracy']:.2f}"
+      'loss 0.82, robust accuracy 0.50'
 
     Reference:
       Kannan, Kurakin and Goodfellow 2018, Adversarial Logit Pairing, arXiv 1803.06373.
@@ -206,7 +227,7 @@ class LogitPairing:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         return self.loss(apply, state, self.examples(key, apply, state, batch))
 
     def examples(self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch) -> Examples:
@@ -214,7 +235,7 @@ class LogitPairing:
         return _attacked(key, apply, state, batch, self.attack)
 
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss, and the renewed state with metrics."""
+        """Returns the loss, and the updated state with metrics."""
         outputs, state = apply(state, jnp.concatenate([examples.clean, examples.adversarial]), train=True)
         clean, adversarial = jnp.split(outputs.logits, 2)
         pairing_loss = jnp.square(clean - adversarial).mean()
@@ -229,11 +250,16 @@ class EntropyRegularization:
 
     .. math:: \mathbb{E}\, \ell\bigl(f(x), y\bigr) + \lambda\, \mathbb{E}\, H\bigl(p(x)\bigr)
 
-    Needs no attack. The larger gap may be a larger scale of the logits alone: measure with attacks that are blind to it
-    (the DLR loss).
+    No attack is needed. The gap may grow only because all logits grow: evaluate with attacks that do not depend on the
+    scale of the logits (the DLR loss).
 
     Attributes:
-      weight: of the entropy, :math:`\lambda`, at least 0.
+      weight: weight of the entropy, :math:`\lambda`, at least 0.
+
+    Example:
+      >>> loss, aux = losses.adversarial.entropy_regularization(weight=0.5)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, entropy {aux.metrics['entropy']:.2f}"
+      'loss 0.46, entropy 0.45'
 
     Reference:
       Cubuk et al. 2017, Intriguing Properties of Adversarial Examples, arXiv 1711.02846.
@@ -247,7 +273,7 @@ class EntropyRegularization:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics; ``entropy`` is the mean entropy."""
+        """Returns the loss of ``batch``, and the updated state with metrics; ``entropy`` is the mean entropy."""
         outputs, state = apply(state, batch.image, train=True)
         uncertainty = entropy(outputs.logits).mean()
         loss = cross_entropy(outputs.logits, batch.label).mean() + self.weight * uncertainty
@@ -257,19 +283,25 @@ class EntropyRegularization:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AWP:
-    r"""Adversarial weight perturbation: an objective at the weights that are worst for it nearby.
+    r"""Adversarial weight perturbation: an objective at the worst weights in the neighbourhood.
 
     .. math:: L(\theta + \delta), \qquad
        \delta_l = \gamma\, \lVert \theta_l \rVert_2\, \frac{\nabla_l L(\theta)}{\lVert \nabla_l L(\theta) \rVert_2}
 
-    for each kernel :math:`\theta_l`, a parameter array with more than one axis; biases and scales stay. The attack is
-    made once, at :math:`\theta`. The gradient is taken at :math:`\theta + \delta` and applied to :math:`\theta`; the
-    metrics and the renewed batch statistics are those of :math:`\theta + \delta`.
+    for each kernel :math:`\theta_l`, a parameter array with more than one axis; biases and scales are not perturbed.
+    The attack runs once, at :math:`\theta`. The gradient is computed at :math:`\theta + \delta` and applied to
+    :math:`\theta`; metrics and updated batch statistics also come from :math:`\theta + \delta`.
 
     Attributes:
-      objective: one with an attack, see :class:`AdversarialObjective`.
-      gamma: size of the perturbation relative to the weights, at least 0: 0.01 in the authors' code with
-        :func:`adversarial_training`, 0.005 with :func:`trades`, there after ten epochs without.
+      objective: an objective with an attack, see :class:`AdversarialObjective`.
+      gamma: size of the perturbation relative to the weights, at least 0; in the authors' code 0.01 with
+        :func:`adversarial_training`, and 0.005 with :func:`trades`, after ten epochs without perturbation.
+
+    Example:
+      >>> inner = losses.adversarial.adversarial_training(attack=attack)
+      >>> objective = losses.adversarial.awp(objective=inner, gamma=0.1)
+      >>> print(*(f"{f(key, apply, state, batch)[0]:.2f}" for f in (inner, objective)))  # the second is larger
+      0.77 0.80
 
     Reference:
       Wu, Xia and Wang 2020, Adversarial Weight Perturbation Helps Robust Generalization, arXiv 2004.05884.
@@ -286,7 +318,7 @@ class AWP:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch`` at the perturbed weights, and the renewed state with metrics."""
+        """Returns the loss of ``batch`` at the perturbed weights, and the updated state with metrics."""
         examples = self.objective.examples(key, apply, state, batch)
         constant_state, constant_examples = jax.lax.stop_gradient((state, examples))
 
@@ -319,11 +351,11 @@ def _attacked(key: Array, apply: Apply, state: ModelState, batch: Batch, attack:
     adversarial = attack(jax.random.fold_in(key, 1), logits_fn, constant_images, batch.label)
     if getattr(adversarial, "shape", None) != batch.image.shape:
         got = getattr(adversarial, "shape", type(adversarial).__name__)
-        raise ValueError(f"attack must give images of shape {batch.image.shape}, got {got}.")
+        raise ValueError(f"attack must return images of shape {batch.image.shape}, got {got}.")
     return Examples(batch.image, jax.lax.stop_gradient(adversarial), batch.label)
 
 
-@functools.cache  # one function for each model, so that what an attack compiles is shared
+@functools.cache  # one function for each model, so that calls of an attack share a compiled program
 def _logits_of(apply: Apply) -> Callable[[ModelState, Array], Array]:
     return lambda state, x: apply(state, x, train=False)[0].logits
 

@@ -1,4 +1,4 @@
-"""Losses of one example each, without reduction."""
+"""Per-example losses, without reduction."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ def cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " 
 
     Raises:
       ValueError: shapes or dtypes do not fit.
+
+    Example:
+      >>> print(losses.cross_entropy(logits, labels))
+      [0.19 1.44]
     """
     check_logits_and_labels(logits, labels)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.where(labels < 0, jnp.nan, losses)  # Optax takes -1 for the last class, and gives NaN beyond that
+    return jnp.where(labels < 0, jnp.nan, losses)  # Optax reads -1 as the last class
 
 
 def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[Array, "..."]) -> Float[Array, " batch"]:
@@ -44,6 +48,11 @@ def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[A
 
     Raises:
       ValueError: shapes do not fit.
+
+    Example:
+      >>> smoothed = 0.9 * jax.nn.one_hot(labels, 4) + 0.1 / 4  # label smoothing
+      >>> print(losses.soft_cross_entropy(logits, smoothed))
+      [0.41 1.49]
     """
     if logits.ndim != 2:
         raise ValueError(f"logits must be (batch, classes), got shape {logits.shape}.")
@@ -57,13 +66,13 @@ def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[A
 def normalized_cross_entropy(
     logits: Float[Array, "..."], labels: Array, *, tau: float | Float[Array, ""] = 0.04
 ) -> Float[Array, " batch"]:
-    r"""Computes the cross-entropy of each example with its logits brought to norm ``1 / tau``.
+    r"""Computes the cross-entropy of each example with its logits scaled to norm ``1 / tau``.
 
     .. math:: \ell\Bigl(\frac{f(x)}{\tau \lVert f(x) \rVert_2},\, y\Bigr)
 
-    Only the direction of the logits is trained, so that confidence cannot grow with their norm. The loss stays above
-    :math:`\ln\bigl(1 + (K - 1) e^{-\sqrt{K / (K - 1)} / \tau}\bigr)`. The authors add 1e-7 to the norm; here the
-    quotient is exact at every scale, and logits that are all zero count as having norm 1, for a finite gradient.
+    Only the direction of the logits is trained, so confidence cannot grow with their norm. The loss is bounded below by
+    :math:`\ln\bigl(1 + (K - 1) e^{-\sqrt{K / (K - 1)} / \tau}\bigr)`. The authors add 1e-7 to the norm. Here the
+    quotient is exact at every scale; logits that are all zero are divided by 1, which keeps the gradient finite.
 
     Args:
       logits: ``(batch, classes)``, floating.
@@ -76,12 +85,18 @@ def normalized_cross_entropy(
     Raises:
       ValueError: shapes or dtypes do not fit, or ``tau`` is not positive.
 
+    Example:
+      >>> print(losses.normalized_cross_entropy(logits, labels, tau=0.5))
+      [0.44 1.36]
+      >>> print(losses.normalized_cross_entropy(10 * logits, labels, tau=0.5))  # only the direction counts
+      [0.44 1.36]
+
     Reference:
       Wei et al. 2022, Mitigating Neural Network Overconfidence with Logit Normalization, arXiv 2205.09310.
     """
     _validate.positive(tau=tau)
     check_logits_and_labels(logits, labels)
-    # Brought to a largest entry of 1 first, so that squares neither overflow nor vanish; no direction depends on it.
+    # Scaled to a largest entry of 1 first, so that squares neither overflow nor vanish; the direction stays the same.
     scale = jax.lax.stop_gradient(jnp.abs(logits).max(-1, keepdims=True))
     scaled = logits / jnp.where(scale == 0, 1, scale)
     norm = jnp.sqrt(jnp.where(scale == 0, 1, jnp.square(scaled).sum(-1, keepdims=True)))

@@ -1,4 +1,4 @@
-"""Training for small prediction sets: conformal prediction inside each step, with all that is hard made smooth."""
+"""Training for small prediction sets: conformal prediction inside each step, made smooth so that it has gradients."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from robustjax.typing import Apply, Batch, ModelState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConformalTraining:
-    r"""Robust conformal training (RCT): small sets under noise, at a threshold that counts with an attack.
+    r"""Robust conformal training (RCT): small sets under noise, at a threshold that allows for an attack.
 
     .. math:: \ln\Bigl[\overline{1 - C_y} + \lambda\, \overline{\max\bigl(0, \textstyle\sum_k C_k - \kappa\bigr)}
               + 10^{-8}\Bigr], \qquad C_k = \mathrm{sigmoid}\Bigl(\frac{s_k - \tau}{T}\Bigr), \qquad
               s = \Phi^{-1}(p)
 
     p is the mean of the softmax over noisy copies. The first half of the batch calibrates: tau is the smoothed
-    alpha-quantile of its :math:`s_y`, less ``epsilon / sigma``. The means are over the second half. Scores are those of
-    THR with the sign turned: higher conforms.
+    alpha-quantile of its :math:`s_y`, minus ``epsilon / sigma``. The means are over the second half. The scores are
+    the THR scores with the opposite sign: a higher score conforms better.
 
-    The authors fine-tune the last layer of a model trained under noise and leave the rest as it is, which is the
-    optimizer's to do (``optax.partition``). The logarithm makes gradients steep where the loss is small: a model whose
-    sets are small already needs a lower learning rate than the paper's 0.05.
+    The authors fine-tune only the last layer of a model trained under noise; freeze the rest in the optimizer
+    (``optax.partition``). The logarithm makes gradients steep where the loss is small: a model whose sets are already
+    small needs a lower learning rate than the paper's 0.05.
 
     Attributes:
       sigma: standard deviation of the noise, in units of [0, 1] images.
@@ -37,14 +37,20 @@ class ConformalTraining:
       alpha: how often the true label may be missed.
       num_noise: copies of each image.
       size_weight: lambda, at least 0; in the paper 1 for CIFAR-10 and 0.01 for CIFAR-100.
-      target_size: kappa, the size of sets that costs nothing.
+      target_size: kappa, the set size up to which the size costs nothing.
       temperature: T; in the paper 0.1 for CIFAR-10 and 1 for CIFAR-100.
       dispersion: temperature of the quantile, see :func:`soft_quantile`.
 
+    Example:
+      >>> objective = losses.conformal_training(sigma=0.25, epsilon=0.5)
+      >>> loss, aux = jax.jit(objective, static_argnums=1)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, sets of {aux.metrics['size']:.2f} classes"
+      'loss -0.03, sets of 1.96 classes'
+
     Reference:
       Yan, Romano and Weng 2024, Provably Robust Conformal Prediction with Improved Efficiency, arXiv 2404.19651; Stutz
-      et al. 2022, Learning Optimal Conformal Classifiers, arXiv 2110.09192. Differs from both in the smoothed quantile,
-      which is a sorting network or a projection there; the first also starts from a new last layer.
+      et al. 2022, Learning Optimal Conformal Classifiers, arXiv 2110.09192. Both compute the smoothed quantile
+      differently, by a sorting network or a projection; the first also starts from a new last layer.
     """
 
     sigma: float = 0.25
@@ -65,7 +71,7 @@ class ConformalTraining:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics, ``size`` that of the smooth sets."""
+        """Returns the loss of ``batch``, and the updated state with metrics; ``size`` is the mean size of the sets."""
         half = batch.label.shape[0] // 2
         if not half:
             raise ValueError(f"batch must hold at least 2 images, got {batch.label.shape[0]}.")
@@ -90,12 +96,12 @@ conformal_training = ConformalTraining
 def soft_quantile(
     values: Float[Array, " n"], *, rank: int | Array, dispersion: float | Array = 0.1
 ) -> Float[Array, ""]:
-    r"""Computes a smooth stand-in for the k-th smallest value.
+    r"""Computes a smooth approximation of the k-th smallest value.
 
     .. math:: q: \quad \sum_i \mathrm{sigmoid}\Bigl(\frac{q - v_i}{d}\Bigr) = k - \tfrac 1 2
 
-    It tends to the k-th smallest value as d tends to 0. Its gradient, that of the root of the equation, is weights that
-    sum to 1, largest for the values nearest to q.
+    q tends to the k-th smallest value as d tends to 0. Its gradient, by the implicit function theorem, is a vector of
+    weights that sum to 1 and are largest for the values nearest to q.
 
     Args:
       values: ``(n,)``, floating.
@@ -108,6 +114,13 @@ def soft_quantile(
     Raises:
       ValueError: for values that are not a vector of at least one, a rank outside 1, ..., n, or a dispersion that is
         not positive.
+
+    Example:
+      >>> values = jnp.array([3.0, 1.0, 2.0])
+      >>> smallest = jax.jit(jax.value_and_grad(lambda v: losses.soft_quantile(v, rank=1, dispersion=0.5)))
+      >>> smooth, weights = smallest(values)
+      >>> print(f"{smooth:.2f}", weights)
+      0.81 [0.04 0.73 0.23]
     """
     _validate.positive(dispersion=dispersion)
     _validate.at_least(1, rank=rank)
@@ -123,10 +136,10 @@ def soft_quantile(
         middle = ends.mean()
         return jnp.where(below(middle, fixed).sum() < target, ends.at[0].set(middle), ends.at[1].set(middle))
 
-    margin = jax.lax.stop_gradient(d) * math.log(2 * values.size)  # with which the root is between the ends
+    margin = jax.lax.stop_gradient(d) * math.log(2 * values.size)  # wide enough that the root lies between the ends
     ends = jax.lax.fori_loop(0, 40, halve, jnp.stack([fixed.min() - margin, fixed.max() + margin]))
     root = jax.lax.stop_gradient(ends.mean())
     slope = jax.lax.stop_gradient(jax.grad(lambda q: below(q, fixed).sum())(root))
-    # A step of Newton's, whose derivative is that of the implicit function. Without a slope there is nothing to gain.
+    # One Newton step, whose derivative is the derivative of the implicit function; none where the slope is 0.
     step = (below(root, values).sum() - target) / jnp.where(slope > 0, slope, 1)
     return root - jnp.where(slope > 0, step, 0)

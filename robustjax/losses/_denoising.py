@@ -1,4 +1,4 @@
-"""Objectives for what stands in front of a classifier: denoisers, and the noise predictor of a diffusion model."""
+"""Objectives for networks in front of a classifier: denoisers, and the noise predictor of a diffusion model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ from robustjax.perturbations import gaussian_noise
 from robustjax.typing import Batch, ModelState, Outputs
 
 Schedule = Literal["cosine", "linear"]
-"""How the noise of a diffusion grows."""
+"""How the noise of a diffusion grows with its steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising:
-    r"""Mean squared error of denoised images, for each pixel.
+    r"""Mean squared error of denoised images, per pixel.
 
     .. math:: \frac 1 d\, \mathbb{E}_{z \sim \mathcal{N}(0, I)} \lVert D(x + \sigma z) - x \rVert_2^2
 
     Attributes:
       sigma: standard deviation of the noise, in units of [0, 1] images.
+
+    Example:
+      >>> loss, aux = losses.denoising.mse(sigma=0.25)(key, denoise, model, batch)
+      >>> f"loss {loss:.3f}"
+      'loss 0.022'
 
     Reference:
       Salman et al. 2020, Denoised Smoothing: A Provable Defense for Pretrained Classifiers, arXiv 2003.01908.
@@ -43,7 +48,7 @@ class Denoising:
     def __call__(
         self, key: Key[Array, ""], apply: Callable, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with ``loss`` as the only metric."""
+        """Returns the loss of ``batch``, and the updated state with ``loss`` as the only metric."""
         images, noisy = _noisy_images(key, batch.image, self.sigma)
         found, state = apply(state, noisy, train=True)
         loss = jnp.square(_checked(found, images) - images).mean()
@@ -52,17 +57,25 @@ class Denoising:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoisingStability:
-    r"""Cross-entropy of a classifier behind the denoiser, to what it answers without noise.
+    r"""Cross-entropy of a classifier behind the denoiser, with its own answers to the clean images as labels.
 
     .. math:: \mathbb{E}_{z \sim \mathcal{N}(0, I)}\, \ell\bigl(f(D(x + \sigma z)),\ \arg\max f(x)\bigr)
 
-    No label is needed. The classifier f stays as it is: its arrays are ``state.batch_stats["classifier"]``, a
-    dictionary of ``params`` and ``batch_stats``, so that a compiled step takes them as arguments. What the denoiser
-    itself may have of batch statistics stands beside them.
+    No labels are needed. The classifier f is not trained: its arrays are in ``state.batch_stats["classifier"]``, a
+    dictionary of ``params`` and ``batch_stats``, so that a compiled step takes them as arguments. Batch statistics of
+    the denoiser itself, if any, are in the same dictionary ``state.batch_stats``.
 
     Attributes:
       classify: f as ``(state, x) -> Outputs``, such as ``outputs`` of :func:`robustjax.models.functional`.
       sigma: standard deviation of the noise, in units of [0, 1] images.
+
+    Example:
+      >>> classify = lambda state, x: apply(state, x)[0]
+      >>> with_classifier = model._replace(batch_stats={"classifier": state._asdict()})
+      >>> objective = losses.denoising.stability(classify=classify, sigma=0.25)
+      >>> loss, aux = objective(key, denoise, with_classifier, batch)
+      >>> f"loss {loss:.2f}, accuracy {aux.metrics['accuracy']:.2f}"
+      'loss 0.47, accuracy 0.50'
 
     Reference:
       Salman et al. 2020, Denoised Smoothing: A Provable Defense for Pretrained Classifiers, arXiv 2003.01908.
@@ -77,7 +90,7 @@ class DenoisingStability:
     def __call__(
         self, key: Key[Array, ""], apply: Callable, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics, ``accuracy`` under noise among them."""
+        """Returns the loss of ``batch``, and the updated state with metrics; ``accuracy`` is measured under noise."""
         if "classifier" not in state.batch_stats:
             raise ValueError(f"state.batch_stats must hold 'classifier', got {sorted(state.batch_stats)}.")
         frozen = state.batch_stats["classifier"]
@@ -94,7 +107,7 @@ class DenoisingStability:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion:
-    r"""Mean squared error of the noise predicted in images at a random step of a diffusion.
+    r"""Mean squared error of the predicted noise, at a random step of a diffusion.
 
     .. math:: \frac 1 d\, \mathbb{E}_{t, \epsilon}\, \Bigl\lVert \epsilon - \epsilon_\theta\bigl(\sqrt{\bar\alpha_t}\,
               (2 x - 1) + \sqrt{1 - \bar\alpha_t}\, \epsilon,\ t\bigr) \Bigr\rVert_2^2
@@ -104,6 +117,12 @@ class Diffusion:
     Attributes:
       num_steps: of the diffusion.
       schedule: of :func:`alphas_bar`.
+
+    Example:
+      >>> predict = lambda state, x, t, *, train: (state.params["kept"] * x, state)  # half of what it sees is noise
+      >>> loss, aux = losses.denoising.diffusion()(key, predict, model, batch)
+      >>> f"loss {loss:.2f}"
+      'loss 0.78'
 
     Reference:
       Ho, Jain and Abbeel 2020, Denoising Diffusion Probabilistic Models, arXiv 2006.11239.
@@ -118,7 +137,7 @@ class Diffusion:
     def __call__(
         self, key: Key[Array, ""], apply: Callable, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with ``loss`` as the only metric."""
+        """Returns the loss of ``batch``, and the updated state with ``loss`` as the only metric."""
         time_key, noise_key = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
         images = batch.image
         share = alphas_bar(self.num_steps, schedule=self.schedule)
@@ -137,11 +156,11 @@ diffusion = Diffusion
 
 
 def alphas_bar(num_steps: int = 1000, *, schedule: Schedule = "cosine") -> np.ndarray:
-    r"""Computes how much of an image's variance is left at each step of a diffusion.
+    r"""Computes the share of an image's variance that is left at each step of a diffusion.
 
     .. math:: \bar\alpha_t = \prod_{s \le t} (1 - \beta_s)
 
-    ``linear``: beta goes from 1e-4 to 0.02 in 1000 steps, and in proportion in another number of them. ``cosine``:
+    ``linear``: beta rises from 1e-4 to 0.02 in 1000 steps, and is scaled by 1000 / T for T steps. ``cosine``:
     :math:`\beta_t = \min\bigl(1 - a_{t+1} / a_t,\ 0.999\bigr)` with
     :math:`a_t = \cos^2\bigl(\frac{\pi}{2} \cdot \frac{t / T + 0.008}{1.008}\bigr)`.
 
@@ -153,7 +172,11 @@ def alphas_bar(num_steps: int = 1000, *, schedule: Schedule = "cosine") -> np.nd
       ``(num_steps,)`` float64 on the host, decreasing, strictly between 0 and 1.
 
     Raises:
-      ValueError: for another schedule, or too few steps: 2, and 21 for the linear schedule.
+      ValueError: for an unknown schedule, or too few steps: at least 2, and 21 for the linear schedule.
+
+    Example:
+      >>> losses.denoising.alphas_bar(4)
+      array([0.85, 0.49, 0.14, 0.  ])
 
     Reference:
       linear: Ho, Jain and Abbeel 2020, arXiv 2006.11239; cosine: Nichol and Dhariwal 2021, Improved Denoising
@@ -171,12 +194,12 @@ def alphas_bar(num_steps: int = 1000, *, schedule: Schedule = "cosine") -> np.nd
 
 
 def _noisy_images(key: Array, images: Array, sigma: float) -> tuple[Array, Array]:
-    """The images, and the same with noise, both float32."""
+    """The images, and the images with noise, both float32."""
     return images.astype(jnp.float32), gaussian_noise(jax.random.fold_in(key, 1), images, sigma=sigma)
 
 
 def _checked(found: Array, images: Array) -> Array:
     if getattr(found, "shape", None) != images.shape:
         got = getattr(found, "shape", type(found).__name__)
-        raise ValueError(f"apply must give images of shape {images.shape}, got {got}.")
+        raise ValueError(f"apply must return images of shape {images.shape}, got {got}.")
     return found

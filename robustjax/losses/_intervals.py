@@ -17,27 +17,33 @@ from robustjax.typing import Apply, Batch, ModelState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IntervalTraining:
-    r"""Cross-entropy of the answer, and of the worst answer that intervals leave possible in the linf ball.
+    r"""Cross-entropy of the answer, and of the worst answer in the linf ball that interval bounds cannot rule out.
 
     .. math:: \kappa\, \ell\bigl(f(x), y\bigr) + (1 - \kappa)\, \ell(\hat z, y), \qquad
               \hat z_j - \hat z_y = -\underline m_j, \quad
               \underline m_j \le \min_{\lVert x' - x \rVert_\infty \le \epsilon} f_y(x') - f_j(x')
 
     with the bounds of :func:`robustjax.certification.intervals.certify`: within [0, 1], and with the last layer elided.
-    They are bounds of the model at inference, with the batch statistics that it has.
+    The bounds hold for the model at inference, with its running batch statistics.
 
-    Training starts well only from small balls: the paper begins with kappa 1 and epsilon 0 and moves both linearly.
-    Both may be traced, so that a step can be compiled once and told where it is::
+    Training has to start from small balls: the paper begins with kappa 1 and epsilon 0 and changes both linearly, as
+    :func:`scheduled` does::
 
-        share = jnp.clip((step - 2_000) / 10_000, 0.0, 1.0)
-        objective = IntervalTraining(epsilon=0.2 * share, kappa=1 - 0.5 * share)
+        ramp = functools.partial(losses.ramp, begin=2_000, steps=10_000)
+        losses.scheduled(losses.interval_training(), epsilon=ramp(end=0.2), kappa=ramp(start=1.0, end=0.5))
 
     The metric ``verified`` is the share of the batch whose margins are all positive.
 
     Attributes:
-      epsilon: radius of the ball, linf in units of [0, 1] images; in the paper more than what is to be certified, 0.4
-        for 0.3 on MNIST.
-      kappa: share of the answer at the image itself, 0 to 1.
+      epsilon: radius of the ball, linf in units of [0, 1] images; in the paper larger than the radius to be certified,
+        0.4 for 0.3 on MNIST.
+      kappa: weight of the cross-entropy at the image itself, 0 to 1.
+
+    Example:
+      >>> objective = losses.interval_training(epsilon=0.15)
+      >>> loss, aux = jax.jit(objective, static_argnums=1)(key, apply, state, batch)
+      >>> f"accuracy {aux.metrics['accuracy']:.2f}, verified {aux.metrics['verified']:.2f}"
+      'accuracy 1.00, verified 0.50'
 
     Reference:
       Gowal et al. 2018, On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models,
@@ -55,7 +61,7 @@ class IntervalTraining:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         outputs, renewed = apply(state, batch.image, train=True)
         bounds = margin_bounds(lambda x: apply(state, x)[0].logits, *ball(batch.image, self.epsilon), batch.label)
         loss = self.kappa * cross_entropy(outputs.logits, batch.label).mean()

@@ -1,4 +1,4 @@
-"""Training of several modalities so that none of them alone decides."""
+"""Training of several modalities so that no single modality decides the answer."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from robustjax.typing import Apply, Batch, ModelState
 
 
 def unimodal_margin(scores: Float[Array, "batch modalities classes"], labels: Int[Array, " batch"]) -> Array:
-    r"""Computes a smooth largest deficit of the label in any modality, which is small where each is right by itself.
+    r"""Computes a smooth maximum of the label's deficits over all modalities: small where each modality is right.
 
     .. math:: \ln\Bigl(\sum_m \sum_{k \ne y} e^{\zeta_{mk} - \zeta_{my}} + 10^{-5}\Bigr)
 
     Args:
-      scores: ``(batch, modalities, classes)``, what each modality says.
-      labels: ``(batch,)``.
+      scores: ``(batch, modalities, classes)``, the score of each modality for each class.
+      labels: ``(batch,)``, integer.
 
     Returns:
       ``(batch,)``, at least ln 1e-5.
+
+    Example:
+      >>> scores = jnp.array([[[3.0, 1.0], [2.0, 0.0]], [[3.0, 1.0], [0.0, 2.0]]])  # two modalities of two classes
+      >>> print(losses.unimodal_margin(scores, labels))  # the second modality is wrong about the second input
+      [-1.31  2.02]
 
     Reference:
       Yang et al. 2024, arXiv 2402.06244.
@@ -52,7 +57,7 @@ def pair_radii(
       weights: ``(modalities, classes)``.
       bias: ``(classes,)``.
       constants: ``(modalities, classes)``.
-      modality: the one that is changed; None for all.
+      modality: index of the modality that changes; None for all.
 
     Returns:
       ``(batch, classes)``, signed; infinite at y.
@@ -62,7 +67,7 @@ def pair_radii(
     slope = jnp.abs(weights) * constants
     slope = slope if modality is None else slope[modality : modality + 1]
     of_pair = slope.T[labels][:, :, None] + slope[None]
-    # Where nothing moves, the norm is 0: a little more than that keeps the radius and its gradient finite.
+    # The norm is 0 where no score can change: a little more keeps the radius and its gradient finite.
     radii = margins / jnp.sqrt(jnp.square(of_pair).sum(1) + 1e-24)
     return jnp.where(jnp.arange(logits.shape[-1])[None] == labels[:, None], jnp.inf, radii)
 
@@ -78,7 +83,14 @@ class MultimodalMargin:
 
     Attributes:
       rho: weight of the margins, at least 0.
-      num_modalities: of the model.
+      num_modalities: number of modalities of the model.
+
+    Example:
+      >>> module = models.multimodal(key, hidden=None, image_shape=(2, 2, 1), num_classes=2)
+      >>> model = models.functional(module)  # a left and a right half
+      >>> loss, aux = jax.jit(losses.multimodal_margin(rho=2.0), static_argnums=1)(key, model.apply, model.state, batch)
+      >>> f"loss {loss:.2f}, margin {aux.metrics['unimodal_margin']:.2f}"
+      'loss 1.78, margin 0.55'
 
     Reference:
       Yang et al. 2024, Quantifying and Enhancing Multi-modal Robustness with Modality Preference, arXiv 2402.06244.
@@ -94,7 +106,7 @@ class MultimodalMargin:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the mean loss of ``batch``, and the renewed state with metrics."""
+        """Returns the mean loss of ``batch``, and the updated state with metrics."""
         outputs, state = apply(state, batch.image, train=True)
         scores = outputs.features.reshape(len(batch.image), self.num_modalities, -1)
         margin = unimodal_margin(scores, batch.label).mean()
@@ -109,17 +121,25 @@ class MultimodalRadius:
 
     .. math:: -\mathbb{E}\, \min_{j \ne y} r_j(x)
 
-    with the signed radii of :func:`robustjax.certification.multimodal.radius`. The parameters must be those of
-    :func:`robustjax.models.multimodal`; all but its ``weights`` get no gradient, and an optimizer with weight decay
-    has to be kept off them (``optax.masked``).
+    with the signed radii of :func:`robustjax.certification.multimodal.radius`. The model must be a
+    :func:`robustjax.models.multimodal`. Only its ``weights`` get a gradient: mask all other parameters from weight
+    decay (``optax.masked``).
 
     Attributes:
-      constants: Lipschitz constants of the scores, a tuple of classes for each modality: those of the model as it is,
-        which this step does not change.
+      constants: Lipschitz constants of the scores of the given model, for each modality a tuple with one constant for
+        each class. Training the ``weights`` does not change them.
+
+    Example:
+      >>> module = models.multimodal(key, hidden=None, image_shape=(2, 2, 1), num_classes=2)
+      >>> model = models.functional(module)  # linear encoders, with Lipschitz constants of 1
+      >>> objective = losses.multimodal_radius(constants=((1.0, 1.0), (1.0, 1.0)))
+      >>> loss, aux = jax.jit(objective, static_argnums=1)(key, model.apply, model.state, batch)
+      >>> f"mean radius {aux.metrics['radius']:.3f}"
+      'mean radius 0.100'
 
     Reference:
-      Yang et al. 2024, arXiv 2402.06244. Differs from the authors' code, which takes the runner-up for j, whose radius
-      need not be the least, and largest gradients seen in training for the constants, which bound nothing.
+      Yang et al. 2024, arXiv 2402.06244. Differs from the authors' code, which takes for j the runner-up, whose radius
+      need not be the smallest, and for the constants the largest gradients seen in training, which are no bounds.
     """
 
     constants: tuple[tuple[float, ...], ...]

@@ -1,4 +1,4 @@
-"""Training with outliers: rows of a batch whose label is -1, inputs that are of no class."""
+"""Training with outliers: rows of a batch with the label -1, inputs that belong to no class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robustjax.typing import Apply, Batch, ModelState
 
 
 def uniform_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
-    r"""Computes the cross-entropy of each example to its label or, for an outlier, to the uniform distribution.
+    r"""Computes the cross-entropy of each example with its label or, for an outlier, with the uniform distribution.
 
     .. math:: \ln \sum_k e^{f_k(x)} - f_y(x) \quad\text{or}\quad \ln \sum_k e^{f_k(x)} - \frac{1}{K} \sum_k f_k(x)
 
@@ -24,16 +24,20 @@ def uniform_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[A
       labels: ``(batch,)``, integer, in ``0, ..., classes - 1``, or negative for an outlier.
 
     Returns:
-      ``(batch,)`` losses; those of outliers are at least :math:`\ln K`, which equal logits attain.
+      ``(batch,)`` losses; the loss of an outlier is at least :math:`\ln K`, which equal logits attain.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
+
+    Example:
+      >>> print(losses.outliers.uniform_cross_entropy(logits, jnp.array([0, -1])))  # the second is an outlier
+      [0.19 1.94]
 
     Reference:
       Hendrycks, Mazeika and Dietterich 2019, Deep Anomaly Detection with Outlier Exposure, arXiv 1812.04606.
     """
     check_logits_and_labels(logits, labels)
-    # Means of differences, not a difference of means: exact where all logits are large and equal.
+    # A mean of differences, not a difference of means: exact where all logits are large and equal.
     to_uniform = -jax.nn.log_softmax(logits).mean(-1)
     return jnp.where(labels < 0, to_uniform, cross_entropy(logits, jnp.maximum(labels, 0)))
 
@@ -45,14 +49,14 @@ def energy_hinge(
     m_in: float | Float[Array, ""] = -23.0,
     m_out: float | Float[Array, ""] = -5.0,
 ) -> Float[Array, " batch"]:
-    r"""Computes the squared distance of each example's energy from where it should be.
+    r"""Computes the squared hinge of each example's energy: by how much it violates its margin.
 
     .. math:: \max(0, E - m_\mathrm{in})^2 \quad\text{or, for an outlier,}\quad \max(0, m_\mathrm{out} - E)^2,
        \qquad E = -\ln \sum_k e^{f_k(x)}
 
     Args:
       logits: ``(batch, classes)``, floating.
-      labels: ``(batch,)``, integer; negative for an outlier, whatever else for an example of a class.
+      labels: ``(batch,)``, integer; negative for an outlier, any other value for an example of a class.
       m_in: energy below which an example of a class costs nothing, less than ``m_out``; may be traced.
       m_out: energy above which an outlier costs nothing; may be traced.
 
@@ -61,6 +65,12 @@ def energy_hinge(
 
     Raises:
       ValueError: shapes or dtypes do not fit, or ``m_in`` is not less than ``m_out``.
+
+    Example:
+      >>> print(-jax.nn.logsumexp(logits, axis=-1))  # energies
+      [-3.19 -2.44]
+      >>> print(losses.outliers.energy_hinge(logits, jnp.array([0, -1]), m_in=-4.0, m_out=-1.0))
+      [0.66 2.07]
 
     Reference:
       Liu, Wang, Owens and Li 2020, Energy-based Out-of-distribution Detection, arXiv 2010.03759.
@@ -73,17 +83,22 @@ def energy_hinge(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutlierExposure:
-    r"""Cross-entropy, and for outliers the cross-entropy to the uniform distribution.
+    r"""Cross-entropy, with the uniform distribution as the target of outliers.
 
     .. math:: \mathbb{E}_\mathrm{in}\, \ell\bigl(f(x), y\bigr)
        + \lambda\, \mathbb{E}_\mathrm{out}\, \ell\bigl(f(x), \tfrac{1}{K}\bigr)
 
-    Each expectation is the mean over its own rows of the batch, those with a label and those with label -1; a group
-    without rows adds 0. Batch normalisation sees both together. The metric ``accuracy`` is that of the rows with a
-    label, ``outlier_loss`` the second expectation, at least :math:`\ln K`.
+    The first expectation is the mean over the rows with a label, the second the mean over the rows with label -1; a
+    group without rows adds 0. Batch normalisation sees both groups together. The metric ``accuracy`` counts only the
+    rows with a label; ``outlier_loss`` is the second expectation, at least :math:`\ln K`.
 
     Attributes:
-      weight: of the outliers, :math:`\lambda`.
+      weight: weight of the outliers, :math:`\lambda`.
+
+    Example:
+      >>> loss, aux = losses.outliers.outlier_exposure(weight=0.5)(key, apply, state, mixed)
+      >>> f"loss {loss:.2f}, outlier loss {aux.metrics['outlier_loss']:.2f}"
+      'loss 0.47, outlier loss 0.77'
 
     Reference:
       Hendrycks, Mazeika and Dietterich 2019, Deep Anomaly Detection with Outlier Exposure, arXiv 1812.04606.
@@ -97,7 +112,7 @@ class OutlierExposure:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         outputs, state = apply(state, batch.image, train=True)
         losses, known = uniform_cross_entropy(outputs.logits, batch.label), batch.label >= 0
         outlier_loss = _mean(losses, ~known)
@@ -114,18 +129,24 @@ class EnergyBounded:
        \mathbb{E}_\mathrm{in} \max(0, E(x) - m_\mathrm{in})^2 + \mathbb{E}_\mathrm{out} \max(0, m_\mathrm{out} - E(x))^2
        \bigr), \qquad E(x) = -\ln \sum_k e^{f_k(x)}
 
-    Each expectation is the mean over its own rows of the batch, those with a label and those with label -1; a group
-    without rows adds 0. Batch normalisation sees both together. The metric ``accuracy`` is that of the rows with a
-    label, ``energy_loss`` what :math:`\lambda` multiplies.
+    :math:`\mathbb{E}_\mathrm{in}` is the mean over the rows with a label, :math:`\mathbb{E}_\mathrm{out}` the mean over
+    the rows with label -1; a group without rows adds 0. Batch normalisation sees both groups together. The metric
+    ``accuracy`` counts only the rows with a label; ``energy_loss`` is the term that :math:`\lambda` multiplies.
 
-    For the fine-tuning of a trained model, in the paper over 10 epochs at learning rate 0.001. The margins are
-    energies of that model, and the paper's, for a Wide ResNet on CIFAR-10, are far from those of an untrained one:
-    choose them from the energies of training images and outliers.
+    The objective fine-tunes a trained model, in the paper for 10 epochs at learning rate 0.001. Choose the margins from
+    the energies that the model assigns to training images and outliers: the paper's margins fit a trained Wide ResNet
+    on CIFAR-10, and an untrained model's energies are far from them.
 
     Attributes:
       m_in: energy below which examples of a class cost nothing.
       m_out: energy above which outliers cost nothing.
-      weight: of the energies, :math:`\lambda`.
+      weight: weight of the energy terms, :math:`\lambda`.
+
+    Example:
+      >>> objective = losses.outliers.energy_bounded(m_in=-1.0, m_out=-0.5)
+      >>> loss, aux = objective(key, apply, state, mixed)
+      >>> f"loss {loss:.2f}, energy loss {aux.metrics['energy_loss']:.2f}"
+      'loss 0.09, energy loss 0.07'
 
     Reference:
       Liu, Wang, Owens and Li 2020, Energy-based Out-of-distribution Detection, arXiv 2010.03759.
@@ -142,7 +163,7 @@ class EnergyBounded:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         outputs, state = apply(state, batch.image, train=True)
         known = batch.label >= 0
         bounds = energy_hinge(outputs.logits, batch.label, m_in=self.m_in, m_out=self.m_out)
@@ -157,7 +178,7 @@ energy_bounded = EnergyBounded
 
 
 def _mean(values: Array, rows: Array) -> Array:
-    """The mean over some rows, 0 where there are none."""
+    """The mean over some rows, 0 if there are none."""
     return values.sum(where=rows, dtype=jnp.float32) / jnp.maximum(rows.sum(dtype=jnp.float32), 1)
 
 

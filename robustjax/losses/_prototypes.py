@@ -1,4 +1,4 @@
-"""Objectives for networks of prototypes: a margin between probabilities, and the certified radius itself."""
+"""Objectives for prototype networks: a margin between probabilities, and the certified radius itself."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ from robustjax.typing import Apply, Batch, ModelState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrototypeMargin:
-    r"""Hinge on the difference of two probabilities: of the best wrong class, and of the right one.
+    r"""Hinge on the probability of the best wrong class minus the probability of the right class.
 
     .. math:: \mathbb{E}\, \max\Bigl(0,\ \max_{j \ne y} p_j(x) - p_y(x) + m\Bigr)
 
-    For models whose logits are logarithms of probabilities that do not sum to 1, such as those of
-    :func:`robustjax.models.prototypes.classifier`: cross-entropy has no meaning for them.
+    For models whose logits are logarithms of probabilities that do not sum to 1, such as
+    :func:`robustjax.models.prototypes.classifier`: cross-entropy has no meaning for such a model.
 
     Attributes:
       margin: m, in (0, 1).
+
+    Example:
+      >>> module = models.prototypes.classifier(key, image, batch.label, num_classes=2, reasoning="rbf")
+      >>> model = models.functional(module)  # with the images themselves as prototypes
+      >>> objective = losses.prototype_margin(margin=0.3)
+      >>> loss, aux = jax.jit(objective, static_argnums=1)(key, model.apply, model.state, batch)
+      >>> f"loss {loss:.2f}, accuracy {aux.metrics['accuracy']:.2f}"
+      'loss 0.00, accuracy 1.00'
 
     Reference:
       Saralajew et al. 2024, A Robust Prototype-Based Network with Interpretable RBF Classifier Foundations,
@@ -50,17 +58,23 @@ class PrototypeMargin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrototypeRadius:
-    r"""Minus the certified radius of a network of prototypes, up to a radius that is enough.
+    r"""Negative certified radius of a prototype network; with a target, radii beyond the target cost nothing.
 
     .. math:: \mathbb{E}\, \max\bigl(0,\ \tau - R(x, y)\bigr), \text{ or } -\mathbb{E}\, R(x, y)
 
     with the signed l2 radius R of :func:`robustjax.certification.prototypes.radius`, negative where the answer is
-    wrong. The parameters must be those of :func:`robustjax.models.prototypes.classifier`. The metric ``radius`` is the
-    mean of R.
+    wrong. The model must be a :func:`robustjax.models.prototypes.classifier`. The metric ``radius`` is the mean of R.
 
     Attributes:
-      target: tau, l2 in units of [0, 1] images; None for no bound.
-      cancel: False for the published radius, which is at most as large.
+      target: tau, l2 in units of [0, 1] images; None for the second form, without a bound.
+      cancel: False for the published radius, which is never larger.
+
+    Example:
+      >>> module = models.prototypes.classifier(key, image, batch.label, num_classes=2, reasoning="rbf")
+      >>> model = models.functional(module)  # with the images themselves as prototypes
+      >>> loss, aux = jax.jit(losses.prototype_radius(), static_argnums=1)(key, model.apply, model.state, batch)
+      >>> f"mean radius {aux.metrics['radius']:.2f}"
+      'mean radius 0.42'
 
     Reference:
       Saralajew et al. 2024, A Robust Prototype-Based Network with Interpretable RBF Classifier Foundations,
@@ -77,7 +91,7 @@ class PrototypeRadius:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the mean loss of ``batch``, and the state with metrics; ``apply`` is not asked."""
+        """Returns the mean loss of ``batch``, and the state with metrics; ``apply`` is not called."""
         del apply
         network = models.prototypes.network(state.params)
         radius = models.prototypes.radius(network, batch.image, batch.label, cancel=self.cancel)

@@ -1,4 +1,4 @@
-"""Pre-training that makes the features of an image agree at all levels of noise (rRCM)."""
+"""Pre-training that makes the features of an image agree at all noise levels (rRCM)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,33 @@ from robustjax.typing import Apply, Batch, ModelState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConsistencyPretraining:
-    r"""Contrast between two views of an image, and agreement of its features along one path of noise; without labels.
+    r"""Contrast between two views of an image, and agreement of its features along one noise path; needs no labels.
 
     .. math:: C\bigl(p(a_0), \bar p(b_0)\bigr) + C\bigl(p(b_0), \bar p(a_0)\bigr) + C\bigl(q(a_i), \mathrm{sg}\,
               q(a_{i+1})\bigr), \qquad a_i = a + t_i \epsilon,\ b_0 = b + t_{\min} \epsilon
 
-    C is :func:`info_nce`; a and b are two augmentations, with one draw of noise for both; p and q are two projections
-    of the features, and the bar stands for weights that follow those of training by an exponential moving average. The
-    index i is random for each image, and i + 1 is the next smaller level of noise.
+    C is :func:`info_nce`; a and b are two augmentations with the same draw of noise; p and q are two projections of the
+    features, and the bar denotes an exponential moving average of the trained weights. The index i is random for each
+    image, and i + 1 is the next smaller noise level.
 
-    The state is that of :func:`pretraining_state`. Differs from the authors' in that the network is told the level of
-    noise by :func:`precondition` alone, that views are of one size, and that the number of levels and the decay stay
-    as they are; for a decay that grows see :func:`scheduled`.
+    The state comes from :func:`pretraining_state`. Differs from the authors' code in three ways: the network learns the
+    noise level only from :func:`precondition`, views have one size, and the number of levels and the decay are
+    constant; see :func:`scheduled` for a decay that grows.
 
     Attributes:
       augment: ``(key, images) -> images``, called twice; None makes a and b the same.
-      num_levels: of noise, 20 at the start in the paper, at least 2.
-      smallest: t_min, of images in [-1, 1].
-      largest: likewise.
-      temperature: of the similarities.
-      decay: of the moving average, in [0, 1]; in the paper from 0.99 to 0.9999.
+      num_levels: number of noise levels, at least 2; 20 at the start in the paper.
+      smallest: t_min, for images in [-1, 1].
+      largest: t_max, for images in [-1, 1].
+      temperature: temperature of the similarities.
+      decay: decay of the moving average, in [0, 1]; in the paper from 0.99 to 0.9999.
+
+    Example:
+      >>> pretraining = losses.rrcm.pretraining_state(key, state, num_features=4)
+      >>> objective = losses.rrcm.consistency_pretraining()
+      >>> loss, aux = jax.jit(objective, static_argnums=1)(key, apply, pretraining, batch)
+      >>> f"contrast {aux.metrics['contrast']:.2f}, consistency {aux.metrics['consistency']:.2f}"
+      'contrast 0.01, consistency 0.11'
 
     Reference:
       Lei et al. 2025, Robust Representation Consistency Model via Contrastive Denoising, arXiv 2501.13094.
@@ -61,7 +68,7 @@ class ConsistencyPretraining:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics ``loss``, ``contrast``, ``consistency``."""
+        """Returns the loss of ``batch``, and the updated state with metrics ``loss``, ``contrast``, ``consistency``."""
         if "target" not in state.batch_stats:
             raise ValueError(f"state.batch_stats must hold 'target', got {sorted(state.batch_stats)}.")
         keys = jax.random.split(key, 4)
@@ -72,7 +79,7 @@ class ConsistencyPretraining:
         index = jax.random.randint(keys[3], a.shape[:1], 0, self.num_levels - 1)
 
         def features(params: Any, *pairs: tuple[Array, Array]) -> list[Array]:
-            """Of images at levels of noise, by one pass."""
+            """Features of images at noise levels, by one pass."""
             inputs = [precondition(x + t.reshape(-1, 1, 1, 1) * noise, t) for x, t in pairs]
             model = ModelState(params["model"], state.batch_stats["model"])
             outputs, renewed = apply(model, jnp.concatenate(inputs), train=True)
@@ -83,7 +90,7 @@ class ConsistencyPretraining:
         least = jnp.broadcast_to(levels[-1], index.shape)
         params, target = state.params, state.batch_stats["target"]
         of_a, of_b, noisier = features(params, (a, least), (b, least), (a, levels[index]))
-        # One step ahead of the gradient: what has gone into the weights so far.
+        # The average already includes the current weights, which this step's gradient has not changed yet.
         target = jax.tree.map(
             lambda mean, new: self.decay * mean + (1 - self.decay) * jax.lax.stop_gradient(new), target, params
         )
@@ -105,13 +112,19 @@ consistency_pretraining = ConsistencyPretraining
 
 @dataclasses.dataclass(frozen=True)
 class Preconditioned:
-    """A model at one level of noise: ``function(state, x)`` of inputs that :func:`precondition` has scaled.
+    """A model at one noise level: ``function(state, x)`` of inputs that :func:`precondition` has scaled.
 
-    Fine-tuning and certification see it in place of the model; two of equal parts are equal.
+    Use it instead of the model for fine-tuning and certification. Two with equal arguments are equal.
 
     Attributes:
       function: ``(state, x, ...)``, such as ``apply`` and ``outputs`` of :func:`robustjax.models.functional`.
-      sigma: standard deviation of the noise, in units of [0, 1] images; t is twice that.
+      sigma: standard deviation of the noise, in units of [0, 1] images; t is twice sigma.
+
+    Example:
+      >>> noisy_apply = losses.rrcm.preconditioned(apply, sigma=0.5)
+      >>> outputs, _ = noisy_apply(state, image)
+      >>> print(outputs.logits[:, 1])  # smaller than those of apply by sqrt(1.25)
+      [-1.07  0.36]
     """
 
     function: Callable[..., Any]
@@ -129,16 +142,22 @@ preconditioned = Preconditioned
 
 
 def precondition(x: Float[Array, "batch ..."], t: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
-    r"""Computes what the network sees of noisy images: their contrast brought to one size at all levels of noise.
+    r"""Computes the network's inputs from noisy images: scales them to the same contrast at all noise levels.
 
     .. math:: \tfrac 1 2 + \frac{x - \tfrac 1 2}{\sqrt{t^2 + 0.25}}
 
     Args:
       x: ``(batch, ...)`` images in [0, 1] with noise of standard deviation t / 2, not clipped.
-      t: ``(batch,)`` levels of noise, of images in [-1, 1].
+      t: ``(batch,)`` noise levels, for images in [-1, 1].
 
     Returns:
-      Of the shape of ``x``.
+      An array of the shape of ``x``.
+
+    Example:
+      >>> x = jnp.array([[0.0, 1.0], [0.0, 1.0]])
+      >>> print(losses.rrcm.precondition(x, jnp.array([0.0, 2.0])))
+      [[-0.5   1.5 ]
+       [ 0.26  0.74]]
 
     Reference:
       Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models, arXiv 2206.00364, where
@@ -148,20 +167,24 @@ def precondition(x: Float[Array, "batch ..."], t: Float[Array, " batch"]) -> Flo
 
 
 def noise_levels(num: int = 20, *, smallest: float = 0.002, largest: float = 80.0) -> np.ndarray:
-    r"""Computes the levels of noise of a path, from the largest down.
+    r"""Computes the noise levels of a path, from the largest to the smallest.
 
     .. math:: t_i = \Bigl(t_{\max}^{1/7} + \frac{i}{N - 1} \bigl(t_{\min}^{1/7} - t_{\max}^{1/7}\bigr)\Bigr)^7
 
     Args:
       num: N, at least 2.
-      smallest: t_min, of images in [-1, 1].
-      largest: t_max, likewise.
+      smallest: t_min, for images in [-1, 1].
+      largest: t_max, for images in [-1, 1].
 
     Returns:
       ``(num,)`` float64 on the host, decreasing.
 
     Raises:
       ValueError: for an argument out of its range, or a largest level that is not above the smallest.
+
+    Example:
+      >>> print(losses.rrcm.noise_levels(5, smallest=0.01))
+      [80.   19.81  3.46  0.34  0.01]
 
     Reference:
       Karras et al. 2022, arXiv 2206.00364.
@@ -176,13 +199,13 @@ def noise_levels(num: int = 20, *, smallest: float = 0.002, largest: float = 80.
 def info_nce(
     queries: Float[Array, "batch dim"], keys: Float[Array, "batch dim"], *, temperature: float = 0.2
 ) -> Float[Array, " batch"]:
-    r"""Computes how well each query finds its own key among those of the batch.
+    r"""Computes the loss of finding each query's own key among all keys of the batch.
 
     .. math:: -\ln \frac{e^{\cos(q_i, k_i) / \tau}}{\sum_j e^{\cos(q_i, k_j) / \tau}}
 
     Args:
       queries: ``(batch, dim)``.
-      keys: ``(batch, dim)``, row i that of query i.
+      keys: ``(batch, dim)``; row i is the key of query i.
       temperature: tau.
 
     Returns:
@@ -191,13 +214,18 @@ def info_nce(
     Raises:
       ValueError: for a temperature that is not positive, or shapes that differ.
 
+    Example:
+      >>> queries, keys = jnp.eye(2), jnp.array([[1.0, 0.0], [1.0, 1.0]])
+      >>> print(losses.info_nce(queries, keys, temperature=1.0))
+      [0.56 0.4 ]
+
     Reference:
       van den Oord, Li and Vinyals 2018, Representation Learning with Contrastive Predictive Coding, arXiv 1807.03748.
     """
     _validate.positive(temperature=temperature)
     if queries.shape != keys.shape:
         raise ValueError(f"queries and keys must have one shape, got {queries.shape} and {keys.shape}.")
-    # The square root has no gradient at 0: rows of zeros are given a norm of 1e-6.
+    # The square root has no gradient at 0: rows of zeros get a norm of 1e-6.
     unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
     similarity = unit(queries) @ unit(keys).T / temperature
     return jax.nn.logsumexp(similarity, axis=-1) - jnp.diagonal(similarity)
@@ -206,18 +234,23 @@ def info_nce(
 def pretraining_state(
     key: Key[Array, ""], model: ModelState, *, num_features: int, width: int = 128, dim: int = 64
 ) -> ModelState:
-    """Makes the state of :func:`consistency_pretraining` from that of a model.
+    """Makes the state of :func:`consistency_pretraining` from the state of a model.
 
     Args:
-      key: typed PRNG key of the projections.
-      model: the model's own state; after training it is :func:`pretrained_model` of the state.
-      num_features: of ``Outputs.features``.
-      width: of the hidden layer of a projection.
-      dim: numbers that a projection gives.
+      key: typed PRNG key for the projections.
+      model: state of the model; :func:`pretrained_model` takes it out again after training.
+      num_features: size of ``Outputs.features``.
+      width: size of the hidden layer of each projection.
+      dim: size of the output of each projection.
 
     Returns:
-      Parameters ``model``, and the projections ``contrast`` and ``consistency``; batch statistics ``model``, and
-      ``target``, the moving average of all parameters, which begins as they do.
+      A state with the parameters ``model``, ``contrast`` and ``consistency`` (the two projections), and the batch
+      statistics ``model`` and ``target``, the moving average of all parameters, which starts at their values.
+
+    Example:
+      >>> pretraining = losses.rrcm.pretraining_state(key, state, num_features=4)
+      >>> sorted(pretraining.params), sorted(pretraining.batch_stats)
+      (['consistency', 'contrast', 'model'], ['model', 'target'])
     """
     _validate.key(key)
     _validate.at_least(1, num_features=num_features, width=width, dim=dim)
@@ -238,13 +271,18 @@ def pretraining_state(
 
 
 def pretrained_model(state: ModelState) -> ModelState:
-    """Takes the model out of a state of pre-training.
+    """Takes the model out of a pre-training state.
 
     Args:
-      state: from :func:`pretraining_state`, trained.
+      state: a trained state from :func:`pretraining_state`.
 
     Returns:
-      The state of the model alone, with the weights of training and not their average.
+      The state of the model only, with the trained weights, not their moving average.
+
+    Example:
+      >>> pretraining = losses.rrcm.pretraining_state(key, state, num_features=4)
+      >>> list(losses.rrcm.pretrained_model(pretraining).params)
+      ['kernel']
     """
     return ModelState(state.params["model"], state.batch_stats["model"])
 

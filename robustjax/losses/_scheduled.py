@@ -1,4 +1,4 @@
-"""Objectives whose settings change while a model is trained."""
+"""Objectives whose settings change during training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ from robustjax.typing import Apply, Batch, ModelState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ramp:
-    r"""A number that goes from one value to another in a straight line.
+    r"""A number that changes linearly from one value to another.
 
     .. math:: v(t) = a + (b - a)\, \min\bigl(1, \max(0, (t - t_0) / n)\bigr)
 
-    With ``steps`` = 0 it jumps from ``start`` to ``end`` at ``begin``.
+    With ``steps=0`` it jumps from ``start`` to ``end`` at step ``begin``.
 
     Attributes:
-      end: b, its value after the ramp.
-      steps: n, how many steps of training the ramp takes.
-      start: a, its value before.
-      begin: t_0, the step at which it begins to change.
+      end: b, the value after the ramp.
+      steps: n, number of training steps that the ramp takes.
+      start: a, the value before the ramp.
+      begin: t_0, the step at which the ramp begins.
+
+    Example:
+      >>> epsilon = losses.ramp(end=1.0, steps=1000, begin=500)
+      >>> print(*(f"{epsilon(jnp.array(step)):.1f}" for step in (0, 500, 1000, 1500, 2000)))
+      0.0 0.0 0.5 1.0 1.0
     """
 
     end: float
@@ -42,7 +47,7 @@ class Ramp:
         _validate.at_least(0, steps=self.steps, begin=self.begin)
 
     def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """Returns its value at a step, float32."""
+        """Returns the value at a step, float32."""
         if not self.steps:
             return jnp.where(step >= self.begin, jnp.float32(self.end), jnp.float32(self.start))
         share = jnp.clip((step - self.begin).astype(jnp.float32) / self.steps, 0, 1)
@@ -51,10 +56,9 @@ class Ramp:
 
 @dataclasses.dataclass(frozen=True)
 class Scheduled:
-    """An objective with settings that follow the step of training; made by :func:`scheduled`.
+    """An objective with settings that depend on the training step; made by :func:`scheduled`.
 
-    A training step of :func:`robustjax.training.make_step` takes its settings at that step; called by itself, it is the
-    objective with its settings at the end.
+    :func:`robustjax.training.make_step` uses the settings of the current step; a direct call uses the final settings.
     """
 
     objective: Objective
@@ -63,28 +67,30 @@ class Scheduled:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch`` with all settings at their end, and the renewed state with metrics."""
+        """Returns the loss of ``batch`` with the final settings, and the updated state with metrics."""
         return _with(self.objective, {name: ramp.end for name, ramp in self.ramps})(key, apply, state, batch)
 
 
 def scheduled(objective: Any, **ramps: Any) -> Objective:
-    """Lets settings of an objective follow the step of training, as in the warm-ups of the papers.
-
-    ::
-
-        losses.scheduled(losses.smoothing.smoothadv(sigma=0.5), epsilon=losses.ramp(end=1.0, steps=1000))
-        losses.scheduled(losses.smoothing.macer(sigma=0.5), weight=losses.ramp(end=16.0, begin=3000, steps=0))
+    """Makes settings of an objective depend on the training step, as in the warm-ups of the papers.
 
     Args:
-      objective: a frozen dataclass, as all objectives of this package are; an augmented one has the settings of the
-        objective inside.
-      **ramps: for names of its settings that are floats, their :func:`ramp`.
+      objective: a frozen dataclass, as all objectives of this package are; for an augmented objective, the settings are
+        the settings of the objective inside.
+      **ramps: a :func:`ramp` for each setting that changes, by its name; the setting must be a float.
 
     Returns:
       An objective; equal for equal arguments.
 
     Raises:
-      ValueError: for a name that is no float setting of the objective, or a ramp that ends out of the setting's range.
+      ValueError: for a name that is not a float setting of the objective, or a ramp that ends outside the setting's
+        range.
+
+    Example:
+      >>> warm_up = losses.ramp(end=1.0, steps=1000)
+      >>> objective = losses.scheduled(losses.smoothing.smoothadv(sigma=0.5), epsilon=warm_up)
+      >>> print(losses.at_step(objective, jnp.array(250)).epsilon)
+      0.25
     """
     if isinstance(objective, Augmented):
         return dataclasses.replace(objective, objective=scheduled(objective.objective, **ramps))
@@ -102,14 +108,20 @@ def scheduled(objective: Any, **ramps: Any) -> Objective:
 
 
 def at_step(objective: Objective, step: Int[Array, ""]) -> Objective:
-    """Sets the settings of a scheduled objective to their values at a step, as every step of training does.
+    """Returns a scheduled objective with its settings at a step, as every training step uses it.
 
     Args:
-      objective: any; one without schedules is returned as it is.
+      objective: any objective; an objective without schedules is returned unchanged.
       step: number of steps taken; may be traced.
 
     Returns:
-      The objective at this step; not to be hashed where the step is traced.
+      The objective at this step; it cannot be hashed if the step is traced.
+
+    Example:
+      >>> weight = losses.ramp(end=16.0, begin=3000, steps=0)
+      >>> objective = losses.scheduled(losses.smoothing.macer(sigma=0.5), weight=weight)
+      >>> print(*(losses.at_step(objective, jnp.array(step)).weight for step in (2999, 3000)))
+      0.0 16.0
     """
     if isinstance(objective, Augmented):
         return dataclasses.replace(objective, objective=at_step(objective.objective, step))
@@ -122,7 +134,7 @@ ramp = Ramp
 
 
 def _with(objective: Objective, settings: dict) -> Objective:
-    """The objective with other settings, which it does not check: they may be traced, and 0 where a ramp begins."""
+    """The objective with other settings, unchecked: they may be traced, and 0 at the start of a ramp."""
     changed = copy.copy(objective)
     for name, value in settings.items():
         object.__setattr__(changed, name, value)

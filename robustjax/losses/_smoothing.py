@@ -1,4 +1,4 @@
-"""Objectives that train a base classifier for randomized smoothing: for what it answers under noise, not without."""
+"""Objectives that train a base classifier for randomized smoothing, which asks it about noisy images."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ _SMALLEST_NORM = 1e-30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stability:
-    r"""Cross-entropy on the image, and the cross-entropy of the answer under noise to the answer without.
+    r"""Cross-entropy on the image, and the cross-entropy between the predictions without and with noise.
 
     .. math:: \ell\bigl(f(x), y\bigr) - \lambda \sum_c \mathrm{softmax}_c f(x) \ln \mathrm{softmax}_c f(x + d)
 
-    Gradients flow through both answers.
+    Gradients flow through both predictions.
 
     Attributes:
       sigma: standard deviation of the noise, in units of [0, 1] images.
       weight: lambda, at least 0.
+
+    Example:
+      >>> objective = losses.smoothing.stability(sigma=0.25)
+      >>> loss, aux = jax.jit(objective, static_argnums=1)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, accuracy {aux.metrics['accuracy']:.2f}"
+      'loss 1.48, accuracy 0.50'
 
     Reference:
       Li et al. 2019, Certified Adversarial Robustness with Additive Noise, arXiv 1809.03113.
@@ -43,7 +49,7 @@ class Stability:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         images, noise = _images_and_noise(key, batch.image, self.sigma, 1)
         outputs, state = apply(state, images, train=True)
         noisy, state = _logits_of_copies(apply, state, images, noise)
@@ -54,17 +60,23 @@ class Stability:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency:
-    r"""Cross-entropy under noise, and how far the answers for copies of one image are from their mean.
+    r"""Cross-entropy under noise, and the divergence of the predictions for copies of one image from their mean.
 
     .. math:: \frac 1 m \sum_i \Bigl[\ell(f_i, y) + \lambda\, \mathrm{KL}(p \,\|\, p_i)\Bigr] + \eta\, H(p)
 
-    Gradients flow through the mean p too. Too large a lambda makes all answers the same.
+    Gradients also flow through the mean p. If lambda is too large, the model gives the same answer everywhere.
 
     Attributes:
       sigma: standard deviation of the noise, in units of [0, 1] images.
       num_noise: m, copies of each image, at least 2.
-      weight: lambda, at least 0; in the paper 10 or 20 for CIFAR-10 at sigma 0.25, 5 to 10 above.
+      weight: lambda, at least 0; in the paper 10 or 20 for CIFAR-10 at sigma 0.25, and 5 to 10 at larger sigma.
       entropy_weight: eta, at least 0.
+
+    Example:
+      >>> objective = losses.smoothing.consistency(sigma=0.25)
+      >>> loss, aux = jax.jit(objective, static_argnums=1)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, accuracy {aux.metrics['accuracy']:.2f}"
+      'loss 0.88, accuracy 1.00'
 
     Reference:
       Jeong and Shin 2020, Consistency Regularization for Certified Robustness of Smoothed Classifiers,
@@ -84,7 +96,7 @@ class Consistency:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         logits, state = _logits_of_copies(apply, state, images, noise)
         log_p, log_mean = jax.nn.log_softmax(logits), _log_mean_probabilities(logits)
@@ -98,20 +110,26 @@ class Consistency:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MACER:
-    r"""Cross-entropy of the mean answer, and a hinge on the certified radius of the images that it has right.
+    r"""Cross-entropy of the mean prediction, and a hinge on the certified radius where that prediction is right.
 
     .. math:: -\ln p_y + \frac{\lambda \sigma}{2}\, \bigl(\gamma - \xi\bigr)\, 1[\hat y = y,\ |\xi| \le \gamma],
               \qquad \xi = \Phi^{-1}(z_{\hat y}) - \Phi^{-1}(z_{(2)})
 
-    z is the mean of ``softmax(beta f_i)``, nearly the share of votes, and :math:`\sigma \xi / 2` the radius.
+    z is the mean of ``softmax(beta f_i)``, close to the share of votes, and :math:`\sigma \xi / 2` is the radius.
 
     Attributes:
       sigma: standard deviation of the noise, in units of [0, 1] images.
-      num_noise: copies of each image.
-      weight: lambda, at least 0; in the paper 12 for CIFAR-10 at sigma 0.25 and 4 at 0.5, 16 for MNIST, where it is 0
-        for the first third of the training.
+      num_noise: number of copies of each image.
+      weight: lambda, at least 0; in the paper 12 for CIFAR-10 at sigma 0.25 and 4 at 0.5; 16 for MNIST, after a first
+        third of the training with 0.
       beta: inverse temperature of the soft votes.
-      gamma: radius, over sigma / 2, beyond which the hinge asks for no more.
+      gamma: radius, in units of sigma / 2, beyond which the hinge is 0.
+
+    Example:
+      >>> objective = losses.smoothing.macer(sigma=0.25)
+      >>> loss, aux = jax.jit(objective, static_argnums=1)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, accuracy {aux.metrics['accuracy']:.2f}"
+      'loss 4.82, accuracy 1.00'
 
     Reference:
       Zhai et al. 2020, MACER: Attack-free and Scalable Robust Training via Maximizing Certified Radius,
@@ -132,12 +150,12 @@ class MACER:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         logits, state = _logits_of_copies(apply, state, images, noise)
         log_likelihood = jnp.take_along_axis(_log_mean_probabilities(logits), batch.label[:, None], axis=-1)[:, 0]
         votes = jax.nn.softmax(self.beta * logits).mean(1)
-        # Inside, the quantile and its gradient are finite; outside, the radius is beyond any gamma of use.
+        # Within these limits the quantile and its gradient are finite; beyond them the radius exceeds any useful gamma.
         first, second = jax.lax.top_k(jnp.clip(votes, 1e-7, 1 - 1e-7), 2)[0].T
         xi = jax.scipy.special.ndtri(first) - jax.scipy.special.ndtri(second)
         active = (votes.argmax(-1) == batch.label) & (jnp.abs(xi) <= self.gamma)
@@ -148,20 +166,26 @@ class MACER:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmoothAdv:
-    r"""Cross-entropy under noise around an image that the smoothed classifier finds hard.
+    r"""Cross-entropy under noise around an adversarial image of the smoothed classifier.
 
     .. math:: \frac 1 m \sum_i \ell\bigl(f(x' + d_i), y\bigr), \qquad
               x' = \arg\max_{\lVert x' - x \rVert_2 \le \epsilon} -\ln \frac 1 m \sum_i p_y(x' + d_i)
 
-    The attack takes ``steps`` gradients of length 2 epsilon / steps, with the same noise in all of them and in the
-    loss, on the model as it predicts; x' stays in [0, 1]. To raise the mean of the cross-entropies would be another,
-    weaker attack. The authors let epsilon grow over the first ten epochs; here it is as given from the start.
+    The attack takes ``steps`` gradient steps of length 2 epsilon / steps on the model at inference, with the same noise
+    in all steps and in the loss; x' stays in [0, 1]. Maximising the mean of the cross-entropies would be a different,
+    weaker attack. The authors let epsilon grow over the first ten epochs; here it is constant, see :func:`scheduled`.
 
     Attributes:
       sigma: standard deviation of the noise, in units of [0, 1] images.
       epsilon: radius of the attack, l2, in units of [0, 1] images.
-      steps: of the attack.
-      num_noise: m, copies of each image.
+      steps: number of steps of the attack.
+      num_noise: m, number of copies of each image.
+
+    Example:
+      >>> objective = losses.smoothing.smoothadv(sigma=0.25, epsilon=0.5, num_noise=2)
+      >>> loss, aux = jax.jit(objective, static_argnums=1)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, accuracy {aux.metrics['accuracy']:.2f}"
+      'loss 1.27, accuracy 0.50'
 
     Reference:
       Salman et al. 2019, Provably Robust Deep Learning via Adversarially Trained Smoothed Classifiers,
@@ -180,7 +204,7 @@ class SmoothAdv:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         key, attack_key = jax.random.split(key)
         images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         step_size = 2 * self.epsilon / self.steps
@@ -192,21 +216,27 @@ class SmoothAdv:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmoothMix:
-    r"""Cross-entropy under noise, and less certain answers on the way to an adversarial image.
+    r"""Cross-entropy under noise, and less confident targets on the way to an adversarial image.
 
     .. math:: \frac 1 m \sum_i \Bigl[\ell(f_i, y) + \eta\, 1[\hat y = y]\, \mathrm{KL}\bigl((1 - \lambda)\, p +
               \lambda / K \,\|\, p(x_\lambda + d_i)\bigr)\Bigr], \qquad x_\lambda = (1 - \lambda)\, x + \lambda\, x'
 
-    x' is ``steps`` gradients of length ``step_size`` away, towards the loss that :func:`smoothadv` raises and with no
-    bound but [0, 1]; lambda is uniform on [0, 1/2], one for each image. Gradients flow through p. The authors' option
-    of a start from a one-step adversarial image is left out.
+    x' is ``steps`` gradient steps of length ``step_size`` away, which maximise the loss of the :func:`smoothadv` attack
+    within [0, 1] and without another bound. Each image draws its lambda uniformly from [0, 1/2]. Gradients flow through
+    p. The authors' option to start from a one-step adversarial image is left out.
 
     Attributes:
       sigma: standard deviation of the noise, in units of [0, 1] images.
       weight: eta, at least 0.
-      steps: of the attack.
+      steps: number of steps of the attack.
       step_size: l2, in units of [0, 1] images; in the paper for CIFAR-10 0.5, 1 and 2 at sigma 0.25, 0.5 and 1.
-      num_noise: m, copies of each image.
+      num_noise: m, number of copies of each image.
+
+    Example:
+      >>> objective = losses.smoothing.smoothmix(sigma=0.25, step_size=0.5)
+      >>> loss, aux = jax.jit(objective, static_argnums=1)(key, apply, state, batch)
+      >>> f"loss {loss:.2f}, accuracy {aux.metrics['accuracy']:.2f}"
+      'loss 2.32, accuracy 1.00'
 
     Reference:
       Jeong et al. 2021, SmoothMix: Training Confidence-calibrated Smoothed Classifiers for Certified Robustness,
@@ -227,7 +257,7 @@ class SmoothMix:
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch
     ) -> tuple[Float[Array, ""], Aux]:
-        """Returns the loss of ``batch``, and the renewed state with metrics."""
+        """Returns the loss of ``batch``, and the updated state with metrics."""
         key, attack_key, share_key = jax.random.split(key, 3)
         images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         far = _ascend(attack_key, apply, state, images, batch.label, noise, self.steps, self.step_size, math.inf)
@@ -260,7 +290,7 @@ def _images_and_noise(key, images, sigma, num_noise) -> tuple[Array, Array]:
 
 
 def _logits_of_copies(apply, state, images, noise, *, train=True) -> tuple[Array, ModelState]:
-    """``(batch, num_noise, classes)`` by one pass, so that batch statistics are those of all copies."""
+    """``(batch, num_noise, classes)`` by one pass, so that batch statistics cover all copies."""
     copies = (images[:, None] + noise).reshape(-1, *images.shape[1:])
     outputs, state = apply(state, copies, train=train)
     return outputs.logits.reshape(*noise.shape[:2], -1), state
@@ -278,7 +308,7 @@ def _cross_entropy_of_copies(logits: Array, labels: Array) -> Array:
 
 def _ascend(key, apply, state, images, labels, noise, steps, step_size, epsilon) -> Array:
     """Images with a higher ``-ln p_y``: normalised gradient steps, in [0, 1] and within epsilon."""
-    # Beside the path of the gradient, which a direction with none would leave where it is.
+    # The direction of a step where the gradient is 0, which would otherwise leave the image where it is.
     stray = jax.random.normal(key, images.shape, jnp.float32)
     norm = lambda a: jnp.sqrt((a**2).sum(range(1, a.ndim), keepdims=True))
 

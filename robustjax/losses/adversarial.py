@@ -1,12 +1,16 @@
-"""Adversarial training: objectives that look for bad inputs, or bad weights, before they take the loss.
+"""Adversarial training: objectives that search for adversarial inputs, or weights, before they compute the loss.
 
-Adversarial images are made for the running batch statistics (``train=False``), with weights and images under
-``stop_gradient``: no gradient flows through the attack. The passes of the loss itself normalise by the statistics of
-their own images and renew the running ones, clean images first where an objective has both: what a trained model
-keeps is an average over all images that its loss has seen.
+The attack sees the model with its running batch statistics (``train=False``), and no gradient flows through it: weights
+and images are under ``stop_gradient``. The forward passes of the loss use the statistics of their own images and update
+the running statistics, with the clean images first where an objective has both. A trained model thus keeps an average
+over all images that its loss has seen.
 
-Objectives with an attack have two halves, ``examples`` and ``loss``, whose composition they are; :func:`awp` comes
-between the two. Their metric ``robust_accuracy`` is that on adversarial images, ``accuracy`` that on clean ones.
+An objective with an attack is the composition of two methods, ``examples`` and ``loss``; :func:`awp` acts between the
+two. The metric ``robust_accuracy`` is the accuracy on adversarial images, ``accuracy`` the accuracy on clean images.
+
+The examples share an attack that turns the answer for the second image:
+
+>>> attack = attacks.pgd(epsilon=0.2, steps=2, keep="last")
 """
 
 from robustjax.losses._adversarial_training import AdversarialObjective as AdversarialObjective

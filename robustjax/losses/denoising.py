@@ -1,6 +1,12 @@
-"""Objectives for what stands in front of a classifier: denoisers, and the noise predictor of a diffusion model.
+"""Objectives for networks in front of a classifier: denoisers, and the noise predictor of a diffusion model.
 
-Here ``apply`` gives images in place of ``Outputs``; see :func:`robustjax.models.image_functional`.
+Here ``apply`` returns images instead of ``Outputs``; see :func:`robustjax.models.image_functional`.
+
+The examples share a denoiser that moves every pixel towards grey:
+
+>>> def denoise(state, x, *, train=False):
+...     return 0.5 + state.params["kept"] * (x - 0.5), state
+>>> model = ModelState({"kept": jnp.array(0.5)}, {})
 """
 
 from robustjax.losses._denoising import Schedule as Schedule

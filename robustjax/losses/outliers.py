@@ -1,7 +1,11 @@
-"""Training with outliers: rows of a batch whose label is -1, inputs that are of no class.
+"""Training with outliers: rows of a batch with the label -1, inputs that belong to no class.
 
 :func:`robustjax.data.with_outliers` makes such batches. The model sees both groups in one call, so batch normalisation
-computes its statistics over both together.
+computes its statistics over both groups.
+
+The examples share a batch whose second image is an outlier:
+
+>>> mixed = batch._replace(label=jnp.array([0, -1]))
 """
 
 from robustjax.losses._outliers import energy_bounded as energy_bounded

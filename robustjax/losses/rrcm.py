@@ -1,6 +1,7 @@
-"""Pre-training that makes the features of an image agree at all levels of noise (rRCM).
+"""Pre-training that makes the features of an image agree at all noise levels (rRCM).
 
-Images are in [0, 1] everywhere; noise levels t are those of images in [-1, 1], twice as large, as in the paper.
+Images are in [0, 1] everywhere. Noise levels t refer to images in [-1, 1], as in the paper: t is twice the standard
+deviation of the noise on images in [0, 1].
 """
 
 from robustjax.losses._rrcm import consistency_pretraining as consistency_pretraining

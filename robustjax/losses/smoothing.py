@@ -1,7 +1,7 @@
-"""Objectives that train a base classifier for randomized smoothing: for what it answers under noise, not without.
+"""Objectives that train a base classifier for randomized smoothing, which asks it about noisy images.
 
-All see noisy copies of an image. ``f_i`` are the logits of the copy with noise ``d_i``, ``p_i`` their softmax and ``p``
-the mean of the ``p_i``. Noise is drawn and added in float32 and not clipped, as where the model is certified.
+All of them see noisy copies of an image. ``f_i`` are the logits of the copy with noise ``d_i``, ``p_i`` their softmax,
+and ``p`` is the mean of the ``p_i``. Noise is drawn and added in float32 and not clipped, exactly as in certification.
 """
 
 from robustjax.losses._objectives import gaussian_augmentation as gaussian_augmentation

@@ -1,4 +1,9 @@
-"""Arrays in, matplotlib figures out; nothing is shown and nothing is written."""
+"""Functions from arrays to matplotlib figures; they neither show nor save a figure.
+
+The examples begin with:
+
+>>> from robustjax import plotting
+"""
 
 from robustjax.plotting._bars import bar_chart as bar_chart
 from robustjax.plotting._canvas import COLOURS as COLOURS

@@ -1,4 +1,4 @@
-"""What the figures share: colours, dashes and markers, text broken to a width, and a legend that hides nothing."""
+"""What all figures share: colours, dashes and markers, line breaks, and a legend that covers no curve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Okabe and Ito's palette, which all common kinds of colour vision tell apart, without its yellow."""
+"""Okabe and Ito's palette without yellow, distinguishable with all common kinds of colour vision."""
 
 DASHES = ("-", "--", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))  # dotted lines are left for references
 MARKERS = "os^DvPX<*"
@@ -22,13 +22,17 @@ PAD = 0.08  # inches around what is drawn
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """The style of the i-th curve of a figure; 36 curves differ in dash or marker, and so in grey as well.
+    """Returns the style of the i-th curve of a figure; 36 curves differ in dash or marker, so also in grey.
 
     Args:
       i: index of the curve, from 0.
 
     Returns:
-      Keyword arguments of ``Axes.plot``.
+      Keyword arguments for ``Axes.plot``.
+
+    Example:
+      >>> {name: plotting.line_style(1)[name] for name in ("color", "linestyle", "marker")}
+      {'color': '#D55E00', 'linestyle': '--', 'marker': 's'}
     """
     return {
         "color": COLOURS[i % len(COLOURS)],
@@ -46,7 +50,7 @@ def dense_style(i: int) -> dict[str, Any]:
 
 
 def canvas(size: tuple[float, float], title: str | None) -> Figure:
-    """A figure of the given size in inches, and as much higher as its title needs."""
+    """A figure of the given size in inches, plus the height of its title."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -68,18 +72,18 @@ def plain_axes(size: tuple[float, float], title: str | None) -> tuple[Figure, Ax
 
 
 def grow(figure: Figure, artist: Any) -> None:
-    """Makes the figure as much higher as the artist is, with some space."""
+    """Adds the height of the artist and some space to the height of the figure."""
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + artist.get_window_extent().height / figure.dpi + PAD)
 
 
 def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], *, title: str | None = None) -> None:
-    """Sets the legend below the axes, in as many columns as fit, and makes room for it."""
+    """Puts the legend below the axes, in as many columns as fit, and makes room for it."""
     from matplotlib.font_manager import FontProperties
 
     size = "small" if len(names) <= 12 else "x-small"
     inches = figure.get_size_inches()[0] - 0.3
-    beside = 0.55  # of a name: its handle, and the space between columns
+    beside = 0.55  # for each name: its handle, and the space between columns
     names = [wrapped(name, inches - beside, size) for name in names]
     widths = [beside + max(inches_of(line, size) for line in name.split("\n")) for name in names]
     # Matplotlib fills columns one by one, each as wide as its widest name.
@@ -102,7 +106,7 @@ def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str], *, titl
 
 
 def log_ticks(axes: Axes, places: np.ndarray, width: float) -> None:
-    """Makes the horizontal axis of a figure of ``width`` inches logarithmic, with ticks at the places that have room.
+    """Makes the horizontal axis of a figure of ``width`` inches logarithmic, with ticks where there is room.
 
     The largest place always has a tick.
     """
@@ -120,7 +124,7 @@ def log_ticks(axes: Axes, places: np.ndarray, width: float) -> None:
 
 
 def inches_of(line: str, size: str | float) -> float:
-    """How wide a line of text is drawn."""
+    """Width of a line of text, in inches."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 

@@ -24,20 +24,26 @@ def certified_accuracy_curve(
 ) -> Figure:
     """Draws certified accuracy against the radius, one step curve for each run.
 
-    The curve of n certificates is a step function that falls by 1/n at each certified radius, and it is drawn as such.
+    The curve of n certificates is a step function that falls by 1/n at each certified radius, and is drawn as steps.
 
     Args:
       curves: for each legend entry ``(radius, correct)``, both ``(n,)``: certified radii, and whether the certified
         class is the true one (False where abstained).
-      norm: of the radii, for the axis label.
-      title: above the axes, or None.
-      figure_size: of the axes and their labels, in inches; title and legend add to the height.
+      norm: norm of the radii, for the axis label.
+      title: title above the axes, or None.
+      figure_size: size of the axes and their labels, in inches; title and legend add to the height.
 
     Returns:
       A matplotlib ``Figure``.
 
     Raises:
-      ValueError: for no curve, or radii and marks of different or no length.
+      ValueError: for no curve, or radii and marks of different lengths or of length 0.
+
+    Example:
+      >>> radius, correct = [0.2, 0.5, 0.9], [True, True, False]
+      >>> figure = plotting.certified_accuracy_curve({"sigma 0.25": (radius, correct)})
+      >>> print(figure.axes[0].lines[0].get_ydata())
+      [0.67 0.33 0.  ]
     """
     figure, axes = _axes(curves, figure_size, title)
     farthest = 0.0
@@ -70,17 +76,22 @@ def robust_accuracy_curve(
     """Draws robust accuracy against the radius of the ball, one curve for each attack.
 
     Args:
-      curves: for each legend entry ``(epsilon, accuracy)``, both ``(n,)``; sorted by epsilon before they are joined.
+      curves: for each legend entry ``(epsilon, accuracy)``, both ``(n,)``; in any order of epsilon.
       clean: accuracy without an attack, at which every curve begins; None for curves that begin at their first radius.
-      norm: of the radii, for the axis label.
-      title: above the axes, or None.
-      figure_size: of the axes and their labels, in inches; title and legend add to the height.
+      norm: norm of the radii, for the axis label.
+      title: title above the axes, or None.
+      figure_size: size of the axes and their labels, in inches; title and legend add to the height.
 
     Returns:
       A matplotlib ``Figure``.
 
     Raises:
-      ValueError: for no curve, vectors of different or no length, or accuracies outside [0, 1].
+      ValueError: for no curve, vectors of different lengths or of length 0, or accuracies outside [0, 1].
+
+    Example:
+      >>> figure = plotting.robust_accuracy_curve({"PGD": ([0.1, 0.2], [0.8, 0.4])}, clean=0.95)
+      >>> figure.axes[0].get_xlabel(), list(figure.axes[0].lines[0].get_ydata())
+      ('linf epsilon (in [0, 1] pixels)', [np.float64(0.95), np.float64(0.8), np.float64(0.4)])
     """
     figure, axes = _axes(curves, figure_size, title)
     for i, (name, (epsilon, accuracy)) in enumerate(curves.items()):
@@ -109,15 +120,20 @@ def loss_over_steps(
 
     Args:
       curves: for each legend entry ``(steps, loss)``, both ``(n,)``; steps at least 1, on a logarithmic axis.
-      label: of the value axis.
-      title: above the axes, or None.
-      figure_size: of the axes and their labels, in inches; title and legend add to the height.
+      label: label of the value axis.
+      title: title above the axes, or None.
+      figure_size: size of the axes and their labels, in inches; title and legend add to the height.
 
     Returns:
       A matplotlib ``Figure``.
 
     Raises:
-      ValueError: for no curve, vectors of different or no length, or steps below 1.
+      ValueError: for no curve, vectors of different lengths or of length 0, or steps below 1.
+
+    Example:
+      >>> figure = plotting.loss_over_steps({"PGD": ([1, 10, 100], [0.5, 1.4, 1.5])})
+      >>> figure.axes[0].get_xscale(), figure.axes[0].get_ylabel()
+      ('log', 'mean cross-entropy')
     """
     figure, axes = _axes(curves, figure_size, title)
     taken = []
@@ -147,19 +163,25 @@ def spread_curve(
 
     Args:
       curves: for each legend entry ``(x, values)``, ``(n,)`` and ``(n, runs)``.
-      references: lines to compare with, ``(x, y)``, both ``(n,)``, dotted; the i-th one has the colour and the marker,
+      references: dotted lines to compare with, ``(x, y)``, both ``(n,)``; the i-th line has the colour and the marker,
         unfilled, of the i-th curve.
-      labels: of the two axes.
+      labels: labels of the two axes.
       xscale: ``"log"``, which needs positive x, or ``"linear"``.
-      title: above the axes, or None.
-      figure_size: of the axes and their labels, in inches; title and legend add to the height.
+      title: title above the axes, or None.
+      figure_size: size of the axes and their labels, in inches; title and legend add to the height.
 
     Returns:
       A matplotlib ``Figure``, the value axis from 0 where no value is negative.
 
     Raises:
-      ValueError: for no curve, x and values of different or no length, an unknown ``xscale``, or x of 0 or less on a
-        logarithmic axis.
+      ValueError: for no curve, x and values of different lengths or of length 0, an unknown ``xscale``, or x of 0 or
+        less on a logarithmic axis.
+
+    Example:
+      >>> errors = [[0.30, 0.34], [0.10, 0.12]]  # two seeds at each number of examples
+      >>> figure = plotting.spread_curve({"ours": ([100, 1000], errors)}, labels=("examples", "error"))
+      >>> print(figure.axes[0].lines[0].get_ydata())  # the means
+      [0.32 0.11]
     """
     if xscale not in ("log", "linear"):
         raise ValueError(f"xscale must be 'log' or 'linear', got {xscale!r}.")
@@ -189,7 +211,7 @@ def spread_curve(
 
 def _axes(curves: Mapping, figure_size: tuple[float, float], title: str | None) -> tuple[Figure, Axes]:
     if not curves:
-        raise ValueError("curves must hold at least one run.")
+        raise ValueError("curves must have at least one curve, got none.")
     return _canvas.plain_axes(figure_size, title)
 
 

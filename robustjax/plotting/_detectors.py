@@ -27,24 +27,31 @@ def score_histograms(
 ) -> Figure:
     """Draws how the scores of each detector are distributed, one panel for each.
 
-    All sets of a panel share bins, which span the central 99 % of the scores; the rest is in the outermost bins. Each
-    histogram has area 1, so that sets of different sizes can be compared. The first set is drawn as bars, each other
-    set as a line through the middles of its bars.
+    All sets of a panel share bins, which span the central 99 % of the scores; the other scores are in the outermost
+    bins. Each histogram has area 1, so that sets of different sizes can be compared. The first set is drawn as bars,
+    every other set as a line through the centres of its bins.
 
     Args:
       scores: for each detector, ``(n,)`` scores of each set; the first set is the in-distribution one.
-      most: detectors to show: those with the largest AUROC of the first set against all others together, in the given
-        order; the figure says how many are left out. None shows all of them.
-      num_bins: of each histogram.
-      columns: panels in a row.
-      title: above the panels, or None.
-      panel_size: inches.
+      most: number of detectors to show: the detectors with the largest AUROC of the first set against all others
+        together, in the given order; the figure says how many are left out. None shows all of them.
+      num_bins: number of bins of each histogram.
+      columns: number of panels in a row.
+      title: title above the panels, or None.
+      panel_size: size of a panel, in inches.
 
     Returns:
       A matplotlib ``Figure``.
 
     Raises:
       ValueError: for no detector, a set without scores, scores with NaN, or ``most`` < 1.
+
+    Example:
+      >>> rng = np.random.default_rng(0)
+      >>> sets = {"digits": rng.normal(size=100), "letters": rng.normal(2, size=100)}
+      >>> figure = plotting.score_histograms({"energy": sets, "knn": sets})
+      >>> [axes.get_title() for axes in figure.axes]
+      ['energy', 'knn']
     """
     checked = _detectors(scores, most)
     areas = {name: _separation(list(sets.values())) for name, sets in checked.items()}
@@ -53,7 +60,7 @@ def score_histograms(
     rows = math.ceil(len(kept) / columns)
     figure = _canvas.canvas((columns * panel_size[0], rows * panel_size[1]), title)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    entries = {}  # of the legend, in which a set of any panel stands once
+    entries = {}  # of the legend, with one entry for each set of any panel
     names = list(dict.fromkeys(name for detector in kept for name in checked[detector]))
     for axes, detector in zip(panels, (name for name in checked if name in kept), strict=False):
         sets = checked[detector]
@@ -94,16 +101,21 @@ def roc_curves(
     Args:
       scores: for each legend entry ``(in-distribution, out-of-distribution)`` scores, higher = more
         out-of-distribution.
-      most: detectors to show: those with the largest AUROC; the figure says how many are left out. None shows all of
-        them.
-      title: above the axes, or None.
-      figure_size: of the axes and their labels, in inches; title and legend add to the height.
+      most: number of detectors to show, with the largest AUROC; the figure says how many are left out. None shows all
+        of them.
+      title: title above the axes, or None.
+      figure_size: size of the axes and their labels, in inches; title and legend add to the height.
 
     Returns:
-      A matplotlib ``Figure``, whose legend tells the AUROC of each detector.
+      A matplotlib ``Figure``, whose legend reports the AUROC of each detector.
 
     Raises:
       ValueError: for no detector, a set without scores, scores with NaN, or ``most`` < 1.
+
+    Example:
+      >>> figure = plotting.roc_curves({"energy": ([0.1, 0.2, 0.3], [0.3, 0.4]), "knn": ([0.1, 0.2], [0.8, 0.9])})
+      >>> [text.get_text() for text in figure.legends[0].get_texts()]
+      ['knn, 1.000', 'energy, 0.917']
     """
     checked = _detectors({name: dict(enumerate(pair)) for name, pair in scores.items()}, most)
     areas = {name: _separation(list(pair.values())) for name, pair in checked.items()}
@@ -131,7 +143,7 @@ def roc_curves(
 
 def _detectors(scores: Mapping[str, Mapping], most: int | None) -> dict[str, dict]:
     if not scores:
-        raise ValueError("scores must hold at least one detector.")
+        raise ValueError("scores must have at least one detector, got none.")
     if most is not None:
         _validate.at_least(1, most=most)
     return {
@@ -141,7 +153,7 @@ def _detectors(scores: Mapping[str, Mapping], most: int | None) -> dict[str, dic
 
 
 def _separation(sets: list[np.ndarray]) -> float:
-    """AUROC of the first set against the others together; chance where there is no other."""
+    """AUROC of the first set against all other sets; chance if there is no other set."""
     return metrics.auroc(sets[0], np.concatenate(sets[1:])) if len(sets) > 1 else 0.5
 
 

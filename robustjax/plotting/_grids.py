@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAD = 0.035  # inches around an image
-POINTS = 7.0  # size of the texts at the images
+POINTS = 7.0  # size of titles and row labels
 
 
 def image_grid(
@@ -32,16 +32,23 @@ def image_grid(
     Args:
       images: ``(n, height, width, channels)``, floating, 1 or 3 channels, in [0, 1] (noisy copies may leave it).
       titles: ``(n,)`` short texts above the images, or None.
-      row_labels: a text for each row, at its left and turned, or None.
-      columns: images in a row.
-      title: what the grid shows, above it, such as the attack and its epsilon; or None.
-      image_inches: width of an image.
+      row_labels: a text for each row, rotated and to its left, or None.
+      columns: number of images in a row.
+      title: title above the grid, such as the attack and its epsilon, or None.
+      image_inches: width of an image, in inches.
 
     Returns:
       A matplotlib ``Figure``.
 
     Raises:
-      ValueError: for images of another rank, channels or kind, titles or labels of another length, or columns < 1.
+      ValueError: for images of another rank, dtype or number of channels, titles or row labels of another number, or
+        columns < 1.
+
+    Example:
+      >>> images = np.random.default_rng(0).uniform(size=(4, 8, 8, 1))
+      >>> figure = plotting.image_grid(images, titles=["3", "8", "1", "0"], columns=2, title="PGD, epsilon 8/255")
+      >>> [axes.get_title() for axes in figure.axes]
+      ['3', '8', '1', '0']
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):

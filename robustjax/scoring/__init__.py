@@ -1,4 +1,4 @@
-"""Scores of how foreign an input is to a model: HIGHER = more out-of-distribution, always.
+"""Scores for out-of-distribution inputs: a HIGHER score is always more out-of-distribution.
 
 Each function returns a ``Detector``, a pair of ``fit`` and ``score``. Start with ``energy`` or ``msp``, which read only
 logits and need no fit, ``mahalanobis`` or ``knn``, which read features, and ``react``, which wraps another detector.

@@ -1,4 +1,4 @@
-"""The pair that every out-of-distribution detector is, and what all pairs share: checks and blocks of rows."""
+"""The interface of all out-of-distribution detectors, and what they share: checks and blocks of rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Detector(NamedTuple):
 
 
 def cached_by_settings(factory: Callable[Settings, Detector]) -> Callable[Settings, Detector]:
-    """Makes a factory give the same object for equal settings, defaults left out or written, hence one compilation."""
+    """Makes a factory return the same object for equal settings, with or without defaults: hence one compilation."""
     signature, cached = inspect.signature(factory), functools.cache(factory)
 
     @functools.wraps(factory)
@@ -75,13 +75,14 @@ def make_detector(
     *,
     needs_features: bool = True,
 ) -> Detector:
-    """Makes a detector of two plain functions, behind the checks that all detectors share.
+    """Makes a detector from two plain functions, and adds the checks that all detectors share.
 
     Args:
-      fit: ``(outputs, labels, head) -> state`` (a pytree), called outside ``jit`` with checked arguments; None where
+      fit: ``(outputs, labels, head) -> state`` (a pytree), called outside ``jit`` with checked arguments; None if
         there is nothing to fit.
-      score: ``(state, outputs) -> (batch,)``, traceable, each row by itself.
-      fitted_on: ``state -> (classes, dim)`` of the training outputs, None for what scored outputs need not share.
+      score: ``(state, outputs) -> (batch,)``, traceable, each row independently.
+      fitted_on: ``state -> (classes, dim)`` of the training outputs, with None for a number that scored outputs may
+        change.
       needs_features: False for a detector that reads only logits: it then takes bare logits ``(batch, classes)`` too,
         and its functions see them as ``Outputs`` with no columns of features.
 
@@ -159,10 +160,10 @@ def require(name: str, **values: Any) -> None:
 
 
 def check_detectors(name: str, *detectors: Detector) -> None:
-    """Raises ValueError for what the combinator of that name took for a detector and is none."""
+    """Raises ValueError if an argument of the named combinator is not a detector."""
     for detector in detectors:
         if not isinstance(detector, Detector):
-            raise ValueError(f"{name} takes a Detector such as scoring.energy(), got {detector!r}.")
+            raise ValueError(f"{name} needs a Detector such as scoring.energy(), got {detector!r}.")
 
 
 def in_float32(values):
@@ -172,7 +173,7 @@ def in_float32(values):
 
 
 def check_finite(name: str, values: AnyArray) -> None:
-    """Raises ValueError unless all rows are finite; what is traced passes."""
+    """Raises ValueError unless all rows are finite; traced rows pass."""
     if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
         bad = np.asarray(~jnp.isfinite(values)).reshape(values.shape[0], -1).any(-1)
         raise ValueError(
@@ -181,11 +182,11 @@ def check_finite(name: str, values: AnyArray) -> None:
 
 
 def fitted_shapes(fitted_on: Callable[[Any], Any], state: Any) -> Any:
-    """``fitted_on(state)``, or ValueError where the state is that of another detector, or none."""
+    """``fitted_on(state)``; ValueError for a state of another detector, or no state."""
     try:
         return fitted_on(state)
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"state must be what fit of this detector gives, got {type(state).__name__}.") from error
+        raise ValueError(f"state must come from fit of this detector, got {type(state).__name__}.") from error
 
 
 def as_outputs(outputs: Outputs | AnyArray, needs_features: bool = False) -> Outputs:
@@ -236,7 +237,7 @@ def _checked_head(head: Head | tuple, outputs: Outputs) -> Head:
         raise ValueError(f"head must be Head(kernel, bias), got {got}.")
     kernel = in_float32(jnp.asarray(head[0]))
     bias = None if head[1] is None else in_float32(jnp.asarray(head[1]))
-    dim = outputs.features.shape[1:] if outputs.features.shape[1] else kernel.shape[:1]  # bare logits know no dim
+    dim = outputs.features.shape[1:] if outputs.features.shape[1] else kernel.shape[:1]  # bare logits have no dim
     wanted = (*dim, outputs.logits.shape[1])
     if kernel.shape != wanted:
         raise ValueError(f"head.kernel must be (dim, classes) = {wanted}, got {kernel.shape}.")
@@ -244,7 +245,7 @@ def _checked_head(head: Head | tuple, outputs: Outputs) -> Head:
         raise ValueError(f"head.bias must be ({wanted[1]},), got {bias.shape}.")
     for name, values in (("kernel", kernel), ("bias", bias)):
         if values is not None and not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
-            raise ValueError(f"head.{name} must be finite, it is not.")
+            raise ValueError(f"head.{name} must be finite, got NaN or infinity.")
     return Head(kernel, bias)
 
 
@@ -270,7 +271,7 @@ def _spread(tree):
 
 
 def _sharding_of_rows(rows):
-    """How rows lie on several devices; None where they lie on one, and where rows themselves are split."""
+    """The sharding of rows over several devices; None for one device, and if single rows are sharded."""
     leaves = [leaf for leaf in jax.tree.leaves(rows) if not isinstance(leaf, jax.core.Tracer)]
     shardings = [getattr(leaf, "sharding", None) for leaf in leaves]
     spread = [sharding for sharding in shardings if sharding is not None and len(sharding.device_set) > 1]
@@ -282,7 +283,7 @@ def _sharding_of_rows(rows):
 
 @functools.partial(jax.jit, static_argnames=("function", "sharding"))
 def _on_each_device(state, rows, *, function, sharding):
-    """``function(state, rows)`` of the rows that each device has; no device hears of another."""
+    """``function(state, rows)`` for the rows of each device, without communication between devices."""
     mesh, everywhere, spec = sharding.mesh, PartitionSpec(), sharding.spec
     return jax.shard_map(function, mesh=mesh, in_specs=(everywhere, spec), out_specs=spec, check_vma=False)(state, rows)
 
@@ -304,17 +305,17 @@ def _in_blocks_on_devices(function, state, rows, size, sharding):
     total = sharding.shard_shape(jax.tree.leaves(rows)[0].shape[:1])[0]
     parts = []
     for start in range(0, total, size):
-        places = np.minimum(np.arange(start, start + size), total - 1)  # the last block is filled up with its last row
+        places = np.minimum(np.arange(start, start + size), total - 1)  # the last block is padded with its last row
         parts.append(on_each_device(state, on_each_device(places, rows, function=_take), function=function))
     return on_each_device(np.arange(total), parts, function=_join)
 
 
 def in_blocks(function: Callable[[Any, Any], Any], state: Any, rows: Any, size: int = BLOCK) -> Any:
-    """``function(state, rows)`` by ``size`` rows at a time, or of all at once where arrays are traced.
+    """``function(state, rows)`` for ``size`` rows at a time, or for all rows at once if arrays are traced.
 
-    ``function`` is compiled and treats each row by itself; ``rows`` and its result are trees of arrays whose first axis
-    is the batch. The last block is filled up with rows that are there twice. Rows on several devices go in blocks of
-    ``size`` rows of each, with a copy of the state on all of them. Where the state alone lies on several devices, each
+    ``function`` is compiled and treats each row independently; ``rows`` and its result are trees of arrays whose first
+    axis is the batch. The last block is padded with repeated rows. Rows on several devices are processed in blocks of
+    ``size`` rows per device, with a copy of the state on each device. If only the state is on several devices, each
     block goes to all of them.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, rows))):
@@ -322,7 +323,7 @@ def in_blocks(function: Callable[[Any, Any], Any], state: Any, rows: Any, size: 
     sharding = _sharding_of_rows(rows)
     if sharding is not None and jax.tree.leaves(rows)[0].shape[0]:
         return _in_blocks_on_devices(function, state, rows, size, sharding)
-    if _spread(rows):  # in pieces of rows: the compiler's task
+    if _spread(rows):  # single rows are sharded: leave it to the compiler
         return function(state, rows)
     # Rows that are bound to one device could not meet a state on several. On a CPU, slices of an array are copies, made
     # in half of the time that energy takes, and slices of what NumPy makes of it are views.

@@ -1,4 +1,4 @@
-"""One score of several: of detectors that look at one model, or of models that one detector looks at."""
+"""One score from several: from several detectors of one model, or from one detector of several models."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from robustjax.typing import Outputs
 
 
 class Member(NamedTuple):
-    """What an ensemble keeps of each of its members.
+    """State of one member of an ensemble.
 
     Attributes:
-      state: of the detector.
-      mean: of its scores of the training rows.
-      deviation: standard deviation of the same.
+      state: the state of the detector.
+      mean: mean of its scores of the training rows.
+      deviation: standard deviation of its scores of the training rows.
     """
 
     state: Any
@@ -70,7 +70,7 @@ def ensemble(*detectors: Detector) -> Detector:
       *detectors: the members, one or more.
 
     Returns:
-      The detector; ``fit`` needs what its members need, and raises ValueError where the training scores of one are
+      The detector; ``fit`` needs what its members need, and raises ValueError if the training scores of a member are
       constant or not finite.
 
     Raises:
@@ -101,15 +101,15 @@ def ensemble(*detectors: Detector) -> Detector:
 def model_ensemble(detector: Detector) -> Detector:
     r"""Averages the scores that one detector gives to several models, each standardised on the training rows.
 
-    The rule is that of ``ensemble``, with a member for each model. The models may differ in their features.
+    The rule is the rule of ``ensemble``, with one member for each model. The models may differ in their features.
 
     Args:
-      detector: what is fitted to each model.
+      detector: the detector that is fitted to each model.
 
     Returns:
-      The detector, whose functions take a sequence with an entry for each model: ``fit(outputs, labels, heads)``, with
-      labels that all share and heads that may be left out, and ``score(state, outputs)``. Both raise ValueError for
-      sequences of different lengths, and ``fit`` as that of ``ensemble`` does.
+      The detector, whose functions take a sequence with one entry for each model: ``fit(outputs, labels, heads)``, with
+      labels that all models share and optional heads, and ``score(state, outputs)``. Both raise ValueError for
+      sequences of different lengths, and ``fit`` for the same training scores as ``fit`` of ``ensemble``.
 
     Example:
       >>> detector = scoring.model_ensemble(scoring.energy())

@@ -1,4 +1,4 @@
-"""A root of the second moment of many rows in float32, where its square would have half of the digits."""
+"""A root of the second moment of many rows in float32; the moment itself would keep only half of the digits."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _WELL_CONDITIONED = 0.01
 def triangular_factor(rows: Float[Array, "rows dim"]) -> Float[Array, "dim dim"]:
     r"""An upper triangular :math:`R` with :math:`R^\top R = \frac1n \sum_i z_i z_i^\top`, up to the signs of its rows.
 
-    The product of the rows with themselves is quick, but wrong by some :math:`10^{-6}` of its largest eigenvalue: its
-    Cholesky factor serves where, all columns scaled to one length, the smallest is above a hundredth of the largest.
-    Elsewhere the rows are factored themselves, by Householder's QR.
+    The product of the rows with themselves is fast, but has an error of about :math:`10^{-6}` of its largest
+    eigenvalue. Its Cholesky factor is used if, with all columns scaled to one length, the smallest eigenvalue is above
+    a hundredth of the largest. Otherwise the rows themselves are factored, by Householder QR.
 
     Args:
       rows: ``(rows, dim)``, float32.

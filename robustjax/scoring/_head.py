@@ -15,7 +15,7 @@ from robustjax.scoring._detector import Detector, cached_by_settings, make_detec
 from robustjax.scoring._neighbours import nearest
 
 TINY = 1e-12
-"""Least length that is divided by."""
+"""Smallest length to divide by."""
 
 
 def _lengths(vectors):
@@ -105,14 +105,14 @@ def nnguide(*, k: int = 10) -> Detector:
     .. math:: s = -\Big[\frac{1}{k} \sum_{i \in \mathrm{top}\,k} E_i \cos(z, z_i)\Big]\, E(x), \qquad
               E = \ln \sum_j e^{l_j}
 
-    where the top k are the largest of the products that are summed. A model whose log-sum-exp is negative on
-    in-distribution rows turns the meaning of the product: E belongs to logits that are large for known inputs.
+    where the top k are the k largest products in the sum. The score needs logits that are large for known inputs: if
+    the log-sum-exp is negative on in-distribution rows, the product changes its meaning.
 
     Args:
       k: number of training rows that guide, at most all of them.
 
     Returns:
-      The detector; its state is the training rows, ``(rows, dim)``: give ``fit`` a part of a large training set.
+      The detector; its state is the training rows, ``(rows, dim)``: pass ``fit`` only a part of a large training set.
 
     Raises:
       ValueError: for a k that is not a positive integer.
@@ -151,11 +151,11 @@ def _guides(outputs):
 
 
 class Boundaries(NamedTuple):
-    """What ``fdbd`` keeps.
+    """State of ``fdbd``.
 
     Attributes:
       distances: ``(classes, classes)``, between the weight vectors of two classes; 1 on the diagonal.
-      mean: ``(dim,)``, of the training features.
+      mean: ``(dim,)``, the mean training feature.
     """
 
     distances: Float[Array, "classes classes"]
@@ -164,12 +164,13 @@ class Boundaries(NamedTuple):
 
 @cached_by_settings
 def fdbd() -> Detector:
-    r"""Scores by the mean distance to the decision boundaries, relative to that from the mean training feature.
+    r"""Scores by the mean distance to the decision boundaries, relative to the distance from the mean training feature.
 
     .. math:: s = -\frac{1}{(K - 1)\, \|z - \mu\|} \sum_{c \ne \hat y} \frac{l_{\hat y} - l_c}{\|w_{\hat y} - w_c\|}
 
     Returns:
-      The detector; ``fit`` needs the head. Distances between weights are at least 1e-12, that from the mean 1e-8.
+      The detector; ``fit`` needs the head. Distances between weights are clipped to at least 1e-12, the
+      distance from the mean to at least 1e-8.
 
     Example:
       >>> detector = scoring.fdbd()
@@ -204,11 +205,11 @@ def _boundaries(kernel, features):
 
 
 class Collapse(NamedTuple):
-    """What ``nci`` keeps.
+    """State of ``nci``.
 
     Attributes:
-      weights: ``(classes, dim)``, of the last layer.
-      mean: ``(dim,)``, of the training features.
+      weights: ``(classes, dim)``, the weights of the last layer.
+      mean: ``(dim,)``, the mean training feature.
     """
 
     weights: Float[Array, "classes dim"]
@@ -225,7 +226,7 @@ def nci(*, alpha: float = 1e-4) -> Detector:
       alpha: weight of the norm, 0 or more.
 
     Returns:
-      The detector; ``fit`` needs the head. The distance from the mean is at least 1e-12.
+      The detector; ``fit`` needs the head. The distance from the mean is clipped to at least 1e-12.
 
     Raises:
       ValueError: for a negative or infinite alpha.

@@ -1,4 +1,4 @@
-"""Detectors that look at inputs through a model, and what they share: checks of inputs, and blocks of few of them."""
+"""Detectors that see inputs through a model, and what they share: checks of inputs, and small blocks of them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def of_inputs(function: Callable[[Any, Any], Any], state: Any, x: Any) -> Any:
 
 
 def descend(loss: Callable[[Any], Float[Array, " batch"]], x: Any, epsilon: Any) -> Any:
-    """``x`` after one step of size ``epsilon`` in every coordinate that lowers ``loss``; where its gradient is 0, none.
+    """``x`` after one sign step of size ``epsilon`` that lowers ``loss``; coordinates without gradient stay.
 
-    The losses are summed, not averaged: each row moves by its own, whatever else is in the batch.
+    The losses are summed, not averaged, so that a row does not depend on the rest of the batch.
     """
     gradient = jax.grad(lambda x: loss(x).sum())(x)
     return jax.tree.map(lambda a, g: a - epsilon * jnp.sign(g), x, gradient)
@@ -51,19 +51,19 @@ def odin(logits_fn: LogitsFn, *, temperature: float = 1000.0, epsilon: float = 0
               p = \mathrm{softmax}(l / T)
 
     which ranks as :math:`-\max_k p_k(x')` does and, for :math:`\epsilon = 0, T = 1`, is the score of ``msp``. The step
-    is computed in float32, is 0 where the gradient is, and x' is not clipped to the range of images.
+    is computed in float32 and is 0 where the gradient is 0, and x' is not clipped to the range of images.
 
     Args:
-      logits_fn: ``images (batch, ...) -> logits (batch, classes)``, each row by itself. One compiled program serves all
-        uses of one function, and the arrays that it closes over become constants of it; to score several models of one
-        architecture with one program, give ``jax.tree_util.Partial(f, state)``, where ``f(state, images)``.
+      logits_fn: ``images (batch, ...) -> logits (batch, classes)``, each row independently. All uses of one function
+        share a compiled program, and the arrays that it closes over become constants of the program. To score several
+        models of one architecture with one program, pass ``jax.tree_util.Partial(f, state)`` for ``f(state, images)``.
       temperature: T, positive.
-      epsilon: size of the step, in units of the images. A model that normalises inside needs no division by the
-        standard deviation of the channels, which is how the published value is to be read.
+      epsilon: size of the step, in units of the images. The published value is divided by the standard deviation of
+        the channels; a model that normalises inside needs no such division.
 
     Returns:
-      The detector, whose functions take images where others take outputs: ``score(state, images)``. There is nothing
-      to fit: the state is ``()``, and ``fit`` takes what it is given.
+      The detector, whose functions take images instead of outputs: ``score(state, images)``. There is nothing to fit:
+      the state is ``()``, and ``fit`` ignores its arguments.
 
     Raises:
       ValueError: for settings out of their range; from ``score``, for images that are not floating or not finite, and
@@ -94,7 +94,7 @@ def _odin(state, images):
         shape = getattr(values, "shape", None)
         if shape is None or len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
             got = type(values).__name__ if shape is None else shape
-            raise ValueError(f"logits_fn must give ({images.shape[0]}, classes >= 2), got {got}.")
+            raise ValueError(f"logits_fn must return shape ({images.shape[0]}, classes >= 2), got {got}.")
         return values.astype(jnp.float32) / temperature
 
     images = descend(lambda x: -jax.nn.log_softmax(logits(x)).max(-1), images.astype(jnp.float32), epsilon)

@@ -1,8 +1,8 @@
-"""Detectors that look at several layers of a model.
+"""Detectors that read several layers of a model.
 
-They take ``layers_fn(x) -> {name: array}`` first, and ``fit`` and ``score`` take ``x``: any tree of arrays whose first
-axis is the batch. So ``x`` may be images that go through a model, or layers that were computed before, and then
-``layers_fn`` is ``lambda layers: layers``. Each array is ``(batch, ..., channels)`` and is averaged over what lies
+Their first argument is ``layers_fn(x) -> {name: array}``; ``fit`` and ``score`` take ``x``: any tree of arrays whose
+first axis is the batch. ``x`` may be images that go through a model, or layers that were computed before, with
+``lambda layers: layers`` as ``layers_fn``. Each array is ``(batch, ..., channels)`` and is averaged over the axes in
 between.
 """
 
@@ -28,14 +28,14 @@ Layers = Mapping[str, Array]
 """Arrays ``(batch, ..., channels)`` by the name of the layer."""
 
 LayersFn = Callable[[Any], Layers]
-"""From a tree of arrays with the batch as first axis to layers; each row by itself."""
+"""From a tree of arrays with the batch as first axis to layers; each row independently."""
 
 
 class CoveredBins(NamedTuple):
-    """What ``nac`` keeps.
+    """State of ``nac``.
 
     Attributes:
-      covered: for each layer ``(bins, channels)``, in [0, 1], how far a bin of the states of a neuron is covered.
+      covered: for each layer ``(bins, channels)``, in [0, 1], the coverage of each bin of the states of a neuron.
       kernel: ``(dim, classes)`` of the last layer, where the detector reads ``Outputs``; None where it reads layers.
     """
 
@@ -44,12 +44,12 @@ class CoveredBins(NamedTuple):
 
 
 class WeightedLayers(NamedTuple):
-    """What ``mahalanobis_ensemble`` keeps.
+    """State of ``mahalanobis_ensemble``.
 
     Attributes:
-      gaussians: for each layer the state of ``mahalanobis``.
-      weights: for each layer the factor of its distance.
-      bias: what is added.
+      gaussians: for each layer, the state of ``mahalanobis``.
+      weights: for each layer, the weight of its distance.
+      bias: the constant of the weighted sum.
     """
 
     gaussians: dict[str, Any]
@@ -63,10 +63,10 @@ def _pooled(layers_fn, x):
     rows = jax.tree.leaves(x)[0].shape[0]
     if not isinstance(layers, Mapping) or not layers:
         got = "no layer" if isinstance(layers, Mapping) else type(layers).__name__
-        raise ValueError(f"layers_fn must give arrays by the names of layers, got {got}.")
+        raise ValueError(f"layers_fn must return a dictionary of arrays by layer, got {got}.")
     for name, layer in layers.items():
         if layer.ndim < 2 or layer.shape[0] != rows:
-            raise ValueError(f"layers_fn must give ({rows}, ..., channels), got {layer.shape} for layer {name!r}.")
+            raise ValueError(f"layers_fn must return ({rows}, ..., channels), got {layer.shape} for layer {name!r}.")
     return {name: a.astype(jnp.float32).mean(tuple(range(1, a.ndim - 1))) for name, a in layers.items()}
 
 
@@ -77,7 +77,7 @@ def neuron_states(
     layers: Sequence[str],
     logits: str = "head",
 ) -> dict[str, Float[Array, "batch channels"]]:
-    r"""Computes the states of the neurons of several layers, which is what each adds to the decision.
+    r"""Computes the states of the neurons of several layers: what each neuron adds to the decision.
 
     .. math:: v = z \odot \frac{\partial\, \mathrm{KL}(u \,\|\, p)}{\partial z}
 
@@ -89,13 +89,13 @@ def neuron_states(
         that layer, as ``functools.partial(model.activations, model.state)`` does.
       x: the images.
       layers: names of the layers.
-      logits: name of the layer that gives the logits.
+      logits: name of the layer of the logits.
 
     Returns:
-      For each layer ``(batch, channels)``, what ``nac`` takes.
+      For each layer ``(batch, channels)``, the input of ``nac``.
 
     Raises:
-      ValueError: for a layer that is not there.
+      ValueError: for a layer that does not exist.
 
     Example:
       >>> def activations_fn(x, offsets):
@@ -141,21 +141,21 @@ def nac(
               \Phi_{li}(q) = \min\Bigl(1, \frac{n_{li}(q)}{r N}\Bigr)
 
     where v is the state of neuron i of layer l (see ``neuron_states``), :math:`\sigma` the logistic function and
-    :math:`n_{li}(q)` how many of the N training rows fall into the bin of q. The score lies in [-1, 0]. The bins divide
-    [0, 1] symmetrically and are finest around 1/2, where neurons without influence are: with h bins on each side, the
-    edges below are :math:`\ln(1 + j (\sqrt{1000} - 1) / h) / \ln 1000`. Like the default values, that is what the
-    authors' code does for CIFAR-10, where M = 50 edges with a bin beyond 1 are 48 bins, and O = 50 of 1000 rows.
+    :math:`n_{li}(q)` the number of the N training rows that fall into the bin of q. The score is in [-1, 0]. The bins
+    divide [0, 1] symmetrically and are finest around 1/2, where neurons without influence are. With h bins on each
+    side, the edges below 1/2 are :math:`\ln(1 + j (\sqrt{1000} - 1) / h) / \ln 1000`. Bins and default values follow
+    the authors' code for CIFAR-10, where M = 50 edges with a bin beyond 1 are 48 bins, and O = 50 of 1000 rows.
 
     Args:
       layers_fn: ``x -> {name: (batch, channels)}``, the states of the neurons of each layer. None for the features,
         whose gradient has a closed form, :math:`v = z \odot W (p - u)`.
-      steepness: :math:`\alpha`, positive; for several layers, where it should differ, one for each name.
-      num_bins: even number of bins of each neuron, likewise.
-      share: r, in (0, 1), the share of the training rows with which a bin is covered; likewise.
+      steepness: :math:`\alpha`, positive; one number, or a dictionary with a number for each layer.
+      num_bins: even number of bins of each neuron; one number, or one for each layer.
+      share: r, in (0, 1), the share of the training rows at which a bin is covered; one number, or one for each layer.
 
     Returns:
-      The detector. Without ``layers_fn`` it is as all others, and ``fit(outputs, head=head)`` needs the head; with it,
-      ``fit(x)`` and ``score(state, x)`` take what ``layers_fn`` does.
+      The detector. Without ``layers_fn`` it reads ``Outputs``, and ``fit(outputs, head=head)`` needs the head; with it,
+      ``fit(x)`` and ``score(state, x)`` take the argument of ``layers_fn``.
 
     Raises:
       ValueError: for settings out of their range; from ``fit`` and ``score``, for ``x`` that is not floating or not
@@ -169,7 +169,7 @@ def nac(
 
     Reference:
       Liu et al., "Neuron activation coverage: rethinking out-of-distribution detection and generalization",
-      arXiv:2306.02879. Full coverage is a share of the rows here, and a count there.
+      arXiv:2306.02879. Full coverage is a share of the rows here, and a count in the paper.
     """
     for value in _values(num_bins):
         _validate.at_least(2, num_bins=value)
@@ -263,7 +263,7 @@ def _nac(state, x):
     for name, states in layers.items():
         if states.shape[1] != covered[name].shape[1]:
             raise ValueError(
-                f"layers_fn must give the {covered[name].shape[1]} fitted channels for layer {name!r}, got "
+                f"layers_fn must return the {covered[name].shape[1]} fitted channels for layer {name!r}, got "
                 f"{states.shape[1]}."
             )
     return -jnp.stack([_coverage(covered[name], states, steepness[name]) for name, states in layers.items()]).mean(0)
@@ -271,7 +271,7 @@ def _nac(state, x):
 
 def _check_layers(layers, fitted):
     if sorted(layers) != sorted(fitted):
-        raise ValueError(f"layers_fn must give the fitted layers {', '.join(fitted)}, got {', '.join(layers)}.")
+        raise ValueError(f"layers_fn must return the fitted layers {', '.join(fitted)}, got {', '.join(layers)}.")
 
 
 def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detector:
@@ -282,23 +282,23 @@ def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detect
               M_l(x) = \min_c (z_l - \mu_{lc})^\top \Sigma_l^{-1} (z_l - \mu_{lc})
 
     with Gaussians of tied covariance fitted to the training rows of each class and layer, each layer after its own step
-    that lowers its distance. The weights are those of a logistic regression that tells rows known to be inside from
-    rows known to be outside, so s is the log-odds of being outside. Outside may be anything that is to be noticed: for
-    adversarial inputs, clean and noisy images are inside and attacked ones outside; where no foreign data is at hand,
-    the authors train on attacked images too.
+    that lowers its distance. The weights come from a logistic regression that separates known inliers from known
+    outliers, so s is the log-odds of an outlier. Outliers are whatever the detector should notice. For adversarial
+    inputs, clean and noisy images are inliers, and attacked images are outliers. Without outlier data, the authors also
+    train on attacked images.
 
     Args:
-      layers_fn: ``x -> {name: (batch, ..., channels)}``, averaged over the axes between. One compiled program serves
-        all uses of one function, and arrays that it closes over become constants of it; see ``odin`` for how to give
+      layers_fn: ``x -> {name: (batch, ..., channels)}``, averaged over the axes in between. All uses of one function
+        share a compiled program, and arrays that it closes over become constants of it; see ``odin`` for how to pass
         them as arguments.
       epsilon: size of the step, in units of ``x``. The authors choose among 0, 0.0005, 0.001, 0.0014, 0.002, 0.005 and
-        0.01, on held-out rows inside and outside.
+        0.01, on held-out inliers and outliers.
 
     Returns:
-      The detector, whose functions take ``x`` where others take outputs: ``fit(x, labels, inliers=..., outliers=...)``
-      and ``score(state, x)``. The distances of inliers and outliers are standardised for the regression, whose L2
-      penalty is the one of ten, from 1e-4 to 1e4, of highest likelihood in five-fold cross-validation, and the scales
-      are multiplied back into the weights.
+      The detector, whose functions take ``x`` instead of outputs: ``fit(x, labels, inliers=..., outliers=...)`` and
+      ``score(state, x)``. The distances of inliers and outliers are standardised for the regression, and the scales are
+      multiplied back into the weights. Of ten L2 penalties, from 1e-4 to 1e4, five-fold cross-validation chooses the
+      one with the highest likelihood.
 
     Raises:
       ValueError: for a negative ``epsilon``; from ``fit`` and ``score``, for ``x`` that is not floating or not finite,
@@ -307,7 +307,7 @@ def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detect
     Reference:
       Lee et al., "A simple unified framework for detecting out-of-distribution samples and adversarial attacks",
       arXiv:1807.03888. Their distances have a factor of 1/2 and are not standardised, and their penalty is chosen by
-      accuracy, which often says of all ten that they are equally good.
+      accuracy, which is often the same for all ten.
     """
     _validate.not_negative(epsilon=epsilon)
     model = _validate.as_pytree(layers_fn=layers_fn)
@@ -318,7 +318,7 @@ def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detect
         layers = of_inputs(_pooled, model, x)
         rows = next(iter(layers.values())).shape[0]
         labels = checked_labels(labels, rows, np.iinfo(np.int32).max)
-        logits = jnp.zeros((rows, max(2, int(labels.max()) + 1)))  # tells how many classes there are, and no more
+        logits = jnp.zeros((rows, max(2, int(labels.max()) + 1)))  # needed only for the number of classes
         gaussians = {name: mahalanobis().fit(Outputs(logits, z), labels) for name, z in layers.items()}
         known = [of_inputs(distances, (model, gaussians, epsilon), some) for some in (inliers, outliers)]
         weights, bias = _logistic_regression(*(np.stack([some[name] for name in layers], -1) for some in known))

@@ -26,11 +26,11 @@ SPAN = 5.0
 
 
 class Temperature(NamedTuple):
-    """A fitted temperature; what ``temperature_scaling`` keeps.
+    """A fitted temperature; the state of ``temperature_scaling``.
 
     Attributes:
-      temperature: scalar. Exactly ``exp(-5)`` or ``exp(5)`` where the likelihood still rises at that end of the search,
-        as it does for logits that are all right or all wrong.
+      temperature: scalar. Exactly ``exp(-5)`` or ``exp(5)`` if the likelihood still rises at that end of the search, as
+        it does if all answers are right or all are wrong.
       nll_before: mean negative log-likelihood in nats at temperature 1.
       nll_after: the same at ``temperature``.
     """
@@ -41,7 +41,7 @@ class Temperature(NamedTuple):
 
 
 class Templates(NamedTuple):
-    """What ``kl_matching`` keeps.
+    """State of ``kl_matching``.
 
     Attributes:
       log_templates: ``(classes, classes)``, row k is the logarithm of the mean softmax of rows predicted as k.
@@ -53,7 +53,7 @@ class Templates(NamedTuple):
 
 
 def _log_probabilities(logits):
-    """``log softmax`` and ``log(1 - softmax)``, relatively exact also next to 0, where the plain forms round to 0.
+    """``log softmax`` and ``log(1 - softmax)``, with small relative error next to 0, where the plain forms round to 0.
 
     With r the logsumexp of all logits but the largest, relative to it, the largest probability is 1 / (1 + e^r).
     """
@@ -65,7 +65,7 @@ def _log_probabilities(logits):
 
 
 def _logsumexp(logits):
-    """That of ``jax.nn``; a product with ones, since on a CPU XLA adds the numbers that it computes at half speed."""
+    """As ``jax.nn.logsumexp``, by a product with ones: on CPUs, XLA sums computed numbers at half the speed."""
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     ones = jnp.ones_like(logits, shape=logits.shape[-1:])
     return jnp.log(jnp.matmul(jnp.exp(logits - top), ones, precision=jax.lax.Precision.HIGHEST)) + top[:, 0]
@@ -81,13 +81,13 @@ def _log_doubt(logits):
 
 @cached_by_settings
 def msp() -> Detector:
-    r"""Scores by the maximum softmax probability, as the logarithm of what is left for the other classes.
+    r"""Scores by the maximum softmax probability, as the logarithm of the probability of all other classes.
 
     .. math:: s = \ln(1 - \max_k p_k), \qquad p = \mathrm{softmax}(l)
 
     It ranks as the literal :math:`-\max_k p_k` does in exact arithmetic, and ``expm1(s)`` is that number. In float32
-    the literal form is -1 for every row whose largest logit leads by more than 17, which ties the most certain rows;
-    this one still tells them apart.
+    the literal form is -1 for every row whose largest logit leads by more than 17, so the most confident rows tie;
+    this form still ranks them.
 
     Returns:
       The detector; there is nothing to fit.
@@ -154,8 +154,8 @@ def entropy() -> Detector:
     r"""Scores by the entropy of the softmax in nats, :math:`s = -\sum_k p_k \ln p_k`.
 
     Returns:
-      The detector; there is nothing to fit. Rows whose largest logit leads by more than about 87 score 0, where float32
-      ends.
+      The detector; there is nothing to fit. Rows whose largest logit leads by more than about 87 score 0, the limit of
+      float32.
 
     Example:
       >>> logits = jnp.array([[5.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
@@ -246,8 +246,8 @@ def fit_temperature(logits: Float[AnyArray, "batch classes"], labels: Int[AnyArr
     .. math:: T = \arg\min_T -\frac{1}{n} \sum_i \ln \mathrm{softmax}(l_i / T)_{y_i},
               \qquad \ln T \in [-5, 5]
 
-    The negative log-likelihood is convex in 1/T, so the sign of its slope tells on which side T lies: bisection, to the
-    last digit of float32.
+    The negative log-likelihood is convex in 1/T, so the sign of its slope says on which side of the minimum T is. The
+    search is a bisection to the last digit of float32.
 
     Args:
       logits: ``(batch, classes)``, finite, of rows that the model was not trained on.
@@ -303,8 +303,8 @@ def kl_matching() -> Detector:
     .. math:: s = \min_k \mathrm{KL}(p \,\|\, d_k), \qquad
               d_k = \text{mean softmax of training rows predicted as } k
 
-    Templates are averaged and kept as logarithms, so that none is ever 0. A class that is never predicted has none and
-    is left out.
+    Templates are averaged and kept as logarithms, so that none is ever 0. A class that is never predicted has no
+    template and is left out.
 
     Returns:
       The detector; labels are not used.

@@ -1,4 +1,4 @@
-"""Distances under Gaussians that share one covariance, and how far they exceed that of one Gaussian for all classes."""
+"""Distances under Gaussians with one covariance, also relative to the distance under one Gaussian of all rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MahalanobisState(NamedTuple):
 
     Attributes:
       origin: ``(dim,)``, subtracted from all features first, so that float32 keeps their digits.
-      means: ``(classes, dim)``, of the classes, from the origin.
+      means: ``(classes, dim)``, means of the classes, relative to the origin.
       factor: ``(dim, dim)``, upper triangular :math:`R` with :math:`S = R^\top R`.
       whitener: ``(dim, dim)``, :math:`W` with :math:`S^+ = W W^\top`; columns of ignored directions are zero.
       white_means: ``(classes, dim)``, ``means @ whitener``.
@@ -68,9 +68,9 @@ def mahalanobis() -> Detector:
 
     :math:`S^+` is a pseudo-inverse in units of the standard deviations of the features: directions in which the
     variance is below :math:`10^{-9}` of the largest are ignored, and so are features that within the classes vary no
-    more than float32 rounds them (units that are dead after a ReLU). With fewer rows than dimensions, what lies outside
-    the span of the training rows therefore adds nothing to the distance. Up to a condition number of S of 1e8 scores
-    are those of float64 arithmetic within 1e-3.
+    more than float32 rounds them (units that are dead after a ReLU). With fewer rows than dimensions, the parts of
+    features outside the span of the training rows therefore add nothing to the distance. Up to a condition number of S
+    of 1e8, scores agree with float64 arithmetic within 1e-3.
 
     ``fit`` needs labels, and at least one row of every class. New classes can be added later: ``add_class``.
 
@@ -97,14 +97,14 @@ def mahalanobis() -> Detector:
 
 @cached_by_settings
 def relative_mahalanobis() -> Detector:
-    r"""Mahalanobis distance to the nearest class, less the one under a single Gaussian of all training rows.
+    r"""Mahalanobis distance to the nearest class, minus the distance under a single Gaussian of all training rows.
 
     .. math:: \min_c\, (z - \mu_c)^\top S^+ (z - \mu_c) - (z - \mu_0)^\top S_0^+ (z - \mu_0)
 
-    What is unusual in directions that tell no class from another adds to both and cancels, so these are left out from
-    the start; scores may be negative. Labels and :math:`S^+` as in ``mahalanobis``, and what :math:`S^+` ignores
-    :math:`S_0^+` ignores, too. Up to a condition number of S of 1e7 scores are those of float64 arithmetic within 1e-3
-    of the largest.
+    Directions that do not separate the classes add the same to both distances and cancel, so they are left out from the
+    start; scores may be negative. Labels and :math:`S^+` are as in ``mahalanobis``, and :math:`S_0^+` ignores the same
+    directions as :math:`S^+`. Up to a condition number of S of 1e7, scores agree with float64 arithmetic within 1e-3 of
+    the largest score.
 
     Returns:
       The detector; its state is a ``RelativeMahalanobisState``.
@@ -131,14 +131,14 @@ def relative_mahalanobis() -> Detector:
 
 
 def add_class(state: MahalanobisState, features: Float[AnyArray, "rows dim"]) -> MahalanobisState:
-    r"""Adds a class to a fitted ``mahalanobis``, without the rows of the others.
+    r"""Adds a class to a fitted ``mahalanobis``, without the rows of the other classes.
 
     .. math:: S \leftarrow \frac{C}{C + 1} S + \frac{1}{C + 1} S_\text{new}
 
     with :math:`C` the number of classes before: each class counts once, however many rows it has.
 
     Args:
-      state: as fitted, or as given by this function.
+      state: a fitted state, or a result of this function.
       features: ``(rows, dim)`` of the new class, at least one row.
 
     Returns:
@@ -163,11 +163,11 @@ def nearest_class(state: MahalanobisState, features: Float[AnyArray, "batch dim"
     """The class whose mean is nearest in Mahalanobis distance: the classifier that can learn new classes.
 
     Args:
-      state: of ``mahalanobis``, with classes added or not.
+      state: a state of ``mahalanobis``, with or without added classes.
       features: ``(batch, dim)``.
 
     Returns:
-      ``(batch,)``, int32; added classes follow those of the model, in the order in which they were added. Under
+      ``(batch,)``, int32; added classes come after the classes of the model, in the order of their addition. Under
       ``jit``, -1 for features that are not finite.
 
     Raises:

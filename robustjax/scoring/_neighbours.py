@@ -17,15 +17,15 @@ _GROUP = 16
 
 @cached_by_settings
 def knn(*, k: int = 50) -> Detector:
-    r"""Distance to the k-th nearest training feature, all features being scaled to unit length.
+    r"""Distance to the k-th nearest training feature, with all features scaled to unit length.
 
     .. math:: \Big\lVert \frac{z}{\lVert z \rVert} - \frac{z_{(k)}}{\lVert z_{(k)} \rVert} \Big\rVert_2
 
-    Exact: every training row is compared, in blocks of 256 scored rows, whose similarities are held at once. A training
-    row that is scored is its own first neighbour; a feature of zeros keeps its length.
+    The search is exact: each block of 256 scored rows is compared with all training rows at once. A training row is its
+    own first neighbour when it is scored; a feature of zeros is not scaled.
 
     Args:
-      k: which neighbour, from 1. The paper takes 50 for CIFAR-10, 200 for CIFAR-100 and 1000 for ImageNet.
+      k: which neighbour, from 1. The paper uses 50 for CIFAR-10, 200 for CIFAR-100 and 1000 for ImageNet.
 
     Returns:
       The detector; its state is a ``Bank`` of all training features. ``fit`` raises ValueError for fewer than
@@ -57,12 +57,12 @@ def knn(*, k: int = 50) -> Detector:
 
 
 class Bank(NamedTuple):
-    """Unit training features, about their mean: there inner products of rows that lie close keep their digits.
+    """Unit training features minus their mean, so that inner products of close rows keep their digits.
 
     Attributes:
       origin: ``(dim,)``, the mean.
-      rows: ``(rows, dim)``, what is left of each.
-      halves: ``(rows,)``, half of their squared lengths.
+      rows: ``(rows, dim)``, unit features minus the mean.
+      halves: ``(rows,)``, half of the squared lengths of the rows.
     """
 
     origin: Float[Array, " dim"]
@@ -86,7 +86,7 @@ def nearest(
 ) -> Int[Array, "batch k"]:
     """Indices of the k rows of the bank with the largest inner products with each query, the largest first.
 
-    With ``halves``, half of the squared lengths of the rows, those at the smallest distances, the nearest first.
+    With ``halves``, half of the squared lengths of the rows, the rows at the smallest distances, the nearest first.
     """
 
     def of_block(block):

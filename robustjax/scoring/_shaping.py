@@ -15,11 +15,11 @@ from robustjax.typing import Outputs
 
 
 class Shaped(NamedTuple):
-    """What a combinator keeps.
+    """State of a combinator.
 
     Attributes:
-      learned: what shapes the features, by method.
-      head: what the shaped features are sent through.
+      learned: the fitted numbers that shape the features, by method.
+      head: the head that computes logits from the shaped features.
       base: the state of the detector that scores them.
     """
 
@@ -74,7 +74,7 @@ def react(detector: Detector, *, percentile: float = 90.0) -> Detector:
       percentile: in (0, 100).
 
     Returns:
-      The detector; ``fit`` needs the head, and raises ValueError where c is not positive, since nothing would be left.
+      The detector; ``fit`` needs the head, and raises ValueError if c is not positive, because nothing would be left.
 
     Raises:
       ValueError: for a percentile outside (0, 100).
@@ -146,7 +146,7 @@ def _num_kept(dim: int, percentile: float) -> int:
 
 
 def _kept(features, percentile: float):
-    """Where the largest features of a row are, always as many: of equal ones the first."""
+    """Marks the ``kept`` largest features of a row; of equal features, the first."""
     kept = _num_kept(features.shape[1], percentile)
     least = jax.lax.top_k(features, kept)[0].min(1, keepdims=True)  # for the slice [:, -1:] XLA would sort whole rows
     above, level = ~(features <= least), features == least  # a NaN is kept, so that it reaches the score
@@ -154,7 +154,7 @@ def _kept(features, percentile: float):
 
 
 def _concentration(features, of_largest):
-    """``exp`` of the sum of a row over that of its largest, at most dim / kept for features that sum to more than 0."""
+    """``exp`` of the sum of a row over the sum of its largest, at most dim / kept for a positive sum."""
     ratio = features.sum(1, keepdims=True) / jnp.where(of_largest > 0, of_largest, jnp.inf)
     return jnp.exp(jnp.minimum(ratio, 40))  # only percentiles above 97.5 get there; products stay inside float32
 
@@ -164,9 +164,9 @@ def ash(detector: Detector, *, method: Literal["S", "B", "P"] = "S", percentile:
     r"""Keeps the largest features of each row and prunes the rest to 0 (ASH).
 
     Of n features, ``k = n - round(n * percentile / 100)`` are kept. With :math:`s_1` the sum before pruning and
-    :math:`s_2` after, those that are kept become :math:`z\, e^{s_1 / s_2}` (S), :math:`s_1 / k` (B) or stay (P). The
-    exponent ends at 40; rows with :math:`s_2 \le 0`, which features behind a ReLU have only when all are 0, are pruned
-    alone.
+    :math:`s_2` after, the kept features become :math:`z\, e^{s_1 / s_2}` (S) or :math:`s_1 / k` (B), or do not change
+    (P). The exponent is clipped at 40; rows with :math:`s_2 \le 0`, which after a ReLU means that all features are 0,
+    are only pruned.
 
     Args:
       detector: what scores the shaped features and the logits of the head for them; any detector.
@@ -174,7 +174,7 @@ def ash(detector: Detector, *, method: Literal["S", "B", "P"] = "S", percentile:
       percentile: in (0, 100), of the features that are pruned.
 
     Returns:
-      The detector; ``fit`` needs the head, and raises ValueError where no feature would be kept.
+      The detector; ``fit`` needs the head, and raises ValueError if no feature would be kept.
 
     Raises:
       ValueError: for an unknown method and a percentile outside (0, 100).
@@ -210,15 +210,15 @@ def scale(detector: Detector, *, percentile: float = 85.0) -> Detector:
 
     .. math:: z' = z\, e^{s_1 / s_2}
 
-    with :math:`s_1` the sum of the row and :math:`s_2` that of its ``k = n - round(n * percentile / 100)`` largest
-    features. The exponent ends at 40; rows with :math:`s_2 \le 0` stay as they are.
+    with :math:`s_1` the sum of the row and :math:`s_2` the sum of its ``k = n - round(n * percentile / 100)`` largest
+    features. The exponent is clipped at 40; rows with :math:`s_2 \le 0` do not change.
 
     Args:
       detector: what scores the shaped features and the logits of the head for them; any detector.
       percentile: in (0, 100).
 
     Returns:
-      The detector; ``fit`` needs the head, and raises ValueError where k would be 0.
+      The detector; ``fit`` needs the head, and raises ValueError if k would be 0.
 
     Raises:
       ValueError: for a percentile outside (0, 100).
@@ -287,12 +287,12 @@ def vra(detector: Detector, *, low: float = 60.0, high: float = 95.0) -> Detecto
 
 @cached_by_settings
 def feature_normalized(detector: Detector) -> Detector:
-    r"""Gives the features of every row the same length, the mean one of training rows.
+    r"""Scales the features of every row to the same length, the mean length of training rows.
 
     .. math:: z' = \bar r\, z / \|z\|, \qquad \bar r = \text{mean length of the training features}
 
-    Detectors that look at distances see unit vectors, in units that do not matter to them; the head meets features of
-    the size that it was trained on. ``feature_normalized(mahalanobis())`` is Mahalanobis++. A row of zeros stays.
+    Detectors by distance see vectors of one length, and the head sees features of the size that it was trained on.
+    ``feature_normalized(mahalanobis())`` is Mahalanobis++. A row of zeros does not change.
 
     Args:
       detector: what scores the shaped features and the logits of the head for them; any detector.

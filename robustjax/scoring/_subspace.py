@@ -1,4 +1,4 @@
-"""How much of a feature lies outside the subspace in which the training features live, alone and beside the logits."""
+"""The part of a feature outside the subspace of the training features, by itself and together with the logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ResidualState(NamedTuple):
     """A subspace, by its complement.
 
     Attributes:
-      origin: ``(dim,)``, the feature of least norm at which all logits are zero.
+      origin: ``(dim,)``, the feature with the smallest norm at which all logits are zero.
       complement: ``(dim, dim - principal_dim)``, orthonormal columns.
     """
 
@@ -49,12 +49,12 @@ def residual(*, principal_dim: int | None = None) -> Detector:
 
     :math:`W` and :math:`b` are the kernel and bias of the head, and :math:`P^\perp` projects on the eigenvectors of
     :math:`\frac1N \sum_i (z_i - u)(z_i - u)^\top` that belong to its smallest eigenvalues. ``fit`` needs the head. The
-    distance is that of float64 arithmetic within 3e-7 of the length of z - u: within 1e-3 while it is more than 1/3000
+    distance agrees with float64 arithmetic within 3e-7 of the length of z - u: within 1e-3 as long as it exceeds 1/3000
     of that length.
 
     Args:
-      principal_dim: dimension of the principal subspace, in 1, ..., dim - 1; None is what the paper takes: 1000 for
-        features of 2048 and more dimensions, 512 from 768 on, else half of them.
+      principal_dim: dimension of the principal subspace, in 1, ..., dim - 1; None for the paper's choice: 1000 for
+        features of 2048 and more dimensions, 512 for 768 and more, else half of the dimensions.
 
     Returns:
       The detector; its state is a ``ResidualState``.
@@ -81,14 +81,14 @@ def residual(*, principal_dim: int | None = None) -> Detector:
 
 @cached_by_settings
 def vim(*, principal_dim: int | None = None) -> Detector:
-    r"""Virtual-logit matching: the residual as the logit of one more class, less the energy of the others.
+    r"""Virtual-logit matching: the residual as the logit of an additional class, relative to the other logits.
 
     .. math:: \alpha \lVert P^\perp (z - u) \rVert - \log \sum_k e^{l_k}, \qquad
         \alpha = \frac{\sum_i \max_k l_{ik}}{\sum_i \lVert P^\perp (z_i - u) \rVert}
 
     with the residual of ``residual``, and sums over the training rows. ``fit`` needs the head; it raises ValueError
-    where the largest training logits have no positive mean, or the training features no residual, because
-    :math:`\alpha` would have the wrong sign or no bound.
+    if the largest training logits have no positive mean, or the training features no residual, because
+    :math:`\alpha` would have the wrong sign or be infinite.
 
     Args:
       principal_dim: as in ``residual``.
@@ -113,7 +113,7 @@ def vim(*, principal_dim: int | None = None) -> Detector:
         subspace, length = _fit(outputs.features, outputs.features.mean(0), head, size)
         distance, logit = _distance(subspace, outputs.features).mean(), outputs.logits.max(-1).mean()
         if not logit > 0:
-            raise ValueError(f"outputs.logits must have a largest entry with a positive mean for vim, got {logit:.4g}.")
+            raise ValueError(f"outputs.logits must have a positive mean of the largest entries, got {logit:.4g}.")
         if not distance > _NOTHING * length:
             raise ValueError(f"principal_dim must leave a residual of the training features, {size} leaves none.")
         return VimState(subspace, logit / distance)

@@ -274,7 +274,7 @@ def test_more_targets_than_wrong_classes_warn_where_the_program_is_traced_once_f
         traces.append(x)
         return network(x)
 
-    with pytest.warns(UserWarning, match="num_targets 9 is more than a model of 5 classes has wrong answers: 4 are"):
+    with pytest.warns(UserWarning, match="num_targets=9 exceeds the wrong answers of a model of 5 classes: only 4 are"):
         attacks.apgd_targeted(epsilon=0.05)(KEY, counted, x, labels)
     before = len(traces)
     attacks.apgd_targeted(epsilon=0.1)(KEY, counted, x, labels)

@@ -125,7 +125,7 @@ def test_goes_on_from_what_has_finished(inputs, fakes):
         evaluate((inputs[0][:5], inputs[1][:5]), resume=state)
     with pytest.raises(ValueError, match="resume must be an evaluation .* by other"):
         evaluate(inputs, resume=state._replace(per_attack={"other": 0.5}))
-    with pytest.raises(ValueError, match="logits_fn must answer the same whenever it is asked, at 1 of 20 inputs"):
+    with pytest.raises(ValueError, match="logits_fn must be deterministic, got other .* at 1 of 20 inputs: turn"):
         evaluate(inputs, resume=state._replace(correct=np.where(np.arange(20) == 5, False, state.correct)))
 
 
@@ -149,7 +149,7 @@ def test_square_attacks_alone_where_gradients_are_masked(inputs, fakes, monkeypa
     assert result.per_attack["square"] == result.robust_accuracy < result.clean_accuracy
     messages = [str(warning.message) for warning in told]
     assert "gradients are masked or broken: zero at 20 and not finite at 0 of 20 inputs" in messages[0]
-    assert "Square, which needs none, attacks alone" in messages[1]
+    assert "only Square, which needs none, runs" in messages[1]
     assert len(result.warnings) == 2
     resumed = evaluate(inputs, stepped, resume=result)
     assert (resumed.per_attack, len(made.seen)) == (result.per_attack, 1)
@@ -166,9 +166,9 @@ def test_few_masked_gradients_are_told_and_do_not_matter(inputs, fakes):
 def test_a_model_that_is_not_sound_raises(inputs, fakes):
     fakes(0.025, 0.055, 0.055)
     of_batch = lambda x: corner(x) - jnp.array([[0.1, 0, 0, 0, 0]]) * x[:, 0, 1].mean() / 0.5  # as batch statistics do
-    with pytest.raises(ValueError, match=r"logits_fn must answer the same whenever it is asked, at \d+ of 20 inputs"):
+    with pytest.raises(ValueError, match=r"logits_fn must be deterministic, got other answers .* at \d+ of 20 inputs"):
         evaluate(inputs, of_batch, batch_size=4)
-    with pytest.raises(ValueError, match="logits_fn must give finite logits, at 3 of 20 inputs it does not"):
+    with pytest.raises(ValueError, match="logits_fn must return finite logits, got others at 3 of 20 inputs"):
         evaluate(inputs, lambda x: jnp.where(x[:, 0, 2] > 0.8, jnp.nan, corner(x)))
 
 
@@ -246,9 +246,9 @@ def test_few_classes_change_the_ensemble_and_are_told():
     assert list(random.attacks(2)) == ["apgd-ce", "apgd-margin"]
     assert attack.attacks(6)["apgd-t"].num_targets == attack.attacks(6)["fab-t"].attack.num_targets == 5
     assert [*attack._few_classes(10), *random._few_classes(3)] == []
-    assert [*attack._few_classes(6)] == ["a model of 6 classes has 5 wrong answers to aim at, not 9."]
-    assert "3 classes has no loss for apgd-t: apgd-dlr takes its place" in next(attack._few_classes(3))
-    assert "2 classes has no loss for apgd-dlr: apgd-margin takes its place" in next(random._few_classes(2))
+    assert [*attack._few_classes(6)] == ["a model of 6 classes has only 5 target classes, not 9."]
+    assert "3 classes has no loss for apgd-t: apgd-dlr replaces it" in next(attack._few_classes(3))
+    assert "2 classes has no loss for apgd-dlr: apgd-margin replaces it" in next(random._few_classes(2))
 
 
 @pytest.fixture(scope="module")

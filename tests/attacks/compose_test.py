@@ -78,7 +78,7 @@ def test_an_attack_that_leaves_the_images_is_refused():
     with pytest.raises(ValueError, match=r"attack must stay in \[0, 1\]"):
         attacks.robust_accuracy(KEY, Towards(float("nan"), (1,)), network, X, LABELS)
     with pytest.raises(
-        ValueError, match=r"attack must give inputs of shape \(256, 4, 4, 1\), .* gave \(2, 4, 4, 1\)\."
+        ValueError, match=r"attack must return inputs of shape \(256, 4, 4, 1\), .* returned \(2, 4, 4, 1\)\."
     ):
         attacks.robust_accuracy(KEY, lambda key, logits_fn, x, labels: x[:2], network, X, LABELS)
     with pytest.raises(ValueError, match="x must hold at least one input"):
@@ -87,20 +87,20 @@ def test_an_attack_that_leaves_the_images_is_refused():
 
 def test_a_model_that_gives_nan_has_no_accuracy():
     broken = lambda x: jnp.where(x.reshape(x.shape[0], 16)[:, :1] > 0.9, jnp.nan, network(x))
-    with pytest.raises(ValueError, match="logits_fn must give finite logits, of what the attack gave it does not"):
+    with pytest.raises(ValueError, match="must return finite logits, got NaN or infinity for adversarial inputs"):
         attacks.robust_accuracy(KEY, Towards(1.0, (1,)), broken, X.at[:, 0, 0].min(0.9), LABELS)
-    with pytest.raises(ValueError, match="logits_fn must give finite logits, of the inputs it does not"):
+    with pytest.raises(ValueError, match="logits_fn must return finite logits, got NaN or infinity for inputs"):
         attacks.robust_accuracy(KEY, PGD, broken, X.at[0].set(1.0), LABELS)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_no_attack_is_named():
-    with pytest.raises(ValueError, match=r"attacks must be at least one, each a function, got \(\[PGD"):
+    with pytest.raises(ValueError, match=r"attacks must be one or more functions, got \(\[PGD"):
         attacks.worst_of([PGD])
     search = lambda key, logits_fn, x, labels: attacks.MinimumNorm(x, jnp.zeros(13), jnp.zeros(13, bool))
-    with pytest.raises(ValueError, match=r"of shape \(13, 4, 4, 1\), .* gave MinimumNorm: see attacks.at_budget\."):
+    with pytest.raises(ValueError, match=r"\(13, 4, 4, 1\), .* returned MinimumNorm; wrap it in attacks.at_budget\."):
         attacks.worst_of(search)(KEY, network, X, LABELS)
-    with pytest.raises(ValueError, match=r"attack must give a MinimumNorm, PGD\(.* gave ArrayImpl"):
+    with pytest.raises(ValueError, match=r"attack must return a MinimumNorm, PGD\(.* returned ArrayImpl"):
         attacks.at_budget(PGD, 0.1)(KEY, network, X, LABELS)
 
 
@@ -136,7 +136,7 @@ def test_expectation_follows_the_mean_gradient():
 
 
 def test_only_what_averages_can_expect():
-    with pytest.raises(ValueError, match="attack must be one that can average over draws"):
+    with pytest.raises(ValueError, match="attack must have a field samples, to average over draws"):
         attacks.expectation_over_transformation(attacks.worst_of(PGD))
     with pytest.raises(ValueError, match="samples must be an integer of at least 1, got 0"):
         attacks.expectation_over_transformation(PGD, samples=0)
@@ -195,12 +195,12 @@ def test_no_inputs_are_told_or_attacked_whatever_the_model():
     ],
 )
 def test_a_loss_gives_a_number_for_each_input(loss, got):
-    with pytest.raises(ValueError, match=rf"loss must give \(13,\) floating values, got {got}"):
+    with pytest.raises(ValueError, match=rf"loss must return \(13,\) floating values, got {got}"):
         attacks.pgd(epsilon=0.05, steps=2, loss=loss)(KEY, network, X, LABELS)
 
 
 def test_models_take_the_arguments_that_attacks_give():
     with pytest.raises(ValueError, match=r"logits_fn must take a key and inputs, \(key, x\) -> logits, but too many"):
         attacks.expectation_over_transformation(PGD, samples=2)(KEY, network, X, LABELS)
-    with pytest.raises(ValueError, match="logits_fn must take inputs alone, x -> logits, but missing"):
+    with pytest.raises(ValueError, match="logits_fn must take only inputs, x -> logits, but missing"):
         PGD(KEY, lambda key, x: network(x), X, LABELS)

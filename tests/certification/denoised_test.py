@@ -164,9 +164,9 @@ def test_weights_and_sigma_are_arguments_of_one_program():
         (lambda: certification.denoised(F, None), "denoiser_fn must be a function of inputs, got None"),
         (
             lambda: certification.denoised(F, lambda x: x[:, 1:])(X),
-            r"denoiser_fn must give images of shape \(8, 4, 4, 1",
+            r"denoiser_fn must return images of shape \(8, 4, 4, 1",
         ),
-        (lambda: diffusion(lambda x, t: x[:, 1:])(X), r"noise_fn must give images of shape \(8, 4, 4, 1\), got \(8, 3"),
+        (lambda: diffusion(lambda x, t: x[:, 1:])(X), r"must return images of shape \(8, 4, 4, 1\), got \(8, 3"),
         (lambda: diffusion(sigma=0.0), "sigma must be positive and finite, got 0.0"),
         (lambda: diffusion(sigma=1e-4), r"sigma must lie between 0.00\d+ and .*, got 0.0001"),
         (

@@ -111,7 +111,7 @@ def test_the_checkerboard():
         ({"mask": np.ones((3, 4), bool)}, r"mask must be bool of shape \(4, 4\), got bool of \(3, 4\)"),
         ({"mask": np.ones((4, 4))}, r"mask must be bool of shape \(4, 4\), got float64"),
         ({"logits_fns": HALVES[:1]}, "logits_fns must be a pair of functions"),
-        ({"logits_fns": (HALVES[0], lambda x: jnp.zeros((x.shape[0], 3)))}, "must know the same classes, got 2 and 3"),
+        ({"logits_fns": (HALVES[0], lambda x: jnp.zeros((x.shape[0], 3)))}, "the same number of classes, got 2 and 3"),
         (
             {"logits_fns": (HALVES[0], lambda x: HALVES[1](x) * jnp.nan)},
             r"not finite for 200 of 200 noisy copies of x\[0\]",

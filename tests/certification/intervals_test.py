@@ -252,7 +252,7 @@ def test_gradients_go_through_bounds_to_weights_and_input():
         (lambda x: jnp.where(x > 0, x, 0), "interval bounds are not known for primitive 'gt'."),
         (lambda x: x.astype(jnp.bfloat16), "or float64, but the primitive 'convert_element_type' gives bfloat16."),
         (lambda x: jax.lax.scan(lambda c, r: (c + r, r), x[0], x)[0], "not known for primitive 'scan'."),
-        (lambda x: (x, x), "function must give one array, got 2."),
+        (lambda x: (x, x), "function must return one array, got 2."),
     ],
 )
 def test_what_has_no_bounds_is_named(function, message):
@@ -273,7 +273,7 @@ def test_bad_input_is_named():
             lambda: intervals.certify(logits_fn, images, np.full(24, 4), epsilon=0.1),
             "labels must be 0 to 3, got values",
         ),
-        (lambda: intervals.certify(lambda x: x, images, epsilon=0.1), "logits_fn must give (1, classes >= 2) for a"),
+        (lambda: intervals.certify(lambda x: x, images, epsilon=0.1), "logits_fn must return (1, classes >= 2) for a"),
         (lambda: intervals.bounds(jnp.tanh, X + R, X), "lower must be at most upper everywhere"),
         (lambda: intervals.bounds(jnp.tanh, X, X[:2]), "upper must be float32 of shape (3, 4), got float32 of (2, 4)."),
     ]:

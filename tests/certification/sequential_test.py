@@ -180,7 +180,7 @@ def test_logits_that_are_not_finite_are_told():
 
     for target_radius in (0.5, None):
         with pytest.raises(
-            ValueError, match=r"logits_fn gave logits that are not finite for \d+ of \d+ noisy copies of x\[\d\]"
+            ValueError, match=r"logits_fn must return finite logits, not so for \d+ of \d+ noisy copies of x\[\d\]"
         ):
             sequential(logits_fn=broken, target_radius=target_radius)
 

@@ -161,9 +161,9 @@ def test_a_row_that_is_not_finite_votes_for_no_class():
     lost = 500 - counts(logits_fn=broken).sum(-1)
     assert (lost > 0).all()
     assert (lost < 500).all()
-    with pytest.raises(ValueError, match=r"logits_fn gave logits that are not finite for \d+ of 100 noisy copies of x"):
+    with pytest.raises(ValueError, match=r"must return finite logits, not so for \d+ of 100 noisy copies of x"):
         certification.certify(jax.random.key(0), broken, X, MEASURE, num_estimation=100)
-    with pytest.raises(ValueError, match=r"logits_fn gave logits that are not finite for \d+ of 300 noisy copies of x"):
+    with pytest.raises(ValueError, match=r"must return finite logits, not so for \d+ of 300 noisy copies of x"):
         certification.predict(jax.random.key(0), broken, X, MEASURE, num_samples=300)
     with pytest.raises(ValueError, match="x and key must be concrete"):
         jax.jit(lambda x: certification.predict(jax.random.key(0), linear, x, MEASURE))(X)
@@ -255,7 +255,7 @@ def test_too_few_draws_ever_to_certify_are_told():
         ),
         ({"logits_fn": lambda x: linear(x)[:, :1]}, "got (8, 1)"),
         ({"logits_fn": lambda x: linear(x).argmax(-1)}, "got (8,)"),
-        ({"logits_fn": lambda x: linear(x).astype(jnp.int32)}, "logits_fn must give floating logits, got int32"),
+        ({"logits_fn": lambda x: linear(x).astype(jnp.int32)}, "must return floating-point logits, got int32"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -109,7 +109,7 @@ def test_kl_divergence_of_extreme_logits():
         ),
         (
             lambda: losses.difference_of_logits_ratio(jnp.zeros((2, 2)), jnp.zeros(2, int)),
-            "difference_of_logits_ratio needs logits of at least 3 classes, got 2: take cross_entropy or margin",
+            "difference_of_logits_ratio needs logits of at least 3 classes, got 2: use cross_entropy or margin",
         ),
         (
             lambda: losses.targeted_difference_of_logits_ratio(jnp.zeros((1, 3)), jnp.zeros(1, int), jnp.ones(1, int)),

@@ -132,7 +132,7 @@ def test_schedules_are_the_published_ones():
         (
             lambda: losses.denoising.mse()(KEY, lambda s, x, train: (classify(ModelState(**CLASSIFIER), x), s),
                                        state_of(1.0), BATCH),
-            r"apply must give images of shape \(5, 2, 2, 3\), got Outputs",
+            r"apply must return images of shape \(5, 2, 2, 3\), got Outputs",
         ),
     ],
 )  # fmt: skip

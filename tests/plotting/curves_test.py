@@ -59,13 +59,13 @@ def test_negative_values_stay_in_sight():
 @pytest.mark.parametrize(
     ("draw", "curves", "message"),
     [
-        (plotting.certified_accuracy_curve, {}, "curves must hold at least one run"),
+        (plotting.certified_accuracy_curve, {}, "curves must have at least one curve"),
         (
             plotting.certified_accuracy_curve,
             {"a": (np.zeros(3), np.zeros(2, bool))},
             r"curves\['a'\] must be two vectors of one length, got \(3,\), \(2,\)",
         ),
-        (plotting.robust_accuracy_curve, {}, "curves must hold at least one run"),
+        (plotting.robust_accuracy_curve, {}, "curves must have at least one curve"),
         (plotting.loss_over_steps, {"a": ([1, 2], [1.0])}, r"curves\['a'\] must be two vectors of one length"),
         (plotting.robust_accuracy_curve, {"a": ([], [])}, r"curves\['a'\] must be two vectors of one length"),
         (plotting.robust_accuracy_curve, {"a": ([0.1], [70.0])}, r"must have accuracies in \[0, 1\], got \[70.\]"),

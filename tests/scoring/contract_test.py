@@ -268,7 +268,7 @@ def test_rows_of_another_width_than_the_fitted_ones_are_refused(name, field):
 @pytest.mark.parametrize("name", ["ensemble", "temperature_scaling", *sorted({*OF_CLASSES, *OF_FEATURES})])
 def test_a_state_of_another_detector_is_refused(name):
     for state in (None, (), fitted("vim" if name != "vim" else "residual")):
-        message = f"state must be what fit of this detector gives, got {type(state).__name__}"
+        message = f"state must come from fit of this detector, got {type(state).__name__}"
         with pytest.raises(ValueError, match=message):
             DETECTORS[name]().score(state, outputs(2, rows=40))
 

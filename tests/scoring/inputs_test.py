@@ -111,11 +111,11 @@ def test_models_of_one_architecture_and_all_settings_share_a_program():
         (lambda: scoring.odin(linear, epsilon="0.1"), r"epsilon must be at least 0 and finite, got '0\.1'"),
         (
             lambda: scoring.odin(lambda x: x[:, 0, 0]).score((), X[:3]),
-            r"logits_fn must give \(128, classes >= 2\), got \(128, 1\)",
+            r"logits_fn must return shape \(128, classes >= 2\), got \(128, 1\)",
         ),
         (
             lambda: scoring.odin(lambda x: Outputs(linear(KERNEL, x), x)).score((), X[:3]),
-            r"logits_fn must give \(128, classes >= 2\), got Outputs",
+            r"logits_fn must return shape \(128, classes >= 2\), got Outputs",
         ),
         (
             lambda: of_inputs(jax.jit(lambda state, x: x), (), {"a": X, "b": X[:2]}),

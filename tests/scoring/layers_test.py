@@ -221,7 +221,7 @@ def test_a_state_of_other_layers_is_refused(fitted):
     with pytest.raises(ValueError, match="outputs.features must be .*, as the state was fitted on"):
         fitted[0].score(fitted[1], narrow)
     for one in (detector, fitted[0]):
-        with pytest.raises(ValueError, match="state must be what fit of this detector gives, got NoneType"):
+        with pytest.raises(ValueError, match="state must come from fit of this detector, got NoneType"):
             one.score(None, TEST)
 
 
@@ -248,15 +248,15 @@ def fit_ensemble(x=TRAIN, labels=LABELS, **known):
         (lambda: scoring.nac(lambda x: x["a"]).fit({"a": np.ones((2, 2), "f")}), r"arrays by the names of layers, got"),
         (
             lambda: scoring.nac(lambda x: {}).fit(TRAIN),
-            r"layers_fn must give arrays by the names of layers, got no layer",
+            r"layers_fn must return a dictionary of arrays by layer, got no layer",
         ),
         (
             lambda: scoring.nac(lambda x: {"a": x["first"].sum(-1)}).fit(TRAIN),
-            r"layers_fn must give \(128, \.\.\., channels\), got \(128,\) for layer 'a'",
+            r"layers_fn must return \(128, \.\.\., channels\), got \(128,\) for layer 'a'",
         ),
         (
             lambda: scoring.nac(as_they_are).score(scoring.nac(as_they_are).fit(TRAIN), {"first": TEST["first"]}),
-            r"layers_fn must give the fitted layers first, second, got first",
+            r"layers_fn must return the fitted layers first, second, got first",
         ),
         (
             lambda: scoring.neuron_states(lambda x, offsets: {"head": x}, jnp.ones((1, 2)), layers=["hed"]),

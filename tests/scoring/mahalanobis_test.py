@@ -210,7 +210,7 @@ def test_bad_rows_of_a_new_class_are_refused():
             scoring.add_class(state, bad.astype(np.float32))
     with pytest.raises(ValueError, match=r"features must be \(rows >= 0, 4\), got \(3, 5\)"):
         scoring.nearest_class(state, np.zeros((3, 5), np.float32))
-    with pytest.raises(ValueError, match="state must be what fit of this detector gives, got tuple"):
+    with pytest.raises(ValueError, match="state must come from fit of this detector, got tuple"):
         scoring.nearest_class.__wrapped__((), np.zeros((3, 4), np.float32))
     spoilt = np.array([[0] * 4, [np.inf] * 4], np.float32)
     assert jax.jit(scoring.nearest_class)(state, spoilt)[1] == -1

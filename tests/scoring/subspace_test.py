@@ -109,7 +109,7 @@ def test_bad_settings_are_refused(factory):
 
 def test_an_alpha_without_meaning_is_refused():
     train = outputs(1, 40)
-    with pytest.raises(ValueError, match="largest entry with a positive mean for vim, got -"):
+    with pytest.raises(ValueError, match="positive mean of the largest entries, got -"):
         scoring.vim().fit(train._replace(logits=train.logits - 100), head=head())
     with pytest.raises(
         ValueError, match="principal_dim must leave a residual of the training features, 10 leaves none"

@@ -1,4 +1,4 @@
-"""Conformal prediction: sets of labels that hold the true one as often as was asked for, also under attack.
+"""Conformal prediction: sets of labels that contain the true label with a given probability, also under attack.
 
 The examples below continue with scores of 99 calibration inputs of two classes:
 

@@ -1,7 +1,7 @@
 """Scores of nonconformity: ``(probabilities, uniforms) -> (batch, classes)`` in [0, 1], LOWER = the label conforms.
 
-Settings are bound with ``jax.tree_util.Partial(raps, weight=0.1)``, whose numbers are arguments of compiled programs:
-others do not compile again.
+Bind settings with ``jax.tree_util.Partial(raps, weight=0.1)``: its numbers are arguments of compiled programs, so other
+numbers do not compile again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def thr(
 
     Args:
       probabilities: ``(batch, classes)``, rows that sum to 1.
-      uniforms: not used; for the signature that all scores share.
+      uniforms: not used; all scores share one signature.
 
     Returns:
       ``(batch, classes)`` in [0, 1], lower where the label conforms.
@@ -43,7 +43,7 @@ def thr(
       Sadinle, Lei and Wasserman, arXiv:1609.00451.
     """
     del uniforms
-    return jnp.clip(1 - jnp.asarray(probabilities), 0, 1)  # a softmax may pass 1 by rounding
+    return jnp.clip(1 - jnp.asarray(probabilities), 0, 1)  # a softmax may exceed 1 by rounding
 
 
 def aps(
@@ -57,11 +57,11 @@ def aps(
 
     Args:
       probabilities: ``(batch, classes)``, rows that sum to 1.
-      uniforms: ``(batch,)``, u uniform on [0, 1), one for each input; 0 for the score that is not random.
+      uniforms: ``(batch,)``, u uniform on [0, 1), one for each input; 0 for the deterministic score.
 
     Returns:
-      ``(batch, classes)`` in [0, 1], lower where the label conforms. For the true probabilities, that of the true label
-      is uniform.
+      ``(batch, classes)`` in [0, 1], lower where the label conforms. For the true probabilities, the
+      score of the true label is uniform.
 
     Example:
       >>> print(conformal.aps(jnp.array([[0.7, 0.2, 0.1]]), uniforms=jnp.zeros(1)))
@@ -125,21 +125,21 @@ def ptt(
     the rank among the scores :math:`s_i` of true labels, and a sigmoid that is steep where the threshold will be.
 
     Args:
-      holdout_scores: ``(N,)`` scores of the true labels of inputs that serve for nothing else; the authors have 500,
-        of one noisy copy each, as ``smoothed_scores`` with ``num_samples=1`` gives them.
-      score: the score that is transformed, the same as behind ``holdout_scores``.
+      holdout_scores: ``(N,)`` scores of the true labels of inputs that are used for nothing else; the authors use 500,
+        each from one noisy copy, as ``smoothed_scores`` with ``num_samples=1`` returns them.
+      score: the score to transform, which also computed ``holdout_scores``.
       temperature: T, positive.
       bias: b, the paper's 1 - alpha.
 
     Returns:
-      A score that ``smoothed_scores`` takes in place of the other.
+      A score, to pass to ``smoothed_scores`` instead of ``score``.
 
     Raises:
       ValueError: for holdout_scores that are not a vector of numbers, or a temperature that is not positive.
 
     Guarantee:
       The transformation never decreases and does not depend on calibration or test inputs, so that every guarantee of
-      the score holds for the new one. Ranks make ties: before smoothing, sets only grow.
+      the score holds for the new one. Ranks cause ties: without smoothing, sets can only grow.
 
     Example:
       >>> score = conformal.ptt(np.linspace(0, 1, 500), conformal.thr)

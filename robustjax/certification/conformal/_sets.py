@@ -21,18 +21,18 @@ def conformal_quantile(scores: ArrayLike, *, alpha: float = 0.1) -> float:
 
     .. math:: s_{(k)}, \qquad k = \lceil (n + 1) (1 - \alpha) \rceil
 
-    the k-th smallest of n scores, and plus infinity where k is n + 1. It is a score, never between two of them: an
-    interpolated quantile can be too small. ``alpha`` is taken as the decimal number that it prints as.
+    the k-th smallest of n scores, and plus infinity if k is n + 1. It is always one of the scores, because an
+    interpolated quantile can be too small. ``alpha`` means the decimal number that it prints as.
 
     Args:
       scores: ``(n,)`` scores of the true labels of the calibration inputs.
       alpha: how often the true label of a new input may be missed, in (0, 1).
 
     Returns:
-      The threshold, float64; with a warning where it is infinite.
+      The threshold, float64; warns if it is infinite.
 
     Raises:
-      ValueError: for alpha outside (0, 1), or scores that are not a vector, none at all, or NaN.
+      ValueError: for alpha outside (0, 1), or scores that are not a vector, empty, or NaN.
 
     Guarantee:
       For n + 1 exchangeable scores, ``P(new score <= threshold) >= 1 - alpha`` over all of them; where scores do not
@@ -74,7 +74,7 @@ def prediction_sets(scores: ArrayLike, threshold: float) -> np.ndarray:
       ``(batch, classes)`` bool, True for the labels in the set; ``sets.sum(-1)`` are the sizes.
 
     Raises:
-      ValueError: for scores that are not ``(batch, classes)``, or NaN, which would be left out unseen.
+      ValueError: for scores that are not ``(batch, classes)``, or NaN, which would silently be left out.
 
     Example:
       >>> conformal.prediction_sets([[0.3, 0.8, 0.9], [0.2, 0.4, 0.5]], threshold=0.45)
@@ -84,7 +84,7 @@ def prediction_sets(scores: ArrayLike, threshold: float) -> np.ndarray:
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or np.isnan(scores).any() or math.isnan(_validate.number(threshold)):
         raise ValueError(
-            f"scores must be (batch, classes) without NaN, and so the threshold, got shape {scores.shape}."
+            f"scores must be (batch, classes), and neither scores nor threshold NaN, got shape {scores.shape}."
         )
     return scores <= float(threshold)
 
@@ -132,7 +132,7 @@ def rscp(
     with t the conformal quantile of :math:`\bar s` at the calibration inputs.
 
     Args:
-      calibration: smoothed scores of clean inputs, n of them.
+      calibration: smoothed scores of n clean inputs.
       labels: ``(n,)`` their integer true classes.
       test: smoothed scores of inputs that may be attacked.
       measure: the ``gaussian(sigma)`` behind both.
@@ -147,11 +147,11 @@ def rscp(
 
     Guarantee:
       None. Were :math:`\bar s` the exact expectation, coverage would be at least 1 - alpha, since
-      :math:`\Phi^{-1} \circ E S` changes by at most :math:`\lVert\delta\rVert_2 / \sigma`. For means of draws that is
-      not so, however many they are: the quantile leaves a margin for the spread of clean means, and the spread of
-      attacked ones is another. Where all clean inputs have one smoothed score of 0.9 and
-      :math:`\epsilon = \sigma / 2`, a worst-case attack leaves a coverage of 0.80 instead of 0.9 with 256 draws, and of
-      0.83 with 100,000. Use ``rscp_plus``.
+      :math:`\Phi^{-1} \circ E S` changes by at most :math:`\lVert\delta\rVert_2 / \sigma`. This is
+      not true for means of any number of draws: the quantile allows for the spread of clean means, but attacked means
+      have another spread. If all clean inputs have a smoothed score of 0.9 and :math:`\epsilon = \sigma / 2`, a
+      worst-case attack leaves a coverage of 0.80 instead of 0.9 with 256 draws, and of 0.83 with 100,000. Use
+      ``rscp_plus``.
 
     Example:
       >>> smoothed = conformal.SmoothedScores(calibration, np.full((99, 2), 0.01), np.full(99, 256))
@@ -179,19 +179,19 @@ def rscp_plus(
     beta: float = 0.001,
     bound: Literal["bernstein", "hoeffding"] = "bernstein",
 ) -> np.ndarray:
-    r"""Computes the sets of RSCP+, which hold under attack with all errors of sampling counted.
+    r"""Computes the sets of RSCP+, which hold under attack and allow for all sampling errors.
 
     .. math:: C(x) = \Bigl\{y : \Phi^{-1}\bigl(\underline s(x, y)\bigr) - \frac\epsilon\sigma \le
               \Phi^{-1}\bigl(\min(1,\ t + b)\bigr)\Bigr\}, \qquad b = \sqrt{\frac{\ln(1/\beta)}{2 n_s}}
 
     t is the conformal quantile of the clean means at level :math:`\alpha - 2 \beta`, b Hoeffding's distance from the
     clean mean to its expectation, and :math:`\underline s` a lower bound of the expectation at the test input, at level
-    beta. Where t + b reaches 1, sets hold all labels.
+    beta. Where t + b reaches 1, sets contain all labels.
 
     Args:
-      calibration: smoothed scores of clean inputs, n of them, all with one number of copies.
+      calibration: smoothed scores of n clean inputs, all with the same number of copies.
       labels: ``(n,)`` their integer true classes.
-      test: smoothed scores of inputs that may be attacked; the number of copies may be another.
+      test: smoothed scores of inputs that may be attacked; the number of copies may differ.
       measure: the ``gaussian(sigma)`` behind both.
       epsilon: l2 norm of the attack, at least 0, in units of [0, 1] images; the paper's delta.
       alpha: how often the true label may be missed, in (0, 1).
@@ -208,8 +208,8 @@ def rscp_plus(
     Guarantee:
       Let clean inputs be exchangeable with the calibration inputs and noise be drawn in the same way for all. Each
       test input is changed by at most epsilon in l2, with knowledge of everything but the noise to come. The true label
-      is in the set with probability at least 1 - alpha: over inputs and noise together, in exact arithmetic, each test
-      input by itself. With a ``grid`` in the measure, epsilon is between the lattice points nearest to the inputs.
+      is in the set with probability at least 1 - alpha: over inputs and noise together, in exact arithmetic, for each
+      single test input. With a ``grid`` in the measure, epsilon is between the lattice points nearest to the inputs.
 
     Example:
       >>> smoothed = conformal.SmoothedScores(calibration, np.full((99, 2), 0.01), np.full(99, 256))

@@ -27,8 +27,8 @@ class SmoothedScores(NamedTuple):
 
     Attributes:
       mean: ``(batch, classes)``, in [0, 1].
-      variance: ``(batch, classes)``, unbiased, of one copy's score; infinite for a single copy, which tells nothing.
-      num_samples: ``(batch,)``, copies of each input.
+      variance: ``(batch, classes)``, unbiased, of one copy's score; infinite for a single copy, which has none.
+      num_samples: ``(batch,)``, number of copies of each input.
     """
 
     mean: Float[AnyArray, "batch classes"]
@@ -40,8 +40,8 @@ class SmoothedScores(NamedTuple):
 def _moments(key, logits_fn, score, x, *, measure, num_samples, batch_size, sharding):
     """Means, variances, and whether all logits were finite and all scores in [0, 1], for each input.
 
-    Blocks of ``copies`` noisy copies of ``group`` inputs, about ``batch_size`` at once: few copies do not mean small
-    batches.
+    Blocks of ``copies`` noisy copies of ``group`` inputs, about ``batch_size`` in all: batches are large even if there
+    are few copies.
     """
     blocks = -(-num_samples // batch_size)
     copies = -(-num_samples // blocks)
@@ -68,12 +68,12 @@ def _moments(key, logits_fn, score, x, *, measure, num_samples, batch_size, shar
                 probabilities = jax.nn.softmax(logits.astype(jnp.float32))
                 scores = score(probabilities, uniforms.repeat(copies)).astype(jnp.float32)
                 if scores.shape != logits.shape:
-                    raise ValueError(f"score must give numbers of shape {logits.shape}, got {scores.shape}.")
+                    raise ValueError(f"score must return numbers of shape {logits.shape}, got {scores.shape}.")
                 logits, scores = (a.reshape(group, copies, -1) for a in (logits, scores))
                 finite &= (jnp.isfinite(logits) | ~member).all((1, 2))
                 bounded &= ((scores >= -_ROUNDING) & (scores <= 1 + _ROUNDING) | ~member).all((1, 2))
                 scores = scores.clip(0, 1)
-                # Two moments of the parts give those of the whole: Chan, Golub and LeVeque 1983.
+                # The moments of the whole, from the moments of its parts: Chan, Golub and LeVeque 1983.
                 before, now = (i * copies).astype(jnp.float32), member.sum(dtype=jnp.float32)
                 part = jnp.where(member, scores, 0).sum(1) / now
                 squares += jnp.where(member, (scores - part[:, None]) ** 2, 0).sum(1)
@@ -87,7 +87,7 @@ def _moments(key, logits_fn, score, x, *, measure, num_samples, batch_size, shar
             return jnp.where(fine, mean.clip(0, 1), jnp.nan), jnp.where(fine, variance, jnp.nan), finite, bounded
 
         rows = x.shape[0] + -x.shape[0] % group
-        index = jnp.arange(rows) % max(x.shape[0], 1)  # the last group is filled up
+        index = jnp.arange(rows) % max(x.shape[0], 1)  # the last group is padded
         in_groups = lambda a: a[index].reshape(rows // group, group, *a.shape[1:])
         grouped = jax.lax.map(of_group, (in_groups(keys), in_groups(x)))
         return jax.tree.map(lambda a: a.reshape(rows, *a.shape[2:])[: x.shape[0]], grouped)
@@ -119,17 +119,17 @@ def smoothed_scores(
     result depends on the input and the key, and on ``batch_size`` and the other inputs only by rounding. The ``u`` of
     scores that take one is drawn once for an input, for all its copies and labels.
 
-    One compiled program for a shape, a measure and a number of copies; weights in a pytree, and what is bound to a
-    score by ``Partial``, are arguments of it. Memory holds one block of copies. Inputs that are split over a mesh are
-    scored where they lie.
+    There is one compiled program for a shape, a measure and a number of copies; its arguments include weights in a
+    pytree, and settings that ``Partial`` binds to a score. Memory holds one block of copies. Inputs that are sharded
+    over a mesh are scored in place.
 
     Args:
-      key: one typed key, or ``(batch,)`` of them; see :func:`robustjax.perturbations.image_keys`.
+      key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
       logits_fn: maps ``(copies, ...)`` float32 to ``(copies, classes)``; normalisation belongs inside.
       x: ``(batch, ...)``, floating, [0, 1] images unnormalised.
       measure: what noise to add, for example ``gaussian(0.25)``.
-      score: ``thr``, ``aps``, ``raps``, what ``ptt`` gives, or any :data:`ScoreFn`.
-      num_samples: copies of each input.
+      score: ``thr``, ``aps``, ``raps``, the result of ``ptt``, or any :data:`ScoreFn`.
+      num_samples: number of copies of each input.
       batch_size: noisy copies in one call of ``logits_fn``, at most; None is 200 on a CPU, 1000 on an accelerator.
 
     Returns:
@@ -161,7 +161,7 @@ def smoothed_scores(
     settings = {"measure": measure, "num_samples": int(num_samples), "batch_size": int(batch_size)}
     mean, variance, finite, bounded = _moments(key, logits_fn, score, x, **settings, sharding=sharding_of_images(x))
     if not isinstance(mean, jax.core.Tracer):
-        for fine, what in ((finite, "logits_fn gave logits that are not finite"), (bounded, "score left [0, 1]")):
+        for fine, what in ((finite, "logits_fn must return finite logits"), (bounded, "score must lie in [0, 1]")):
             if not fine.all():
-                raise ValueError(f"{what} for noisy copies of x[{int(fine.argmin())}].")
+                raise ValueError(f"{what}, not so for noisy copies of x[{int(fine.argmin())}].")
     return SmoothedScores(mean, variance, jnp.full(x.shape[:1], num_samples, jnp.int32))

@@ -1,6 +1,6 @@
-"""Testable learning of half-spaces: a learner of noisy labels that says when its answer is not to be trusted.
+"""Testable learning of half-spaces: learning from noisy labels, with a test of whether the answer can be trusted.
 
-The examples below learn a half-space of three dimensions from 3000 labels, a tenth of them wrong:
+The examples below learn a half-space of three dimensions from 3000 labels, a tenth of which are wrong:
 
 >>> from robustjax.certification import halfspaces
 >>> rng, normal = np.random.default_rng(0), np.array([1.0, 0.0, 0.0], np.float32)

@@ -19,15 +19,15 @@ from robustjax.typing import AnyArray
 
 
 class Result(NamedTuple):
-    """What a tester-learner answers.
+    """The answer of a tester-learner.
 
     Attributes:
       weights: ``(dim,)``, of norm 1; the answer for x is the sign of their product.
-      accepted: whether no test failed and the learner has converged; if not, the weights are worth nothing.
-      error: share of the rows kept for choosing on which the answer is not the label.
-      gradient_norm: of the surrogate where the learner ended, on the rows that it learnt from.
-      statistics: of the rows kept for testing.
-      thresholds: above which a statistic fails.
+      accepted: whether no test failed and the learner converged; if False, do not use the weights.
+      error: share of wrong answers on the rows for choosing.
+      gradient_norm: norm of the gradient of the surrogate at the learner's last weights, on the rows for learning.
+      statistics: statistics of the rows for testing.
+      thresholds: the values above which a statistic fails.
     """
 
     weights: Float[Array, " dim"]
@@ -45,7 +45,7 @@ def surrogate_loss(
     *,
     sigma: float | Array,
 ) -> Float[Array, ""]:
-    r"""Computes the smooth stand-in for the share of wrong answers, whose stationary points are good half-spaces.
+    r"""Computes a smooth surrogate for the share of wrong answers, whose stationary points are good half-spaces.
 
     .. math:: L_\sigma(w) = \frac 1 n \sum_i \ell_\sigma\Bigl(-y_i \frac{\langle w, x_i\rangle}{\lVert w\rVert}\Bigr),
               \qquad \ell_\sigma(t) = 3u^2 - 2u^3, \quad u = \mathrm{clip}(t / \sigma + 1/2,\ 0,\ 1)
@@ -102,8 +102,8 @@ def learn(
 
     .. math:: w \leftarrow \frac{w - \beta_t \nabla L_\sigma(w)}{\lVert w - \beta_t \nabla L_\sigma(w)\rVert}
 
-    The gradient is orthogonal to w; :math:`\beta_t` falls to 0 along a line. The published method takes fresh inputs at
-    each step, this one all of them.
+    The gradient is orthogonal to w; :math:`\beta_t` falls to 0 linearly. The published method takes fresh inputs at
+    each step, this one all inputs.
 
     Args:
       key: typed PRNG key of the starts.
@@ -155,9 +155,9 @@ def tester_learner(
 ) -> Result:
     r"""Learns a half-space through the origin from noisy labels, and tests whether its error is near the best.
 
-    The rows are split in three at random: to learn directions (:func:`learn`), to test one (:func:`statistics`), and to
-    choose it, as that of least error among the directions and their negatives. It is accepted if no statistic exceeds
-    its threshold and the norm of its gradient is at most :math:`(1 - 2\eta) / (2\pi)`, half of what would tell a
+    The rows are split in three parts at random: to learn directions (:func:`learn`), to choose the one with the least
+    error among the directions and their negatives, and to test it (:func:`statistics`). It is accepted if no statistic
+    exceeds its threshold and the norm of its gradient is at most :math:`(1 - 2\eta) / (2\pi)`, half of the norm at a
     direction that is far from :math:`w^*` for inputs from N(0, I).
 
     Args:
@@ -167,7 +167,7 @@ def tester_learner(
       epsilon: how far the error may be above the best, in (0, 1).
       eta: bound of the label noise (Massart): no label is flipped with a larger probability; in [0, 1/2).
       sigma: width of the ramp; None for ``(1 - 2 eta) epsilon``.
-      theta: largest angle that T4 is made for; None for epsilon.
+      theta: largest angle that T4 covers; None for epsilon.
       delta: how often inputs from N(0, I) may be rejected.
       steps: gradients of the learner.
       restarts: starts of the learner.
@@ -175,7 +175,7 @@ def tester_learner(
       thresholds: of :func:`null_thresholds`, for ``batch // 3`` inputs and the same sigma and theta; None to simulate.
 
     Returns:
-      The direction and what the tests say of it.
+      The direction and the results of its tests.
 
     Raises:
       ValueError: labels are not -1 and 1, inputs are not finite or too few, or a setting is out of its range.
@@ -194,8 +194,8 @@ def tester_learner(
 
     Reference:
       Gollakota, Klivans, Stavropoulos and Vasilyan 2023, An Efficient Tester-Learner for Halfspaces, arXiv 2302.14853.
-      Differs in tolerances, which are quantiles of simulated statistics in place of unnamed constants, in all moments
-      to degree 4 for T1, and in the certified fourth moment of T3.
+      Differs in tolerances, which are quantiles of simulated statistics instead of unnamed constants, in using all
+      moments up to degree 4 for T1, and in the certified fourth moment of T3.
     """
     _validate.key(key)
     if not 0 < _validate.number(epsilon) < 1:
@@ -239,6 +239,6 @@ def _check_sample(x, y):
         raise ValueError(f"y must have shape {x.shape[:1]}, got {y.shape}.")
     if not isinstance(y, jax.core.Tracer) and not bool(((y == 1) | (y == -1)).all()):
         other = np.asarray(y)[~np.isin(np.asarray(y), (-1, 1))][0]
-        raise ValueError(f"y must hold the labels -1 and 1 alone, got {other}.")
+        raise ValueError(f"y must hold only the labels -1 and 1, got {other}.")
     if not isinstance(x, jax.core.Tracer) and not bool(np.isfinite(np.asarray(x)).all()):
         raise ValueError("x must be finite, got NaN or infinity.")

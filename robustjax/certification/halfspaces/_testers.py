@@ -21,10 +21,10 @@ class Statistics(NamedTuple):
     r"""How far inputs are from standard normal ones, as seen from a direction w; large is far.
 
     A band is what the surrogate looks at: inputs are weighted by :math:`\ell_\sigma'(\langle w, x\rangle)`, which is 0
-    from :math:`|\langle w, x\rangle| = \sigma / 2` on. Orthogonal parts are those of the inputs to w.
+    from :math:`|\langle w, x\rangle| = \sigma / 2` on. Orthogonal parts are the parts of inputs orthogonal to w.
 
     Attributes:
-      moments: T1, largest deviation of a moment of degree 4 or less from that of N(0, I), in standard errors.
+      moments: T1, largest deviation of a moment of degree 4 or less from the moment of N(0, I), in standard errors.
       band_mass: T2, relative deviation of the mean weight.
       band_covariance: T3, largest deviation from 1 of an eigenvalue of the orthogonal second moment in the band.
       band_kurtosis: T3, upper bound of the fourth moment in the band in any orthogonal direction, 3 for N(0, I).
@@ -41,7 +41,7 @@ class Statistics(NamedTuple):
 def statistics(
     x: Float[AnyArray, "batch dim"], weights: Float[AnyArray, " dim"], *, sigma: float, theta: float
 ) -> Statistics:
-    """Computes the statistics of the four tests; labels play no part but through w.
+    """Computes the statistics of the four tests; labels matter only through w.
 
     The cost grows with the fourth power of ``dim``, in time and memory: meant for some tens of dimensions.
 
@@ -87,7 +87,7 @@ def statistics(
 def disagreement_bound(
     x: Float[AnyArray, "batch dim"], weights: Float[AnyArray, " dim"], *, theta: float
 ) -> Float[Array, ""]:
-    r"""Bounds on how many inputs any half-space within an angle of w can answer otherwise than w.
+    r"""Bounds the share of inputs on which any half-space within an angle of w can differ from w.
 
     Such a half-space differs at x only if :math:`|\langle u, x\rangle| \tan\theta \ge |\langle w, x\rangle|` for its
     direction u orthogonal to w. In strips :math:`k\theta \le |\langle w, x\rangle| < (k + 1)\theta`, by Chebyshev,
@@ -111,7 +111,7 @@ def disagreement_bound(
 
     Guarantee:
       For all v within theta of w, ``mean(sign(x @ v) != sign(x @ w)) <= B`` on these very inputs, whatever they are.
-      If labels go with v, the error of w on them exceeds that of v by at most B.
+      For any labels, the error of w exceeds the error of v by at most B.
 
     Example:
       >>> f"{halfspaces.disagreement_bound(inputs, normal, theta=0.1):.2f}"
@@ -135,8 +135,8 @@ def null_thresholds(
 
     Args:
       key: typed PRNG key of the simulation.
-      num_samples: number of inputs that are to be tested.
-      dimension: of the inputs.
+      num_samples: number of inputs to test.
+      dimension: dimension of the inputs.
       sigma: width of the ramp.
       theta: largest angle to w.
       delta: probability that any test fails.
@@ -180,7 +180,7 @@ def _null_thresholds(key, num_samples, dimension, sigma, theta, delta, num_draws
 def _orthogonal_pairs(x, weights):
     """Margins, and products of the parts of x orthogonal to w: ``z_i z_j`` for i <= j, times sqrt 2 off the diagonal.
 
-    In that scale, products of two such rows are those of the matrices ``z z^T``.
+    With this scale, the product of two such rows is the product of the matrices ``z z^T``.
     """
     _validate.floating(2, x=x)
     _validate.floating(1, weights=weights)
@@ -196,7 +196,7 @@ def _orthogonal_pairs(x, weights):
 
 
 def _symmetric(products, rows, columns):
-    """The matrices whose products ``_orthogonal_pairs`` gives."""
+    """The matrices whose products ``_orthogonal_pairs`` computes."""
     size = int(rows.max()) + 1
     half = jnp.asarray(np.where(rows == columns, 0.5, math.sqrt(0.5)), products.dtype)
     half = jnp.broadcast_to(half, products.shape)

@@ -114,10 +114,10 @@ def test_many_devices_and_jit_find_the_same():
         ({"logits_fn": lambda x: x}, "logits_fn must map (4, 2, 2, 1) to logits (4, classes), got (4, 2, 2, 1)"),
         (
             {"logits_fn": jax.tree_util.Partial(logits_of, WEIGHTS * np.float32(np.inf))},
-            "logits_fn gave logits that are not finite for noisy copies of x[0]",
+            "logits_fn must return finite logits, not so for noisy copies of x[0]",
         ),
-        ({"score": lambda p, u: 2 * p}, "score left [0, 1] for noisy copies of x["),
-        ({"score": lambda p, u: p[:, 0]}, "score must give numbers of shape (4, 3), got (4,)"),
+        ({"score": lambda p, u: 2 * p}, "score must lie in [0, 1], not so for noisy copies of x["),
+        ({"score": lambda p, u: p[:, 0]}, "score must return numbers of shape (4, 3), got (4,)"),
         ({"key": jax.random.split(KEY, 3)}, "key must have shape"),
     ],
 )

@@ -131,7 +131,7 @@ X, Y = sample("normal")
     [
         (X, Y, {"eta": 0.5}, r"eta must lie in \[0, 1/2\), got 0.5"),
         (X, Y, {"epsilon": 0.0}, "epsilon must lie strictly between 0 and 1, got 0.0"),
-        (X, (Y + 1) // 2, {}, "y must hold the labels -1 and 1 alone, got 0"),
+        (X, (Y + 1) // 2, {}, "y must hold only the labels -1 and 1, got 0"),
         (X, Y[1:], {}, r"y must have shape \(3000,\), got \(2999,\)"),
         (X[:11], Y[:11], {}, r"x must have shape \(batch >= 3 \(dim \+ 1\), dim\), got \(11, 3\)"),
         (np.where(X > 3, np.nan, X), Y, {}, "x must be finite, got NaN or infinity"),
