@@ -19,6 +19,7 @@ B1 = RNG.normal(size=5).astype(np.float32)
 W2 = RNG.normal(size=(5, 3)).astype(np.float32)
 X = RNG.uniform(0.1, 0.9, (3, 4)).astype(np.float32)
 R = np.float32(0.1)
+compiled_bounds, compiled_margins = (jax.jit(f, static_argnums=0) for f in (intervals.bounds, margin_bounds))
 
 
 def two_layers(x):
@@ -39,7 +40,7 @@ def assert_contains(bounds, values, slack=1e-5):
 
 
 def test_one_affine_layer_is_exact():
-    bounds = intervals.bounds(lambda x: x @ W1 + B1[None], X - R, X + R)
+    bounds = compiled_bounds(lambda x: x @ W1 + B1[None], X - R, X + R)
     centre = X.astype(np.float64) @ W1 + B1
     radius = np.full_like(X, R, np.float64) @ np.abs(W1)
     np.testing.assert_allclose(bounds.lower, centre - radius, atol=1e-5)
@@ -48,7 +49,7 @@ def test_one_affine_layer_is_exact():
 
 def test_a_network_that_only_increases_is_exact():
     network = lambda x: jnp.tanh(jax.nn.relu(x @ jnp.abs(W1)) @ jnp.abs(W2))
-    bounds = intervals.bounds(network, X - R, X + R)
+    bounds = compiled_bounds(network, X - R, X + R)
     np.testing.assert_allclose(bounds.lower, network(X - R), atol=1e-6)
     np.testing.assert_allclose(bounds.upper, network(X + R), atol=1e-6)
 
@@ -61,11 +62,11 @@ def test_two_layers_are_their_twin():
     x = X.astype(np.float64)
     hidden = [np.maximum(end, 0) for end in layer(x - R, x + R, W1, B1)]
     low, high = layer(hidden[0], hidden[1], W2, 0.0)
-    bounds = intervals.bounds(two_layers, X - R, X + R)
+    bounds = compiled_bounds(two_layers, X - R, X + R)
     np.testing.assert_allclose(bounds.lower, low, atol=1e-5)
     np.testing.assert_allclose(bounds.upper, high, atol=1e-5)
     labels = np.array([0, 1, 2])
-    margins = margin_bounds(two_layers, X - R, X + R, labels).lower
+    margins = compiled_margins(two_layers, X - R, X + R, labels).lower
     for i, y in enumerate(labels):  # the two last layers are one, with weights w_y - w_j
         merged = layer(hidden[0][i], hidden[1][i], W2[:, [y]] - W2, 0.0)[0]
         np.testing.assert_allclose(margins[i], merged, atol=1e-5)
@@ -83,11 +84,11 @@ def tail(x):
 def test_the_last_layers_are_bounded_as_one_and_soundly():
     labels = np.array([0, 1, 2])
     low, high = X - 2 * R, X + 2 * R
-    margins = np.asarray(jax.jit(margin_bounds, static_argnums=0)(tail, low, high, labels).lower)
+    margins = np.asarray(compiled_margins(tail, low, high, labels).lower)
     logits = np.asarray(jax.jit(jax.vmap(tail))(inside(low, high, 10_000)))
     reached = (logits[:, np.arange(3), labels][..., None] - logits).min(0)
     assert (margins <= reached + 1e-5).all()
-    bounds = intervals.bounds(tail, low, high)
+    bounds = compiled_bounds(tail, low, high)
     apart = bounds.lower[np.arange(3), labels][:, None] - bounds.upper
     off_diagonal = np.arange(3) != labels[:, None]
     assert (margins > apart)[off_diagonal].all()
@@ -96,7 +97,7 @@ def test_the_last_layers_are_bounded_as_one_and_soundly():
 def test_a_quotient_by_the_input_is_not_affine():
     logits_fn = lambda x: jnp.concatenate([-2 / (0.2 + x), 0 * x], axis=1)
     low, high = np.full((1, 1), 0.1, np.float32), np.full((1, 1), 0.9, np.float32)
-    np.testing.assert_allclose(margin_bounds(logits_fn, low, high, np.array([0])).lower, [[0, -2 / 0.3]], rtol=1e-5)
+    np.testing.assert_allclose(compiled_margins(logits_fn, low, high, np.array([0])).lower, [[0, -2 / 0.3]], rtol=1e-5)
 
 
 def test_jit_and_vmap_over_weights():
@@ -140,7 +141,7 @@ def unusual(x):
 
 
 def test_bounds_contain_what_is_reached():
-    bounds = intervals.bounds(unusual, X - R / 5, X + R / 5)
+    bounds = compiled_bounds(unusual, X - R / 5, X + R / 5)
     points = inside(X - R / 5, X + R / 5, 10_000)
     assert_contains(bounds, np.asarray(jax.jit(jax.vmap(unusual))(points)))
 
@@ -219,7 +220,7 @@ def test_what_is_not_a_number_or_without_bound_is_never_verified():
     def strange(x):
         return jnp.stack([jnp.log(x.sum(1) - 1), jnp.maximum(jnp.log(x[:, 0] - 2), -9.0)], axis=-1)
 
-    bounds = intervals.bounds(strange, np.full((1, 2), 0.4, np.float32), np.full((1, 2), 0.9, np.float32))
+    bounds = compiled_bounds(strange, np.full((1, 2), 0.4, np.float32), np.full((1, 2), 0.9, np.float32))
     assert (bounds.lower[0, 0], bounds.upper[0, 0]) == (-np.inf, np.inf)
     assert (bounds.lower[0, 1], bounds.upper[0, 1]) == (-9, np.inf)
     certificate = intervals.certify(strange, np.full((1, 2), 0.7, np.float32), np.zeros(1, int), epsilon=0.3)

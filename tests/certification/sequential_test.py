@@ -99,12 +99,13 @@ def test_answers_depend_on_the_image_and_the_key_alone():
 
 def test_answers_are_the_same_on_many_devices():
     assert jax.device_count() == 8
-    alone = {target: sequential(target_radius=target) for target in (None, 0.5)}
-    for shape in ((8, 1), (2, 4)):  # an image on each device; and four devices for each image, which stop together
+    # An image on each device; and four devices for each image, which stop together.
+    for shape, targets in (((8, 1), (0.5,)), ((2, 4), (None, 0.5))):
         mesh = jax.make_mesh(shape, ("data", "noise"), axis_types=(AxisType.Auto,) * 2)
         spread = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data")))
-        for target in alone:
-            assert_same(sequential(spread, target_radius=target, batch_size=40), alone[target])
+        for target in targets:
+            alone = sequential(target_radius=target)
+            assert_same(sequential(spread, target_radius=target, batch_size=40), alone)
 
 
 def test_decisions_are_those_of_certify_but_for_the_doubtful():

@@ -54,7 +54,7 @@ def test_counts_depend_on_the_image_and_the_key_alone():
     np.testing.assert_array_equal(counts(X[::-1])[::-1], whole)
     np.testing.assert_array_equal(counts(X[2:3]), whole[2:3])
     np.testing.assert_array_equal(counts(np.concatenate([X[4:], X[4:]])), np.concatenate([whole[4:], whole[4:]]))
-    for batch_size in (7, 64, 1000):
+    for batch_size in (7, 1000):
         np.testing.assert_array_equal(counts(batch_size=batch_size), whole)
     assert (counts(key=1) != whole).any()
     negative_zero = X * np.float32(0) * np.float32(-1)
@@ -77,10 +77,10 @@ def test_keys_of_ones_own_replace_the_fingerprint():
 def test_counts_by_hand():
     """A brute-force twin: one draw at a time, in Python."""
     image_key = perturbations.image_keys(jax.random.key(0), X[:1])[0]
+    noisy = jax.jit(lambda i: MEASURE.sample(jax.random.fold_in(image_key, i), jnp.asarray(X[0])))
     votes = np.zeros(3, int)
     for i in range(40):
-        noisy = MEASURE.sample(jax.random.fold_in(image_key, i), jnp.asarray(X[0]))
-        votes[np.argmax(noisy.reshape(-1) @ WEIGHTS)] += 1
+        votes[np.argmax(np.asarray(noisy(i)).reshape(-1) @ WEIGHTS)] += 1
     np.testing.assert_array_equal(counts(X[:1], num_samples=40, batch_size=16)[0], votes)
 
 
@@ -88,12 +88,11 @@ def test_counts_are_the_same_on_many_devices_and_under_jit():
     assert jax.device_count() == 8
     x = np.concatenate([X, X[:2] + np.float32(0.01)])
     alone, few = counts(x), counts(x, num_samples=70)
-    for shape, specs in {(8, 1): ("data",), (2, 4): ("data", ("data", "noise"), None)}.items():
-        mesh = jax.make_mesh(shape, ("data", "noise"), axis_types=(AxisType.Auto,) * 2)
-        for spec in specs:
-            spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec(spec)))
-            np.testing.assert_array_equal(counts(spread), alone)
-            np.testing.assert_array_equal(counts(spread, num_samples=70), few)  # a block for some devices
+    mesh = jax.make_mesh((2, 4), ("data", "noise"), axis_types=(AxisType.Auto,) * 2)
+    for spec in ("data", ("data", "noise"), None):
+        spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec(spec)))
+        np.testing.assert_array_equal(counts(spread), alone)
+        np.testing.assert_array_equal(counts(spread, num_samples=70), few)  # a block for some devices
     jitted = jax.jit(lambda k, x, n: certification.sample_counts(k, linear, x, MEASURE, num_samples=n))
     np.testing.assert_array_equal(jitted(jax.random.key(0), spread, 500), alone)
 

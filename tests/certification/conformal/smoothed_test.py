@@ -1,5 +1,6 @@
 """Moments of scores under noise beside draws in a Python loop and closed forms."""
 
+import functools
 import re
 
 import jax
@@ -34,10 +35,15 @@ def scores(x=X, *, key=KEY, logits_fn=linear, num_samples=10, batch_size=4, **se
 
 def draws_by_hand(image, num_samples, score):
     """One copy at a time: ``(num_samples, classes)``."""
+    return [draw_by_hand(image, i, score) for i in range(num_samples)]
+
+
+@functools.partial(jax.jit, static_argnames="score")
+def draw_by_hand(image, i, score):
     image_key = perturbations.image_keys(KEY, image[None])[0]
     uniform = jax.random.uniform(jax.random.fold_in(image_key, np.uint32(2**32 - 1)))
-    sample = jax.jit(lambda i: MEASURE.sample(jax.random.fold_in(image_key, i), jnp.asarray(image)))
-    return [score(jax.nn.softmax(linear(sample(i)[None])), uniform[None])[0] for i in range(num_samples)]
+    noisy = MEASURE.sample(jax.random.fold_in(image_key, i), image)
+    return score(jax.nn.softmax(linear(noisy[None])), uniform[None])[0]
 
 
 def test_moments_by_hand():
