@@ -69,9 +69,9 @@ def as_function(name: str, constructor: type) -> Callable[..., Any]:
     text = re.sub(r"^Attributes:$", "Args:", inspect.getdoc(constructor) or "", flags=re.MULTILINE)
     if call is not None and "\nReturns:\n" not in text:
         arguments = ", ".join([*inspect.signature(call).parameters][1:])
-        text, section, rest = text.partition("\nReference:\n")
+        text, *rest = re.split(r"^(?=Example:$|Reference:$)", text, maxsplit=1, flags=re.MULTILINE)
         what = (inspect.getdoc(call) or "").partition("\n")[0]
-        text = f"{text.rstrip()}\n\nReturns:\n  A function ``({arguments})``. {what}\n{section}{rest}"
+        text = "\n\n".join([text.rstrip(), f"Returns:\n  A function ``({arguments})``. {what}", *rest])
     function.__name__ = function.__qualname__ = name
     function.__module__, function.__doc__ = constructor.__module__, text
     function.__signature__, function.__wrapped__ = signature, constructor  # the second is whose source is shown

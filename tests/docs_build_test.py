@@ -40,7 +40,7 @@ def test_a_class_under_a_lower_case_name_is_a_function_of_its_settings():
     assert "steps: 'int' = 40" in signature
     assert signature.endswith(")")
     sections = [line for line in pgd.__doc__.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert sections == ["Args:", "Returns:", "Reference:"]
+    assert sections == ["Args:", "Returns:", "Example:", "Reference:"]
     assert "  A function ``(key, logits_fn, x, labels)``. " in pgd.__doc__
 
 

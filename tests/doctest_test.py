@@ -10,6 +10,7 @@ from docs import build
 
 WITHOUT = {
     "robustjax.attacks.apgd_targeted": "as apgd; compiling it takes seconds",
+    "robustjax.attacks.autoattack": "compiling its attacks takes seconds",
     "robustjax.models.resnet50": "as resnet18; tracing it takes seconds",
     "robustjax.models.resnet56": "as resnet20; tracing it takes seconds",
     "robustjax.models.resnet110": "as resnet20; tracing it takes seconds",

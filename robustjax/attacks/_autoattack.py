@@ -92,11 +92,6 @@ class AutoAttack:
       batch_size: inputs attacked at once, rounded up to a multiple of the devices that x is sharded over; None for
         blocks of at most 256.
 
-    Example:
-      >>> evaluation = attacks.autoattack(epsilon=0.25).evaluate(key, logits_fn, x, labels)
-      >>> evaluation.clean_accuracy, evaluation.robust_accuracy
-      (1.0, 0.0)
-
     Reference:
       Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
       attacks, arXiv 2003.01690; for l1: Croce and Hein 2021, Mind the box, arXiv 2103.01208.
