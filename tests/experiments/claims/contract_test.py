@@ -14,13 +14,24 @@ from rich.console import Console
 import robustjax
 from experiments.claims import __main__ as claims
 from experiments.claims import _frame
-from experiments.common import runtimes
+from experiments.common import files, runtimes
 
 ONE = runtimes.Runtime(mesh="data=1")  # programs for one device compile sooner
 
 
+def quick(study):
+    """The study without the figures of a product's runs, which the product's own tests hold."""
+
+    def measure(*arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(files, "figure_bytes", lambda *_: b"")
+            return study.measure(*arguments)
+
+    return study._replace(measure=measure)
+
+
 def measured(study, seed, folder):
-    """A seed, measured anew."""
+    """A seed, measured anew, or resumed from what a long study left in its folder."""
     if not study.in_folder:
         return study.measure(study.tiny, seed)
     place = _frame.Place(folder, ONE, Console(quiet=True), runtimes.Watch([], None))
@@ -34,7 +45,7 @@ def numbers_of(seed):
 
 @pytest.mark.parametrize("name", claims.names())
 def test_contract(name, tmp_path):
-    study = claims.study_of(name)
+    study = quick(claims.study_of(name))
     assert study.name == name
     run = functools.partial(_frame.run, study, study.tiny, runtime=ONE)
     first = run(_frame.Repeat(seeds=1, results_dir=str(tmp_path)))
@@ -61,10 +72,9 @@ def test_contract(name, tmp_path):
             assert numbers[number]["values"][0] == first["numbers"][arm][number]["values"][0]
     assert shown <= {number for numbers in record["numbers"].values() for number in numbers}
 
-    seeds = [
-        numbers_of(_frame.read([folder / "seeds" / f"{seed}.npz"])[0]) for seed in range(2)
-    ]  # each array with an axis of one seed
-    again = numbers_of(measured(study, 0, tmp_path / "again"))
+    # Each array has an axis of one seed.
+    seeds = [numbers_of(_frame.read([folder / "seeds" / f"{seed}.npz"])[0]) for seed in range(2)]
+    again = numbers_of(measured(study, 0, folder / "seed-0"))
     assert again.keys() == seeds[0].keys()
     for key, value in again.items():
         np.testing.assert_array_equal(seeds[0][key][0], value, err_msg=str(key))
@@ -72,6 +82,16 @@ def test_contract(name, tmp_path):
 
     with pytest.raises(ValueError, match=r"belongs to a run with another config \("):
         _frame.run(study, study.config, _frame.Repeat(seeds=1, results_dir=str(tmp_path), name="tiny"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", claims.names())
+def test_a_seed_gives_the_same_numbers_in_another_folder(name, tmp_path):
+    study = claims.study_of(name)
+    first, again = (numbers_of(measured(study, 0, tmp_path / folder)) for folder in ("first", "again"))
+    assert first.keys() == again.keys()
+    for key, value in first.items():
+        np.testing.assert_array_equal(again[key], value, err_msg=str(key))
 
 
 @pytest.mark.parametrize("name", claims.names())
