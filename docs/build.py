@@ -22,8 +22,9 @@ class Text(str):
 def modules(module: types.ModuleType = robustjax) -> Iterator[types.ModuleType]:
     """The public modules, each before those inside it."""
     yield module
-    for name, value in vars(module).items():
-        if inspect.ismodule(value) and value.__name__ == f"{module.__name__}.{name}" and not name.startswith("_"):
+    for name in public_names(module):  # not in vars: a command is there once something has imported it
+        value = getattr(module, name)
+        if inspect.ismodule(value) and value.__name__ == f"{module.__name__}.{name}":
             yield from modules(value)
 
 

@@ -65,7 +65,7 @@ def lower_boundary(probability: float, looks: np.ndarray, level: float) -> np.nd
     from scipy import stats
 
     # What lies outside the windows of all looks and increments, together, has less than the reserve of 0.1%, which is
-    # also for rounding: the sums have positive terms alone.
+    # also for rounding: the sums have only positive terms.
     tail = 1e-5 * level / len(looks)
 
     def window(n):

@@ -123,7 +123,7 @@ class Preconditioned:
     Example:
       >>> noisy_apply = losses.rrcm.preconditioned(apply, sigma=0.5)
       >>> outputs, _ = noisy_apply(state, image)
-      >>> print(outputs.logits[:, 1])  # smaller than those of apply by sqrt(1.25)
+      >>> print(outputs.logits[:, 1])  # the logits of apply, divided by sqrt(1.25)
       [-1.07  0.36]
     """
 

@@ -1,4 +1,4 @@
-"""The part of a feature outside the subspace of the training features, by itself and together with the logits."""
+"""The part of a feature outside the subspace of the training features, without and with the logits."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_the_checkerboard():
         ({"logits_fns": (HALVES[0], lambda x: jnp.zeros((x.shape[0], 3)))}, "the same number of classes, got 2 and 3"),
         (
             {"logits_fns": (HALVES[0], lambda x: HALVES[1](x) * jnp.nan)},
-            r"not finite for 200 of 200 noisy copies of x\[0\]",
+            r"finite logits, not so for 200 of 200 noisy copies of x\[0\]",
         ),
         ({"x": np.zeros((1, 16), np.float32)}, r"x must have shape \(batch, height, width, channels\), got \(1, 16\)"),
         ({"alpha": 0.0}, "alpha must"),

@@ -245,7 +245,10 @@ def fit_ensemble(x=TRAIN, labels=LABELS, **known):
             lambda: scoring.nac().fit(Outputs(np.ones((2, 2), "f"), np.ones((2, 2), "f"))),
             r"head must be given to fit nac",
         ),
-        (lambda: scoring.nac(lambda x: x["a"]).fit({"a": np.ones((2, 2), "f")}), r"arrays by the names of layers, got"),
+        (
+            lambda: scoring.nac(lambda x: x["a"]).fit({"a": np.ones((2, 2), "f")}),
+            r"must return a dictionary of arrays by layer, got",
+        ),
         (
             lambda: scoring.nac(lambda x: {}).fit(TRAIN),
             r"layers_fn must return a dictionary of arrays by layer, got no layer",

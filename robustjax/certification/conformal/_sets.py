@@ -84,7 +84,7 @@ def prediction_sets(scores: ArrayLike, threshold: float) -> np.ndarray:
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or np.isnan(scores).any() or math.isnan(_validate.number(threshold)):
         raise ValueError(
-            f"scores must be (batch, classes), and neither scores nor threshold NaN, got shape {scores.shape}."
+            f"scores must be (batch, classes) without NaN, and threshold not NaN, got shape {scores.shape}."
         )
     return scores <= float(threshold)
 

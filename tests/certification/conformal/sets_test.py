@@ -177,7 +177,7 @@ LABELS = np.zeros(50, int)
         (lambda: conformal.conformal_quantile([[0.1]]), "scores must be a vector of numbers without NaN, got shape"),
         (lambda: conformal.conformal_quantile([0.1, np.nan]), "scores must be a vector of numbers without NaN"),
         (lambda: conformal.prediction_sets([[0.1, np.nan]], 0.5), "without NaN"),
-        (lambda: conformal.prediction_sets([[0.1]], np.nan), "neither scores nor threshold NaN"),
+        (lambda: conformal.prediction_sets([[0.1]], np.nan), "and threshold not NaN"),
         (lambda: conformal.split_conformal(GOOD.mean, LABELS + 2, GOOD.mean), "labels must lie in 0, ..., 1, got 2"),
         (lambda: conformal.split_conformal(GOOD.mean, LABELS[1:], GOOD.mean), "labels must be (50,) integers, got"),
         (
