@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TypeAlias
 
 import numpy as np
@@ -95,9 +94,10 @@ def certified_accuracy_lower_bound(
 ) -> np.ndarray:
     r"""Computes a lower bound of the certified accuracy of these inputs that allows for wrong certificates.
 
-    .. math:: a - \alpha - \sqrt{\alpha (1 - \alpha) \ln(1/\rho) / m} - \ln(1/\rho) / (3 m)
+    .. math:: \max\Bigl(a - \frac q m,\ 0\Bigr), \qquad q = \min\{k : P[\mathrm{Binomial}(m, \alpha) > k] \le \rho\}
 
-    with a the ``certified_accuracy``.
+    with a the ``certified_accuracy``. Each certificate is wrong with probability at most alpha, independently of the
+    others, so that more than q of the m are wrong with probability at most rho.
 
     Args:
       certificate: ``(m,)`` fields, from independent draws for each input.
@@ -120,10 +120,25 @@ def certified_accuracy_lower_bound(
       >>> metrics.certified_accuracy_lower_bound(certificate, labels=np.zeros(500, int), radii=[0.5])
       array([0.99])
 
+    Guarantee:
+      With probability at least 1 - rho over the noise, at each radius separately, the share of these inputs that the
+      smoothed classifier answers correctly throughout the ball is at least the bound.
+
+    Differs from:
+      Cohen, Rosenfeld and Kolter bound the number of wrong certificates by Bernstein's inequality without its factor
+      2, which fails more often than rho; the binomial quantile is exact and smaller than the corrected bound.
+
     Reference:
       Cohen, Rosenfeld and Kolter, arXiv:1902.02918, appendix ("high-probability certified accuracy").
     """
+    from scipy import stats
+
     _validate.probability(alpha=alpha, rho=rho)
     accuracy, m = certified_accuracy(certificate, labels, radii), np.size(labels)
-    slack = math.sqrt(alpha * (1 - alpha) * math.log(1 / rho) / m) + math.log(1 / rho) / (3 * m)
-    return np.maximum(accuracy - alpha - slack, 0.0)
+    # isf goes through 1 - rho, which rounds: settle the last unit by the tail itself.
+    wrong = int(stats.binom.isf(rho, m, alpha))
+    while stats.binom.sf(wrong, m, alpha) > rho:
+        wrong += 1
+    while wrong and stats.binom.sf(wrong - 1, m, alpha) <= rho:
+        wrong -= 1
+    return np.maximum(accuracy - wrong / m, 0.0)

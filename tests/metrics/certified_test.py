@@ -1,5 +1,9 @@
 """Certified accuracy, its lower bound and the average certified radius against figures by hand."""
 
+import bisect
+import functools
+import math
+
 import numpy as np
 import pytest
 
@@ -25,23 +29,38 @@ def test_an_abstention_is_wrong_even_where_the_label_is_minus_one():
     assert metrics.certified_accuracy(CERTIFICATE, np.full(4, ABSTAIN), [0.0]) == 0
 
 
+def all_correct(held):
+    """Certificates of class 0 with radius 1 where ``held``; the others abstain."""
+    return Certificate(np.zeros(held.size, np.int32), held * 1.0, np.where(held, 0.9, 0.1), ~held)
+
+
 def test_lower_bound_by_hand():
-    bound = metrics.certified_accuracy_lower_bound(CERTIFICATE, LABELS, [0.0, 1.0], alpha=0.001, rho=0.01)
-    by_hand = 0.5 - 0.001 - np.sqrt(0.001 * 0.999 * np.log(100) / 4) - np.log(100) / 12
-    np.testing.assert_allclose(bound, [by_hand, 0.0])
+    # Of 4 certificates one is wrong with probability 0.004 <= 0.01, two with 6e-6: q is 0 at rho 0.01 and 1 at 1e-4.
+    bound = functools.partial(metrics.certified_accuracy_lower_bound, CERTIFICATE, LABELS, [0.0, 1.0], alpha=0.001)
+    np.testing.assert_array_equal(bound(rho=0.01), [0.5, 0.0])
+    np.testing.assert_array_equal(bound(rho=1e-4), [0.25, 0.0])
 
 
-def test_lower_bound_holds_by_simulation():
-    """Certificates wrong with probability alpha inflate the count; the bound may exceed the truth in rho of runs."""
-    generator, alpha, rho, m = np.random.default_rng(0), 0.05, 0.05, 200
-    truth = np.arange(m) < 120
-    failures = 0
-    for _ in range(500):
-        claimed = truth | (generator.random(m) < alpha)
-        certificate = Certificate(np.zeros(m, np.int32), claimed * 1.0, np.where(claimed, 0.9, 0.1), ~claimed)
-        bound = metrics.certified_accuracy_lower_bound(certificate, np.zeros(m, int), [1.0], alpha=alpha, rho=rho)
-        failures += bound[0] > truth.mean()
-    assert failures <= 500 * rho + 3 * np.sqrt(500 * rho)
+@pytest.mark.parametrize("m", [1, 30, 10_000])
+@pytest.mark.parametrize("alpha", [1e-4, 0.05, 0.4])
+@pytest.mark.parametrize("rho", [1e-12, 0.001, 0.3])
+def test_lower_bound_fails_with_probability_at_most_rho_and_not_much_less(m, alpha, rho):
+    """Nobody is robust and W ~ Binomial(m, alpha) certificates are wrong: the bound fails where it is above 0."""
+
+    def fails(wrong):
+        certificate, labels = all_correct(np.arange(m) < wrong), np.zeros(m, int)
+        return metrics.certified_accuracy_lower_bound(certificate, labels, [1.0], alpha=alpha, rho=rho)[0] > 0
+
+    least = bisect.bisect_left(range(m + 1), True, key=fails)  # m + 1 where it never fails
+    tail = lambda k: math.fsum(math.exp(log_binomial(m, j, alpha)) for j in range(k, min(m, k + 2000) + 1))
+    assert tail(least) <= rho * (1 + 1e-9)
+    assert least == 1 or tail(least - 1) > rho * (1 - 1e-9)
+
+
+def log_binomial(m, k, p):
+    """The logarithm of the probability of k in Binomial(m, p)."""
+    choose = math.lgamma(m + 1) - math.lgamma(k + 1) - math.lgamma(m - k + 1)
+    return choose + k * math.log(p) + (m - k) * math.log1p(-p)
 
 
 @pytest.mark.parametrize(
