@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 
 import jax
@@ -16,6 +17,7 @@ SIZES = {"num_images": 3, "num_samples": 250, "batch_size": 100}
 def small(monkeypatch):
     """Small sizes and models, and no further processes."""
     monkeypatch.setattr(benchmark, "ENOUGH", 1e-9)
+    monkeypatch.setattr(benchmark, "work", functools.partial(benchmark.work, dimension=64))
     sweeps = {"samples": {"certify": (200, 400)}, "classes": {"mahalanobis": (2, 3)}}
     monkeypatch.setattr(benchmark, "SWEEPS", sweeps)
     monkeypatch.setattr(benchmark, "CHECKS", {("mlp", (4, 4, 1)): (2, 1_000)})
@@ -139,6 +141,7 @@ def test_quick_is_one_repeat_of_small_sizes(small):
     assert (result["predictions"], result["checks"][0]["num_samples"]) == ([], 200)
 
 
+@pytest.mark.slow
 def test_devices_are_measured_in_a_process_of_their_own():
     curves = benchmark.devices(dataclasses.replace(TINY, devices=(2, 8), quick=True, repeats=1))
     assert [(curve["function"], curve["sizes"]) for curve in curves] == [("images split", [2]), ("draws shared", [2])]

@@ -99,6 +99,7 @@ def test_only_what_is_compiled_counts():
     assert benchmark.compile_seconds(lambda: function(x)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="reads memory as Linux tells it")
 def test_memory_is_what_is_used_beyond_the_features():
     large = dataclasses.replace(TINY, dim=64, train_rows=100_000)  # features of 25 MiB, which knn keeps once more

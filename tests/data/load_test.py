@@ -313,6 +313,7 @@ def test_a_bad_image_size_is_refused(tiny, name, size, message):
         data.load(name, "train", tiny[0], image_size=size)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_mnist_has_its_published_counts(data_dir):
     counts = np.bincount(data.load("mnist", "train", data_dir).arrays().label)

@@ -35,7 +35,9 @@ def test_every_model_is_counted():
     assert SIZES.keys() == models.MODELS.keys()
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "resnet110" else n for n in SIZES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("resnet56", "resnet110") else n for n in SIZES]
+)
 def test_parameter_count_is_the_published_one(name):
     settings, count = SIZES[name]
     model = abstract(name, **settings)

@@ -171,11 +171,11 @@ def test_added_classes_follow_the_rule_of_the_paper():
 
 
 def test_classes_of_equal_size_can_come_one_by_one():
-    train, labels = sample(0, 600, 6, classes=4)
-    state = fit(train[labels < 2], labels[labels < 2])
-    for c in (2, 3):
+    train, labels = sample(0, 800, 6, classes=5)  # in the shapes of the test above
+    state = fit(train[labels < 3], labels[labels < 3])
+    for c in (3, 4):
         state = scoring.add_class(state, train[labels == c])
-    test, true = sample(1, 200, 6, classes=4)
+    test, true = sample(1, 80, 6, classes=5)
     np.testing.assert_allclose(score(state, test), score(fit(train, labels), test), rtol=1e-4)
     assert (scoring.nearest_class(state, test) == true).mean() > 0.9
 
