@@ -9,9 +9,7 @@ import time
 
 import pytest
 
-from tests.training import killed_run
-
-SCRIPT = pathlib.Path(killed_run.__file__)
+SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")
 
 
 @pytest.fixture
@@ -24,6 +22,7 @@ def start(tmp_path):
 
     root = SCRIPT.parents[2]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return run
 
 
@@ -31,7 +30,10 @@ def test_a_killed_run_ends_with_the_same_bits(start, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     rng = random.Random(seed)
     sys.stdout.write(f"seed {seed}\n")
-    killed_run.main(tmp_path / "whole", tmp_path / "whole.bin")
+    with start("whole", "whole.bin") as run:
+        errors = run.communicate()[1]
+    assert run.returncode == 0, errors
+
     with start("killed", "killed.bin") as run:
         for _ in range(rng.randint(6, 40)):
             run.stdout.readline()
