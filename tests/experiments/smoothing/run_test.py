@@ -198,6 +198,10 @@ def test_runs_are_compared(smoothing_run, tmp_path, capfd):
     assert f"{summary['average_certified_radius']:.3f}" in capfd.readouterr().out
     with pytest.raises(FileNotFoundError, match="is not a finished run"):
         smoothing.run(smoothing.Config(compare=(str(tmp_path),)))
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"run": "ood"}')
+    with pytest.raises(ValueError, match=r"compare must name runs of experiments\.smoothing, got "):
+        smoothing.run(smoothing.Config(compare=(str(tmp_path),)))
 
 
 @pytest.mark.data
