@@ -113,7 +113,7 @@ def test_training_tells_apart_and_moves_the_network_alone(whole):
     [
         (lambda: losses.adaptive_cross_entropy(weight=1.5), r"weight must lie in \[0, 1\], got 1.5"),
         (lambda: losses.mixing_training(attack=attacks.fgsm(epsilon=1), binary=-1), "binary must be at least 0"),
-        (lambda: losses.mixing_training(attack=len, factors=(1.0, 0.5)), r"factors must be a range .*got \(1.0, 0.5\)"),
+        (lambda: losses.mixing_training(attack=len, factors=(1.0, 0.5)), r"factors must be .*got \(1.0, 0.5\)"),
     ],
 )
 def test_bad_settings_are_named(make, message, unchecked):
