@@ -82,7 +82,7 @@ def compare(runs: tuple[str, ...], output: epath.Path, radii: tuple[float, ...])
             raise FileNotFoundError(f"{folder} is not a finished run of experiments.smoothing: it has no metrics.json.")
         summary, settings = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config"))
         if settings.get("run") != "smoothing":
-            raise ValueError(f"compare must name runs of experiments.smoothing, got {folder}, a run of another one.")
+            raise ValueError(f"compare must name runs of experiments.smoothing, got a run of another one, {folder}.")
         norms.append(summary["norm"])
         _, labels, certificate, *_ = certificates.read(folder)
         at_target = settings.get("target_radius") is not None
