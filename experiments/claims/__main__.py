@@ -30,7 +30,8 @@ def study_of(name: str) -> _frame.Study:
       ValueError: there is none.
     """
     if name not in names():
-        raise ValueError(f"names must be among {', '.join(names())}, got {name!r}.")
+        hint = " Separate names by spaces." if "," in name else ""
+        raise ValueError(f"names must be among {', '.join(names())}, got {name!r}.{hint}")
     return importlib.import_module(f"experiments.claims.{name}").STUDY
 
 
@@ -60,6 +61,12 @@ class Arguments:
         if self.names and (self.all or self.catalogue is not None):
             flag = "--all" if self.all else "--catalogue"
             raise ValueError(f"names must be left out with {flag}, got {', '.join(self.names)}.")
+        if self.tiny and self.record is not None:
+            raise ValueError(f"record must be left out with --tiny, whose numbers mean nothing, got {self.record}.")
+        if not (self.names or self.all):
+            given = [f"--{flag}" for flag in ("tiny", "record", "seeds", "overwrite") if getattr(self, flag)]
+            if given:
+                raise ValueError(f"names must name a study, or pass --all, with {', '.join(given)}.")
 
 
 def listed() -> tables.Table:
@@ -94,7 +101,7 @@ def run(arguments: Arguments) -> list[dict[str, Any]]:
         console.print("Measure some: python -m experiments.claims NAME ...; all: --all.", highlight=False)
         return []
     found = []
-    for study in [study_of(name) for name in (arguments.names or names())]:
+    for study in [study_of(name) for name in dict.fromkeys(arguments.names or names())]:
         settings = {name: getattr(arguments, name) for name in ("results_dir", "overwrite", "record")}
         repeat = _frame.Repeat(seeds=arguments.seeds or study.seeds, **settings)
         found.append(_frame.run(study, study.tiny if arguments.tiny else study.config, repeat))

@@ -167,7 +167,8 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
       ValueError: the folder belongs to a run with another config, a seed on disk is damaged, or a number is NaN.
     """
     stopwatch, console, folder = runtimes.Stopwatch(), runtimes.console(), folder_of(study, config, repeat)
-    notes = {"version": importlib.metadata.version("robustjax")}
+    notes = {"version": importlib.metadata.version("robustjax"), "code": files.source_digest()}
+    record_path = _record_path(study, config, repeat, folder)
     folders.open_run(folder, config, same=SAME, overwrite=repeat.overwrite, notes=notes)
     paths = [folder / "seeds" / f"{seed}.npz" for seed in range(repeat.seeds)]
     missing = [seed for seed, path in enumerate(paths) if not path.exists()]
@@ -185,11 +186,19 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
             seconds = time.perf_counter() - began
             if jax.process_index() == 0:
                 files.write_arrays(paths[seed], _arrays_of(study, seed, numbers, {**notes, "seconds": seconds}))
+                record_of(study, config, repeat, *read(paths[seed : seed + 1]))  # names a missing number now, not later
                 console.print(f"{study.name}: seed {seed} took {seconds:,.1f} s.", highlight=False)
             runtimes.barrier(f"seed {seed}")
     if jax.process_index() != 0:
         return {}
     results, meta = read(paths)
+    old = [str(seed) for seed, note in enumerate(meta) if note.get("code") != notes["code"]]
+    if old:
+        plural = "s" * (len(old) > 1)
+        console.print(
+            f"{study.name}: seed{plural} {', '.join(old)} in {folder} came from other code than today's; --overwrite "
+            f"measures {'them' if plural else 'it'} again.", highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
     record = record_of(study, config, repeat, results, meta)
     rows = [
         {"arm": arm, "seed": seed, **{k: v[seed] for k, v in of_arm.items() if _is_number(v)}}
@@ -201,20 +210,45 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
     content = re.sub(r"\[\n[^\[\]{}]*\]", lambda part: re.sub(r"\n\s*", " ", part[0]).replace("[ ", "["), content)
     record = json.loads(content)
     files.write_whole(folder / "metrics.json", content)
-    if repeat.record is not None:
-        suffix = f"-{folder.name}" if different(study, config) else ""
-        files.write_whole(epath.Path(repeat.record) / f"{study.name}{suffix}.json", content)
+    if record_path is not None:
+        files.write_whole(record_path, content)
     _report(study, config, repeat, folder, results, record, console, stopwatch)
     return record
+
+
+def _record_path(study: Study, config: Any, repeat: Repeat, folder: epath.Path) -> epath.Path | None:
+    """Where the record goes; refused before anything is measured if it would replace a record of more seeds."""
+    if repeat.record is None:
+        return None
+    parent = epath.Path(repeat.record)
+    if parent.exists() and not parent.is_dir():
+        raise ValueError(f"record must be a folder, but {parent} is a file.")
+    path = parent / (f"{study.name}-{folder.name}.json" if different(study, config) else f"{study.name}.json")
+    seeds = json.loads(path.read_bytes())["seeds"] if path.exists() else 0
+    if seeds > repeat.seeds:
+        raise ValueError(
+            f"seeds must be at least {seeds}, as in the record {path}, got {repeat.seeds}; "
+            "delete the record to replace it by one of fewer seeds."
+        )
+    return path
 
 
 def _arrays_of(study: Study, seed: int, numbers: Numbers, notes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A seed as arrays for an npz file."""
     notes = {**notes, "machine": runtimes.machine(), "date": datetime.date.today().isoformat(), "jax": jax.__version__}
     arrays = {f"{_SEPARATOR}{key}": np.asarray(value) for key, value in notes.items()}
+    if not isinstance(numbers, Mapping) or not all(isinstance(of_arm, Mapping) for of_arm in numbers.values()):
+        raise ValueError(
+            f"{study.name}, seed {seed}: measure must return {{arm: {{number: value}}}}, got {numbers!r:.100}."
+        )
     for arm, of_arm in numbers.items():
         for name, value in of_arm.items():
             value = np.asarray(value)
+            if not (np.issubdtype(value.dtype, np.number) or value.dtype == bool):
+                raise ValueError(
+                    f"{study.name}, seed {seed}, arm {arm!r}: {name!r} must be a number or an array of numbers, "
+                    f"got {of_arm[name]!r:.100}."
+                )
             if value.ndim == 0:
                 value = value.astype(np.float64)
                 if np.isnan(value):
@@ -287,7 +321,7 @@ def record_of(
         verdict = _verdicts.weakest(bars, slacks)
         claims.append({"method": claim.method, "arxiv": claim.arxiv, "verdict": verdict, "bars": of_bars})
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in SAME}
-    joined = lambda name: "; ".join(dict.fromkeys(str(note[name]) for note in meta))
+    joined = lambda name: "; ".join(dict.fromkeys(str(note.get(name, "unknown")) for note in meta))
     return {
         "study": study.name,
         "seeds": repeat.seeds,
@@ -297,7 +331,7 @@ def record_of(
         "settings": settings,
         "seconds": round(sum(note["seconds"] for note in meta), 1),
         "date": max(note["date"] for note in meta),
-        **{name: joined(name) for name in ("machine", "version", "jax")},
+        **{name: joined(name) for name in ("machine", "version", "code", "jax")},
     }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import fnmatch
+import hashlib
 import io
+import pathlib
 import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+import experiments
+import robustjax
 from experiments.common import runtimes
 
 
@@ -62,6 +66,16 @@ def read_arrays(path: epath.PathLike, *, leave_out: tuple[str, ...] = ()) -> dic
             return {name: arrays[name] for name in arrays if name not in leave_out}
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to make it again.") from error
+
+
+def source_digest() -> str:
+    """Digest of the source of robustjax and of the experiments, which every measured number depends on."""
+    digest = hashlib.sha256()
+    for package in (robustjax, experiments):
+        root = pathlib.Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def figure_bytes(figure: Any, format: str = "png") -> bytes:

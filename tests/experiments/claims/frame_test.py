@@ -82,6 +82,28 @@ def test_seeds_that_are_there_are_not_measured_again(tmp_path):
     assert seen == [0, 1, 2, 3, 0]
 
 
+def test_seeds_of_other_code_are_named(tmp_path, monkeypatch, capsys):
+    run(tmp_path, seeds=1)
+    assert "other code" not in capsys.readouterr().out
+    monkeypatch.setattr(files, "source_digest", lambda: "changed")
+    record = run(tmp_path, seeds=2)
+    assert "frame_test: seed 0 in" in (out := capsys.readouterr().out)
+    assert "came from other code than today's; --overwrite measures it again" in out
+    monkeypatch.undo()
+    assert record["code"] == f"{files.source_digest()}; changed"
+
+
+def test_a_record_is_not_replaced_by_one_of_fewer_seeds(tmp_path):
+    records = tmp_path / "records"
+    run(tmp_path, record=str(records))
+    with pytest.raises(ValueError, match=r"seeds must be at least 3, as in the record .*frame_test.json, got 2"):
+        run(tmp_path, name="other", record=str(records), seeds=2)
+    with pytest.raises(ValueError, match="record must be a folder, but .*frame_test.json is a file"):
+        run(tmp_path, name="other", record=str(records / "frame_test.json"))
+    assert not folder_of(tmp_path, "other").exists()  # refused before anything is measured
+    assert run(tmp_path, record=str(records), seeds=4)["seeds"] == 4
+
+
 def test_a_figure_gets_arrays_with_seeds_first(tmp_path):
     seen = []
     run(tmp_path, STUDY._replace(figure=lambda config, results: seen.append(results) or {}))
@@ -96,11 +118,17 @@ def test_a_figure_gets_arrays_with_seeds_first(tmp_path):
         ({"new": {"accuracy": np.nan}}, "frame_test, seed 0, arm 'new': the number 'accuracy' is NaN"),
         ({"plain": {"accuracy": 1.0}}, "needs the number 'accuracy' of the arm 'new', which is not measured"),
         ({"new": {"accuracy": np.ones(2)}, "plain": {"accuracy": 1.0}}, "the number 'accuracy' of the arm 'new'"),
+        ({"new": {"accuracy": "high"}}, "arm 'new': 'accuracy' must be a number or an array of numbers, got 'high'"),
+        ({"new": {"accuracy": None}}, "'accuracy' must be a number or an array of numbers, got None"),
+        ({"new": 0.5}, r"measure must return \{arm: \{number: value\}\}, got {'new': 0.5}"),
+        (None, r"seed 0: measure must return \{arm: \{number: value\}\}, got None"),
     ],
 )
 def test_what_is_no_measurement_is_refused(numbers, message, tmp_path):
+    seen = []
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, STUDY._replace(measure=lambda config, seed: numbers))
+        run(tmp_path, STUDY._replace(measure=lambda config, seed: (seen.append(seed), numbers)[1]))
+    assert seen == [0]  # after the first seed, not the last
 
 
 def test_settings_that_do_not_fit_the_data_leave_nothing(tmp_path):
@@ -158,3 +186,7 @@ def test_studies_are_listed_and_unknown_ones_named(capsys):
         claims.run(claims.Arguments(names=("halfspace",)))
     with pytest.raises(ValueError, match="names must be left out with --all, got a"):
         claims.Arguments(names=("a",), all=True)
+    with pytest.raises(ValueError, match="record must be left out with --tiny"):
+        claims.Arguments(names=("a",), tiny=True, record="docs/claims")
+    with pytest.raises(ValueError, match="names must name a study, or pass --all, with --tiny, --seeds"):
+        claims.Arguments(tiny=True, seeds=2)
