@@ -1,0 +1,65 @@
+"""Settings that many experiments share, once: a ``Config`` inherits them; on the command line they are flat.
+
+To change a default, a ``Config`` repeats the field without its docstring; its place and help stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from experiments.common import checks
+from robustjax import data
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """A data set."""
+
+    dataset: str = "digits"
+    """digits (embedded), or any prepared TFDS data set with images and labels."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Splits(Data):
+    """Its images for training and for testing."""
+
+    train_split: str = "train"
+    """Images to train on, in TFDS syntax. To choose settings: 'train[:80%]' here, 'train[80%:]' in --test-split."""
+    test_split: str | None = None
+    """Images to test on, in TFDS syntax. None: the test split of the data set."""
+
+    def images(self) -> tuple[data.Dataset, data.Dataset]:
+        """Images to train on, and images to test on."""
+        splits = self.train_split, self.test_split or data.splits(self.dataset).test
+        train, test = (data.load(self.dataset, split, self.data_dir) for split in splits)
+        return train, test
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Data):
+    """A classifier of its images."""
+
+    model: str = "cnn"
+    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
+    num_epochs: int | None = None
+    """Passes over the training images. None: as in the recipe."""
+
+    def __post_init__(self):
+        checks.at_least(1, self, "num_epochs")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training(Model):
+    """The same, trained by a recipe."""
+
+    recipe: str | None = None
+    """Training recipe: digits, mnist, mnist_short, cohen_cifar10 or cohen_imagenet. None: the data set's recipe."""
+
+
+def shared(config: Any, other: type) -> dict[str, Any]:
+    """The settings of ``config`` that another ``Config`` has, too, by name."""
+    names = {field.name for field in dataclasses.fields(other)}
+    return {name: value for name, value in vars(config).items() if name in names}
