@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 from robustjax import _validate
 from robustjax.certification._binomial import binomial_lower_bound
 from robustjax.certification._counts import check_all_voted, check_on_host, count_votes
-from robustjax.certification._measures import Gaussian
+from robustjax.certification._measures import Gaussian, resolved
 from robustjax.certification._smoothing import ABSTAIN
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray, ArrayLike, LogitsFn
@@ -62,7 +62,8 @@ def dual_radius(probability: ArrayLike, measure: Gaussian) -> np.ndarray:
     A change of length a in one half and b in the other leaves at least :math:`\Phi(\Phi^{-1}(p_1) - a/\sigma) +
     \Phi(\Phi^{-1}(p_2) - b/\sigma)` to the class. The class wins while this sum exceeds 1, that is, while a + b
     is below :math:`\sigma (\Phi^{-1}(p_1) + \Phi^{-1}(p_2))`; the shortest such change has a = b. A half with a
-    probability below 1/2 counts against the other half.
+    probability below 1/2 counts against the other half. The radius is at most 7.31 sigma: each
+    half reaches 5.17 sigma, as ``measure`` does.
 
     Args:
       probability: ``(..., 2)`` lower bounds of the probability of the class in each half.
@@ -90,7 +91,7 @@ def dual_radius(probability: ArrayLike, measure: Gaussian) -> np.ndarray:
         raise ValueError(f"probability must have shape (..., 2), got {probability.shape}.")
     if not ((probability >= 0) & (probability < 1)).all():
         raise ValueError(f"probability must lie in [0, 1), got values from {probability.min()} to {probability.max()}.")
-    return np.asarray(measure.sigma / np.sqrt(2) * np.maximum(special.ndtri(probability).sum(-1), 0.0))
+    return np.asarray(measure.sigma / np.sqrt(2) * np.maximum(special.ndtri(resolved(probability)).sum(-1), 0.0))
 
 
 def dual(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from robustjax import _validate
 from robustjax.certification._binomial import binomial_lower_bound
+from robustjax.certification._measures import resolved
 from robustjax.certification._smoothing import check_counts
 from robustjax.typing import AnyArray, Apply, ArrayLike, ModelState, Outputs
 
@@ -278,6 +279,7 @@ def smoothed_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, sigma:
               \frac{1 - \alpha}{\alpha}
 
     and is 0 where ``first - second`` does not exceed the right side. For alpha = 1 it is the radius of Cohen et al.
+    R is at most 5.17 sigma, as for :func:`robustjax.certification.gaussian`.
 
     Args:
       first: ``(...)`` probability of the smoothed part's class, or a lower bound of it.
@@ -307,7 +309,8 @@ def smoothed_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, sigma:
 
     _validate.positive(sigma=sigma)
     first, second, margin = np.broadcast_arrays(*_margin(first, second, alpha))
-    above, below = special.ndtri(first), special.ndtri(second)
+    rounded_up = np.where(second < 2**-18, 1 - resolved(1 - second), second)
+    above, below = special.ndtri(resolved(first)), special.ndtri(rounded_up)
     certified = first - second > margin
     low, high = np.zeros(first.shape), np.where(certified, 80.0, 0.0)  # in sigma: beyond, float64 has no tail
     for _ in range(100):

@@ -94,7 +94,7 @@ def certify_sequential(
       A ``SequentialCertificate`` of host arrays.
 
     Raises:
-      ValueError: for an argument that is not as above, for a target that needs a probability of 1 in float64, and for
+      ValueError: for an argument that is not as above, for a target beyond the reach of the noise, and for
         logits that are not finite among the draws behind an answer.
 
     Guarantee:

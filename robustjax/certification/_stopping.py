@@ -164,11 +164,12 @@ def needed_probability(measure: Measure, radius: float) -> float:
     """Returns the least float64 probability, at least 1/2, whose ``measure.radius`` is at least ``radius``.
 
     Raises:
-      ValueError: there is none below 1.
+      ValueError: there is none below 1: the noise does not reach that far.
     """
     low, high = 0.5, float(np.nextafter(1.0, 0.0))
     if not measure.radius(high) >= radius:
-        raise ValueError(f"target_radius={radius!r} needs a probability that rounds to 1 in float64, with {measure!r}.")
+        largest = float(measure.radius(high))
+        raise ValueError(f"target_radius must be at most {largest:.6g}, the reach of {measure!r}, got {radius!r}.")
     if measure.radius(low) >= radius:
         return low
     while (middle := low + (high - low) / 2) not in (low, high):

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
-from robustjax import certification
+from robustjax import certification, perturbations
 
 sample = jax.jit(lambda measure, key, x: measure.sample(key, x), static_argnums=0)
 
 
 def test_radius_is_sigma_times_the_quantile():
-    probability = np.array([0.0, 0.3, 0.5, 0.6, 0.99, 1 - 1e-12])
+    probability = np.array([0.0, 0.3, 0.5, 0.6, 0.99, 1 - 2**-18])
     expected = [0, 0, 0, *(0.25 * stats.norm.ppf(probability[3:]))]
     np.testing.assert_allclose(certification.gaussian(0.25).radius(probability), expected, rtol=1e-9)
 
@@ -47,6 +47,40 @@ def test_on_the_lattice_noise_does_not_depend_on_the_image():
     assert (exact[0] != exact[1]).any()
 
 
+def test_no_radius_is_longer_than_the_noise():
+    """The largest 64 of the 2^23 values of each noise: a pixel stays below one as often as there are values below."""
+    index = np.arange(2**23 - 64, 2**23)
+    float32 = lambda low, high: (index / 2**23).astype(np.float32) * np.float32(high - low) + np.float32(low)
+    values = {
+        certification.gaussian(1.0): np.sqrt(2) * special.erfinv(float32(-1 + 2**-24, 1).astype(np.float64)),
+        certification.laplace(1.0): -np.log1p(-float32(-1 + 2**-23, 1).astype(np.float64)),
+        certification.uniform(1.0): float32(-1, 1).astype(np.float64),
+    }
+    chances = np.linspace(1 - 2**-17, 1, 4097)  # 64 to each value: below it, at it, and beyond the last one
+    for measure, noise in values.items():
+        quantiles = noise[np.maximum(np.ceil(chances * 2**23).astype(int) - 1 - index[0], 0)]
+        tail = chances > 1 - 2**-18
+        radii = measure.radius(chances)
+        assert (radii <= quantiles * (1 + 1e-12))[tail].all()
+        np.testing.assert_allclose(radii[tail], quantiles[tail], rtol=0.011)
+        assert (np.diff(radii) >= 0).all()
+        assert certification.in_norm(measure, "linf", 4).radius(1.0) < measure.radius(1.0) <= noise.max()
+    both = certification.dual_radius([1 - 1e-12, 1 - 1e-12], certification.gaussian(1.0))
+    assert both == pytest.approx(np.sqrt(2) * certification.gaussian(1.0).radius(1.0))
+    all_agree = certification.certificate_from_counts(
+        np.array([[100, 0]]), np.array([[2**31 - 1, 0]]), certification.gaussian(1.0)
+    )
+    assert all_agree.radius[0] < 5.2201
+
+
+def test_the_largest_normal_draw(monkeypatch):
+    """Random words of all ones, and of all zeros."""
+    ends = lambda key, count: (jnp.full_like(count[0], 2**32 - 1), jnp.zeros_like(count[0]))
+    monkeypatch.setattr(perturbations._normal, "threefry_2x32", ends)
+    draws = certification.gaussian(1.0).sample(jax.random.key(0), jnp.zeros(2))
+    np.testing.assert_allclose(draws, [5.220113, -5.419983], rtol=1e-6)
+
+
 @given(st.one_of(st.floats(max_value=0), st.just(float("inf")), st.just(float("nan"))))
 def test_sigma_must_be_positive_and_finite(sigma):
     with pytest.raises(ValueError, match="sigma must be positive and finite, got"):
@@ -70,7 +104,7 @@ def test_the_lattice_does_not_hide_what_is_not_finite():
 def test_l1_radii_are_exact_where_one_pixel_decides(measure):
     """P(noise of a pixel <= distance) is the probability of a half-space at this l1 distance: none is larger."""
     law = {"Uniform": stats.uniform(-0.4, 0.8), "Laplace": stats.laplace(scale=0.4)}[type(measure).__name__]
-    distance = np.array([0.0, 0.01, 0.2, 0.39, 0.4])
+    distance = np.array([0.0, 0.01, 0.2, 0.39])
     np.testing.assert_allclose(measure.radius(law.cdf(distance)), distance, atol=1e-15)
     np.testing.assert_array_equal(measure.radius([0.0, 0.3, 0.5]), 0)
     assert not np.signbit(measure.radius(0.5))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from robustjax import attacks
+from robustjax import attacks, certification
 from robustjax.certification import mixing
 from robustjax.typing import ModelState, Outputs
 
@@ -34,9 +34,11 @@ def test_the_ends_are_one_classifier_and_have_gradients():
 
 
 def test_smoothed_radius_for_the_robust_part_alone_is_that_of_cohen():
-    first, second = np.array([0.6, 0.9, 0.999, 1 - 1e-12]), np.array([0.3, 0.1, 1e-4, 1e-12])
+    first, second = np.array([0.6, 0.9, 0.999, 1 - 1e-5]), np.array([0.3, 0.1, 1e-4, 1e-5])
     expected = 0.25 * (special.ndtri(first) - special.ndtri(second))
     np.testing.assert_allclose(mixing.smoothed_radius(first, second, alpha=1.0, sigma=0.5), expected, rtol=1e-9)
+    reach = certification.gaussian(0.5).radius(1.0)  # beyond it, the noise is not drawn
+    assert mixing.smoothed_radius(1.0, 0.0, alpha=1.0, sigma=0.5) == pytest.approx(reach, rel=1e-9)
 
 
 def test_smoothed_radius_is_larger_than_the_published_one():

@@ -229,7 +229,7 @@ def test_too_few_draws_ever_to_certify_are_told():
         ({"target_radius": -0.5}, "target_radius must be at least 0 and finite, got -0.5"),
         ({"target_radius": np.inf}, "target_radius must be at least 0 and finite, got inf"),
         ({"target_radius": np.nan}, "target_radius must be at least 0 and finite, got nan"),
-        ({"target_radius": 4.5}, "target_radius=4.5 needs a probability that rounds to 1 in float64, with Gauss"),
+        ({"target_radius": 4.5}, "target_radius must be at most 2.58329, the reach of Gaussian("),
         ({"alpha": 1.0}, "alpha must lie strictly between 0 and 1, got 1.0"),
         ({"futility": 0.0}, "futility must lie strictly between 0 and 1, got 0.0"),
         ({"tolerance": 1.5}, "tolerance must lie strictly between 0 and 1, got 1.5"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from robustjax import _validate
 from robustjax.certification._means import empirical_bernstein_lower_bound, hoeffding_lower_bound
-from robustjax.certification._measures import Gaussian
+from robustjax.certification._measures import Gaussian, resolved
 from robustjax.certification.conformal._smoothed import SmoothedScores
 from robustjax.typing import ArrayLike
 
@@ -237,7 +237,7 @@ def rscp_plus(
         lower = hoeffding_lower_bound(mean, num_samples, beta)
     else:
         raise ValueError(f"bound must be bernstein or hoeffding, got {bound!r}.")
-    return _robust_sets(lower, float(threshold), shift)
+    return _robust_sets(resolved(lower), float(threshold), shift)
 
 
 def _robust_sets(lower: np.ndarray, threshold: float, shift: float) -> np.ndarray:
