@@ -75,11 +75,10 @@ def test_an_image_does_not_see_its_batch_at_inference(model, x):
     assert np.abs(others[1:] - outputs(model.state, x).logits[1:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_jit_equals_eager(make, x, train):
+def test_jit_equals_eager(make, x):
     model = make("wide_resnet")
-    eager = model.apply(model.state, x, train=train)
-    chex.assert_trees_all_close(eager, applied(model.apply)(model.state, x, train=train), rtol=1e-3, atol=1e-4)
+    eager = model.apply(model.state, x, train=True)
+    chex.assert_trees_all_close(eager, applied(model.apply)(model.state, x, train=True), rtol=1e-3, atol=1e-4)
 
 
 def test_logits_are_the_head_of_the_features(model, x):
