@@ -5,23 +5,26 @@ import pytest
 
 from robustjax import losses
 
+cross_entropy, soft_cross_entropy = jax.jit(losses.cross_entropy), jax.jit(losses.soft_cross_entropy)
+normalized_cross_entropy = jax.jit(losses.normalized_cross_entropy, static_argnames="tau")
+
 
 def test_cross_entropy_matches_float64():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(20, 5)).astype(np.float32) * 4, rng.integers(0, 5, 20)
     wide = logits.astype(np.float64)
     want = np.log(np.exp(wide).sum(-1)) - wide[np.arange(20), labels]
-    np.testing.assert_allclose(losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels)), want, rtol=1e-5)
+    np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), jnp.asarray(labels)), want, rtol=1e-5)
 
 
 def test_cross_entropy_of_equal_logits_is_the_log_of_the_number_of_classes():
-    np.testing.assert_allclose(losses.cross_entropy(jnp.zeros((3, 10)), jnp.arange(3)), np.log(10), rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(jnp.zeros((3, 10)), jnp.arange(3)), np.log(10), rtol=1e-6)
 
 
 def test_cross_entropy_stays_finite_for_large_logits():
-    logits = jnp.asarray([[1e30, -1e30, 0.0]])
-    assert losses.cross_entropy(logits, jnp.asarray([0])) == 0
-    assert jnp.isfinite(losses.cross_entropy(logits, jnp.asarray([1]))).all()
+    right, wrong = np.asarray(cross_entropy(jnp.asarray([[1e30, -1e30, 0.0]] * 2), jnp.asarray([0, 1])))
+    assert right == 0
+    assert np.isfinite(wrong)
 
 
 @pytest.mark.parametrize(
@@ -38,11 +41,10 @@ def test_bad_arguments(logits, labels, message):
         losses.cross_entropy(logits, labels)
 
 
-@pytest.mark.parametrize("label", [-5, -1, 3, 4])
-def test_a_label_outside_gives_nan_and_not_the_loss_of_another_class(label):
-    logits, labels = jnp.asarray([[1.0, 2.0, 3.0]] * 2), jnp.asarray([label, 0])
-    for loss in (losses.cross_entropy, losses.normalized_cross_entropy):
-        np.testing.assert_array_equal(jnp.isnan(loss(logits, labels)), [True, False])
+def test_a_label_outside_gives_nan_and_not_the_loss_of_another_class():
+    logits, labels = jnp.asarray([[1.0, 2.0, 3.0]] * 5), jnp.asarray([-5, 0, -1, 3, 4])
+    for loss in (cross_entropy, normalized_cross_entropy):
+        np.testing.assert_array_equal(np.isnan(loss(logits, labels)), [True, False, True, True, True])
 
 
 def test_soft_cross_entropy_matches_float64():
@@ -50,20 +52,22 @@ def test_soft_cross_entropy_matches_float64():
     logits, q = rng.normal(size=(20, 5)).astype(np.float32) * 4, rng.dirichlet(np.ones(5), 20).astype(np.float32)
     wide = logits.astype(np.float64)
     want = (q * (np.log(np.exp(wide).sum(-1, keepdims=True)) - wide)).sum(-1)
-    np.testing.assert_allclose(losses.soft_cross_entropy(jnp.asarray(logits), jnp.asarray(q)), want, rtol=1e-5)
+    np.testing.assert_allclose(soft_cross_entropy(jnp.asarray(logits), jnp.asarray(q)), want, rtol=1e-5)
 
 
 def test_soft_cross_entropy_of_certain_labels_is_the_cross_entropy():
-    logits, labels = jax.random.normal(jax.random.key(0), (8, 4)) * 5, jnp.arange(8) % 4
-    soft = losses.soft_cross_entropy(logits, jax.nn.one_hot(labels, 4))
-    np.testing.assert_allclose(soft, losses.cross_entropy(logits, labels), rtol=1e-5, atol=1e-6)
+    logits, labels = np.random.default_rng(0).normal(0, 5, (20, 5)).astype(np.float32), np.arange(20) % 5
+    soft = soft_cross_entropy(logits, np.eye(5, dtype=np.float32)[labels])
+    np.testing.assert_allclose(soft, cross_entropy(logits, labels), rtol=1e-5, atol=1e-6)
 
 
 def test_soft_cross_entropy_is_least_where_the_model_agrees():
-    q = jnp.asarray([[0.7, 0.2, 0.1]])
-    loss = lambda logits: losses.soft_cross_entropy(logits, q).sum()
-    np.testing.assert_allclose(loss(jnp.log(q) + 5), -(q * jnp.log(q)).sum(), rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(loss)(jnp.log(q)), jnp.zeros((1, 3)), atol=1e-7)
+    q = np.asarray([[0.7, 0.2, 0.1]], np.float32)
+    loss = jax.jit(jax.value_and_grad(lambda logits: losses.soft_cross_entropy(logits, jnp.asarray(q)).sum()))
+    value, gradient = loss(np.log(q) + np.float32(5))
+    np.testing.assert_allclose(value, -(q * np.log(q)).sum(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, np.zeros((1, 3)), atol=1e-6)
+    np.testing.assert_allclose(loss(np.log(q))[1], np.zeros((1, 3)), atol=1e-7)
 
 
 def test_logit_norm_matches_float64():
@@ -71,35 +75,37 @@ def test_logit_norm_matches_float64():
     logits, labels = rng.normal(size=(20, 5)).astype(np.float32), rng.integers(0, 5, 20)
     wide = logits.astype(np.float64) / (0.04 * np.linalg.norm(logits.astype(np.float64), axis=-1, keepdims=True))
     want = np.log(np.exp(wide).sum(-1)) - wide[np.arange(20), labels]
-    got = losses.normalized_cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+    got = normalized_cross_entropy(logits, labels)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_logit_norm_knows_only_directions():
-    logits, labels = jax.random.normal(jax.random.key(3), (6, 4)), jnp.arange(6) % 4
-    loss = lambda logits: losses.normalized_cross_entropy(logits, labels, tau=0.5)
+    rng, labels = np.random.default_rng(3), jnp.arange(6) % 4
+    logits, shifted = (scale * rng.normal(size=(6, 4)).astype(np.float32) for scale in (1, np.float32(1e-4)))
+    loss = lambda logits: np.asarray(normalized_cross_entropy(logits, labels, tau=0.5))
     for scale in (1e-30, 1e-3, 1e3, 1e30):
-        np.testing.assert_allclose(loss(scale * logits), loss(logits), rtol=1e-5)
-    gradient = jax.grad(lambda logits: loss(logits).sum())(logits)
+        np.testing.assert_allclose(loss(np.float32(scale) * logits), loss(logits), rtol=1e-5)
+    gradient = jax.jit(jax.grad(lambda logits: losses.normalized_cross_entropy(logits, labels, tau=0.5).sum()))(logits)
     np.testing.assert_allclose((gradient * logits).sum(-1), np.zeros(6), atol=1e-6)  # nothing along the logits
-    shifted = 1e-4 * jax.random.normal(jax.random.key(4), logits.shape)
     numeric = (loss(logits + shifted) - loss(logits - shifted)) / 2
     np.testing.assert_allclose((gradient * shifted).sum(-1), numeric, atol=1e-6)
 
 
 @pytest.mark.parametrize(("tau", "num_classes"), [(1.0, 2), (0.5, 10)])
 def test_logit_norm_has_its_least_value_at_the_corners_of_a_simplex(tau, num_classes):
-    corner = jax.nn.one_hot(jnp.asarray([1]), num_classes) - 1 / num_classes
+    corner = np.eye(num_classes, dtype=np.float32)[[1]] - np.float32(1 / num_classes)
     least = np.log1p((num_classes - 1) * np.exp(-np.sqrt(num_classes / (num_classes - 1)) / tau))
-    np.testing.assert_allclose(losses.normalized_cross_entropy(3 * corner, jnp.asarray([1]), tau=tau), least, rtol=1e-5)
-    others = jax.random.normal(jax.random.key(0), (500, num_classes)) + 2 * corner
-    assert (losses.normalized_cross_entropy(others, jnp.ones(500, jnp.int32), tau=tau) >= least - 1e-6).all()
+    others = np.random.default_rng(0).normal(size=(500, num_classes)).astype(np.float32) + 2 * corner
+    found = normalized_cross_entropy(np.concatenate([3 * corner, others]), np.ones(501, np.int32), tau=tau)
+    np.testing.assert_allclose(found[0], least, rtol=1e-5)
+    assert (found >= least - 1e-6).all()
 
 
 def test_logit_norm_of_zero_logits_has_a_finite_gradient():
     labels = jnp.asarray([0, 1])
     logits = jnp.asarray([[0.0, 0.0, 0.0], [0.5, -1.0, 2.0]])
-    value, gradient = jax.value_and_grad(lambda z: losses.normalized_cross_entropy(z, labels, tau=0.1)[0])(logits)
+    loss = lambda logits: losses.normalized_cross_entropy(logits, labels, tau=0.1)[0]
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
     np.testing.assert_allclose(value, np.log(3), rtol=1e-6)
     np.testing.assert_allclose(gradient, np.asarray([[-2 / 3, 1 / 3, 1 / 3], [0, 0, 0]]) / 0.1, rtol=1e-5)
 
