@@ -1,5 +1,7 @@
 """Objectives of prototype networks beside their equations, and what a few steps of them do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +20,18 @@ MODEL = models.functional(
 )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(objective, apply, state):
+    return objective(jax.random.key(0), apply, state, BATCH)
+
+
 def said(state, x, *, train=False):
     """A model of given probabilities, moved by the mean of its images."""
     return Outputs(jnp.log(PROBABILITIES) + x.mean() * state.params, x.reshape(12, -1)), state
 
 
 def test_the_margin_is_between_probabilities():
-    loss, aux = losses.prototype_margin(margin=0.2)(jax.random.key(0), said, ModelState(jnp.float32(0), {}), BATCH)
+    loss, aux = run(losses.prototype_margin(margin=0.2), said, ModelState(jnp.float32(0), {}))
     wanted = []
     for p, label in zip(np.asarray(PROBABILITIES, np.float64), LABELS):
         wanted.append(max(0, max(p[c] for c in range(3) if c != label) - p[label] + 0.2))
@@ -33,13 +40,12 @@ def test_the_margin_is_between_probabilities():
     assert aux.metrics["accuracy"] == pytest.approx(np.mean(np.asarray(PROBABILITIES).argmax(-1) == LABELS))
 
 
-@pytest.mark.parametrize("cancel", [True, False])
-@pytest.mark.parametrize("target", [None, 0.05])
+@pytest.mark.parametrize(("cancel", "target"), [(True, None), (False, 0.05)])
 def test_the_radius_is_the_certified_one(cancel, target):
     objective = losses.prototype_radius(target=target, cancel=cancel)
-    loss, aux = objective(jax.random.key(0), MODEL.apply, MODEL.state, BATCH)
-    network = models.prototypes.network(MODEL.state.params)
-    radius = np.asarray(certification.prototypes.radius(network, IMAGES, LABELS, cancel=cancel).radius)
+    loss, aux = run(objective, MODEL.apply, MODEL.state)
+    certified = functools.partial(certification.prototypes.radius, cancel=cancel)
+    radius = np.asarray(jax.jit(certified)(models.prototypes.network(MODEL.state.params), IMAGES, LABELS).radius)
     assert (radius > 0.05).any()
     wanted = -radius if target is None else np.maximum(target - radius, 0)
     assert loss == pytest.approx(wanted.mean(), rel=1e-4)

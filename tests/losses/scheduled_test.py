@@ -25,12 +25,12 @@ def apply(state, x, *, train=False):
 def test_a_ramp_is_its_equation():
     ramp = losses.ramp(start=1.0, end=3.0, begin=2, steps=4)
     steps = np.arange(9)
-    values = jax.vmap(ramp)(jnp.asarray(steps))
+    values = jax.jit(jax.vmap(ramp))(steps)
     np.testing.assert_allclose(values, np.interp(steps, [2, 6], [1, 3]), rtol=1e-6)
 
 
 def test_a_ramp_of_no_steps_jumps():
-    values = jax.vmap(losses.ramp(end=16.0, begin=3, steps=0))(jnp.arange(5))
+    values = jax.jit(jax.vmap(losses.ramp(end=16.0, begin=3, steps=0)))(np.arange(5))
     np.testing.assert_array_equal(values, [0, 0, 0, 16, 16])
 
 
@@ -53,14 +53,14 @@ def test_a_training_step_uses_the_settings_of_its_step():
 
 
 def test_a_ball_may_begin_as_a_point():
-    now = losses.at_step(WARM, jnp.int32(0))
-    assert np.isfinite(now(jax.random.key(0), apply, STATE, BATCH)[0])
+    run = jax.jit(lambda step: losses.at_step(WARM, step)(jax.random.key(0), apply, STATE, BATCH)[0])
+    assert np.isfinite(run(np.int32(0)))
 
 
 def test_by_itself_it_is_its_end():
-    key = jax.random.key(2)
+    run = jax.jit(lambda objective: objective(jax.random.key(2), apply, STATE, BATCH)[0], static_argnums=0)
     end = losses.smoothing.smoothadv(sigma=0.1, epsilon=0.5, steps=2, num_noise=2)
-    assert WARM(key, apply, STATE, BATCH)[0] == end(key, apply, STATE, BATCH)[0]
+    assert run(WARM) == run(end)
 
 
 def test_an_augmented_objective_follows_its_schedule_either_way_round():
