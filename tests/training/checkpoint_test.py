@@ -70,9 +70,9 @@ def names(folder=FOLDER):
     return sorted(path.name for path in epath.Path(folder).iterdir())
 
 
-@pytest.mark.parametrize("url", [FOLDER, epath.Path(FOLDER)])
-def test_an_object_store_keeps_a_run(bucket, whole, url):
-    train(url, 12, keep=1)
+def test_an_object_store_keeps_a_run(bucket, whole):
+    url = epath.Path(FOLDER)
+    train(FOLDER, 12, keep=1)
     assert names() == ["00000012"]
     said = []
     assert same(train(url, log=said.append).model, whole)
@@ -83,8 +83,13 @@ def test_an_object_store_keeps_a_run(bucket, whole, url):
     assert names() == ["00000005"]
 
 
-@pytest.mark.parametrize("writes", [0, 1, 10, 17])
-@pytest.mark.parametrize("before", [0, 10])
+REST = [(0, 0), (0, 1), (0, 17), (10, 1), (10, 10)]
+
+
+@pytest.mark.parametrize(
+    ("before", "writes"),
+    [(0, 10), (10, 0), (10, 17), *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)],
+)
 def test_what_an_object_store_has_in_part_is_no_checkpoint(bucket, whole, before, writes):
     if before:
         train(FOLDER, before)
@@ -133,7 +138,9 @@ def small_disk(tmp_path):
 
 # TensorStore's threads may end after the event loop of Orbax that they report to.
 @pytest.mark.filterwarnings("ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("free", [0, 12_000, 28_000, 44_000, 60_000])
+@pytest.mark.parametrize(
+    "free", [0, 28_000, *(pytest.param(n, marks=pytest.mark.slow) for n in (12_000, 44_000, 60_000))]
+)
 def test_a_full_disk(small_disk, whole, free, capfd):
     folder = small_disk / "run"
     train(folder, 10)

@@ -89,7 +89,7 @@ def test_the_state_passed_in_stays(problem, fit):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("first", [5, 7, 13])
+@pytest.mark.parametrize("first", [5, 13])
 def test_resuming_changes_nothing(fit, tmp_path, first):
     whole = fit(20, folder=tmp_path / "whole")
     fit(first, folder=tmp_path / "parts")
@@ -139,7 +139,7 @@ def rng():
     return seed, random.Random(seed)
 
 
-@pytest.mark.parametrize("trial", range(8))
+@pytest.mark.parametrize("trial", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 8))])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(fit, tmp_path, rng, trial):
     whole = fit(15, folder=tmp_path)
     file = damage(tmp_path / "00000015", rng[1])
@@ -237,7 +237,7 @@ class Poisoned:
         return batch._replace(image=batch.image * np.float32("nan")) if self._stream.position == self._at else batch
 
 
-@pytest.mark.parametrize("at", [8, 10, 11, 13])
+@pytest.mark.parametrize("at", [10, 11])
 def test_a_loss_that_is_not_finite_stops_at_its_step(problem, fit, tmp_path, at):
     with pytest.raises(FloatingPointError, match=f"the loss is nan at step {at}; training stopped"):
         fit(20, folder=tmp_path, stream=Poisoned(problem.Stream(), at))

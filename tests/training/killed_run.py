@@ -10,7 +10,7 @@ import numpy as np
 from robustjax import losses, perturbations, training
 from robustjax.typing import Batch, ModelState, Outputs
 
-NUM_STEPS = 80
+NUM_STEPS = 40
 
 
 def convnet(state, x, *, train=False):
