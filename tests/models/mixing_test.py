@@ -31,14 +31,14 @@ def test_inference_is_its_equation(network):
         "gamma_norm": {"mean": jnp.asarray([0.3]), "var": jnp.asarray([2.0])},
     }
     state = network.state._replace(batch_stats=moved)
-    outputs = network.outputs(state, jnp.asarray(Z))
+    outputs = jax.jit(network.outputs)(state, jnp.asarray(Z))
     features, gamma = by_hand(state.params, Z, Z.mean(0), Z.var(0))
     np.testing.assert_allclose(outputs.features, features, atol=1e-4)
     np.testing.assert_allclose(outputs.logits, 2 * (gamma - 0.3) / np.sqrt(2 + 1e-5) + 1.3, atol=1e-4)
 
 
 def test_training_clips_to_six_tenths_of_a_deviation(network):
-    outputs, state = network.apply(network.state, jnp.asarray(Z), train=True)
+    outputs, state = jax.jit(network.apply, static_argnames="train")(network.state, jnp.asarray(Z), train=True)
     _, gamma = by_hand(network.state.params, Z, Z.mean(0), Z.var(0))
     clipped = np.clip(gamma, gamma.mean() - 0.6 * gamma.std(), gamma.mean() + 0.6 * gamma.std())
     assert (clipped != gamma).mean() > 0.3

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from robustjax import models
 
@@ -56,6 +57,6 @@ def test_bad_settings_are_named(settings, message, unchecked):
 
 
 def test_images_of_another_shape_are_named():
-    model = models.multimodal(jax.random.key(0), image_shape=(4, 4, 1))
+    model = models.functional(nnx.eval_shape(lambda: models.multimodal(jax.random.key(0), image_shape=(4, 4, 1))))
     with pytest.raises(ValueError, match=r"x must be floating point of shape \(batch, 4, 4, 1\), got float32 of"):
-        model(jnp.zeros((2, 4, 6, 1)))
+        jax.eval_shape(model.outputs, model.state, jnp.zeros((2, 4, 6, 1)))

@@ -26,6 +26,7 @@ def start(tmp_path):
     return run
 
 
+@pytest.mark.slow  # a killed run of experiments.smoothing is in the default suite
 def test_a_killed_run_ends_with_the_same_bits(start, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     rng = random.Random(seed)
