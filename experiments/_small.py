@@ -1,4 +1,4 @@
-"""Small trainings in memory, for studies that need many: without checkpoints, with compiled programs shared."""
+"""Trainings of studies: in memory, as one program, and in the folder of a seed."""
 
 from __future__ import annotations
 
@@ -63,6 +63,24 @@ def fit(
         progress=False,
     )
     return classifiers.Classifier(functional, result.state.model)
+
+
+def train(
+    place: Any,
+    seed: int,
+    dataset: data.Dataset,
+    name: str,
+    functional: models.Functional,
+    objective: losses.Objective,
+    recipe: training.Recipe,
+    key: jax.Array,
+    num_epochs: int | None = None,
+) -> classifiers.Classifier:
+    """Trains a model of a long study in the folder ``name`` of a seed's place, or resumes its training."""
+    return classifiers.train(
+        place.folder / name, functional, dataset, key=key, objective=objective, recipe=recipe, num_epochs=num_epochs,
+        seed=seed, log=place.log, runtime=place.runtime, watch=functools.partial(place.watch, f"{name}, seed {seed}"),
+    )[0]  # fmt: skip
 
 
 class Fitted(NamedTuple):

@@ -21,50 +21,35 @@ NUM_ANSWERED, VOTES_OF_ANSWER = 1000, 1000
 
 
 def answers_of(logits_fn: Callable, image: np.ndarray) -> np.ndarray:
-    """The classes of images, in blocks of one size."""
-    parts = []
-    for start in range(0, len(image), BLOCK):
-        rows = np.minimum(np.arange(start, start + BLOCK), len(image) - 1)
-        logits = np.asarray(_logits(logits_fn, image[rows]))
-        if not np.isfinite(logits).all():
-            raise ValueError(f"logits are not finite at {int((~np.isfinite(logits)).any(-1).sum())} of {BLOCK} images.")
-        parts.append(logits.argmax(-1))
-    return np.concatenate(parts)[: len(image)]
+    """The classes of images."""
+    logits = subsets.in_blocks(functools.partial(_logits, logits_fn), BLOCK, image)
+    if not np.isfinite(logits).all():
+        raise ValueError(f"logits are not finite at {(~np.isfinite(logits)).any(-1).sum()} of {len(image)} images.")
+    return logits.argmax(-1)
 
 
-@jax.jit
-def _logits(logits_fn, x):
-    return logits_fn(x)
+_logits = jax.jit(lambda logits_fn, x: logits_fn(x))
 
 
 def stands(
     key: jax.Array, attack: Any, seen: Callable, image: np.ndarray, label: np.ndarray, whole: Callable | None = None
 ) -> np.ndarray:
     """Which answers of ``whole`` are right, on the images and on what an attack on ``seen`` makes of them."""
-    whole, size, parts = whole or seen, min(BLOCK, len(image)), []
-    for start in range(0, len(image), size):
-        rows = np.minimum(np.arange(start, start + size), len(image) - 1)
-        parts.append(np.asarray(attack(key, seen, image[rows], label[rows])))
-    x_adv = np.concatenate(parts)[: len(image)]
-    return (answers_of(whole, image) == label) & (answers_of(whole, x_adv) == label)
+    x_adv = subsets.in_blocks(lambda x, y: attack(key, seen, x, y), BLOCK, image, label)
+    return (answers_of(whole or seen, image) == label) & (answers_of(whole or seen, x_adv) == label)
 
 
 def certify(
     config: Any, found: dict[str, classifiers.Classifier], test: data.Dataset, key: jax.Array
 ) -> dict[str, np.ndarray]:
-    """Answers to many images, certificates of some, and what attacks within the radii of these change.
-
-    Returns:
-      For an npz file: ``answered_*`` of many images; ``label``, ``smoothed_*`` and ``mixture_*`` of those that are
-      certified; ``changed`` and ``excess`` of those with a radius.
-    """
+    """Answers to many images, certificates of some, and what attacks within the radii of these change."""
     standard, smoothed = found["standard"], found["smoothed"]
     measure, alpha = certification.gaussian(config.sigma), config.certified_alpha
 
     def votes(key: jax.Array, image: np.ndarray, num_samples: int, first_sample: int = 0) -> np.ndarray:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(image)))
-        settings = {"num_samples": num_samples, "first_sample": first_sample}
-        counts = np.asarray(certification.sample_counts(keys, smoothed.logits_fn(), image, measure, **settings))
+        some = {"num_samples": num_samples, "first_sample": first_sample}
+        counts = np.asarray(certification.sample_counts(keys, smoothed.logits_fn(), image, measure, **some))
         if (lost := num_samples - counts.sum(-1)).any():
             raise ValueError(f"the smoothed model gave logits that are not finite for {lost.sum()} noisy copies.")
         return counts
@@ -102,15 +87,10 @@ def certify(
         its = np.arange(counts.shape[-1]) == bounds.label[attacked][:, None]
         excess = shares[its] - np.where(its, 0, shares).max(-1) - (1 - alpha) / alpha
     return arrays | {
-        "id": ids,
-        "label": label,
-        "smoothed_label": alone.label,
-        "smoothed_radius": alone.radius,
-        "mixture_label": np.where(radius > 0, bounds.label, certification.ABSTAIN),
-        "mixture_radius": radius,
-        "changed": changed,
-        "excess": excess,
-    }
+        "id": ids, "label": label, "smoothed_label": alone.label, "smoothed_radius": alone.radius,
+        "mixture_label": np.where(radius > 0, bounds.label, certification.ABSTAIN), "mixture_radius": radius,
+        "changed": changed, "excess": excess,
+    }  # fmt: skip
 
 
 @functools.cache

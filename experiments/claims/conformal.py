@@ -20,13 +20,15 @@ import jax
 import numpy as np
 import optax
 
+from experiments import _small
 from experiments.claims import _frame
-from experiments.common import checks, classifiers, files, runtimes, subsets, tables
+from experiments.common import checks, classifiers, files, settings, subsets, tables
 from robustjax import attacks, certification, data, losses, plotting, training
 from robustjax.certification import conformal
 
 Score = Literal["thr", "aps", "raps"]
 SCORES = {name: getattr(conformal, name) for name in get_args(Score)}
+WHERE = ("clean", "attacked")
 METHODS = ("conformal", "rscp", "rscp+ hoeffding", "rscp+")
 GUARANTEED = METHODS[2:]
 LOW = "coverage - 2 errors"
@@ -35,23 +37,9 @@ ATTACK_BATCH = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training, settings.Splits):
     """Settings of the measurement; sigma and epsilon are l2, in units of [0, 1] pixels."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with image and label."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets; None: $TFDS_DATA_DIR, else TFDS's own."""
-    train_split: str = "train"
-    """Images to train on, in TFDS syntax."""
-    test_split: str | None = None
-    """Images for holdout, calibration and test, in TFDS syntax; None: the data set's test split."""
-    model: str = "cnn"
-    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
-    recipe: str | None = None
-    """Training recipe, see experiments.smoothing; None: the one of the data set."""
-    num_epochs: int | None = None
-    """Passes over the training images; None: as the recipe."""
     checkpoint: str | None = None
     """Run folder of another experiment on the same data set, whose one model serves all seeds."""
     sigma: float = 0.25
@@ -84,7 +72,8 @@ class Config:
     """Noisy copies behind each of its gradients."""
 
     def __post_init__(self):
-        checks.at_least(1, self, "num_samples", "num_images", "num_holdout", "splits", "rct_epochs", "num_epochs")
+        super().__post_init__()
+        checks.at_least(1, self, "num_samples", "num_images", "num_holdout", "splits", "rct_epochs")
         checks.at_least(1, self, "attack_steps", "attack_samples")
         checks.positive(self, "sigma", "epsilon", "rct_learning_rate")
         checks.probability(self, "alpha")
@@ -107,12 +96,7 @@ class Config:
 
 
 class Images(NamedTuple):
-    """What sets are made for.
-
-    Attributes:
-      holdout: images of PTT, and their labels.
-      pool: the others, which are also attacked.
-    """
+    """Images and labels of PTT, and the others, which are also attacked."""
 
     holdout: tuple[np.ndarray, np.ndarray]
     pool: tuple[np.ndarray, np.ndarray]
@@ -134,34 +118,14 @@ def images_of(config: Config, test: data.Dataset) -> Images:
     return Images(part(order[:size]), part(order[size:]))
 
 
-def fine_tuned(
-    config: Config, base: classifiers.Classifier, train: data.Dataset, seed: int, place: _frame.Place
-) -> classifiers.Classifier:
-    """The classifier after RCT of its last layer."""
-    mesh = place.runtime.global_mesh()
-    size = min(500, len(train)) // mesh.size * mesh.size
-    steps = len(train) // size
-    drops = {round(steps * config.rct_epochs * share): 0.1 for share in (0.4, 0.6, 0.8)}
-    sgd = optax.sgd(optax.piecewise_constant_schedule(config.rct_learning_rate, drops), momentum=0.9, nesterov=True)
-    parts: Any = {"head": optax.chain(optax.add_decayed_weights(5e-4), sgd), "body": optax.set_to_zero()}
-    which = {name: "head" if name == "head" else "body" for name in base.state.params}
-    labels = {name: jax.tree.map(lambda _, name=name: which[name], part) for name, part in base.state.params.items()}
-    optimizer = optax.partition(parts, labels)
-    with runtimes.deferred_sigterm() as stop:
-        result = training.fit(
-            base.functional.apply,
-            training.init(jax.random.key(seed), base.state, optimizer),
-            data.batches(train.cached(), size, seed=seed),
-            objective=losses.conformal_training(sigma=config.sigma, epsilon=config.epsilon, alpha=config.alpha),
-            optimizer=optimizer,
-            num_steps=steps * config.rct_epochs,
-            folder=place.folder / "rct",
-            mesh=mesh,
-            stop=stop,
-            log=place.log,
-        )
-    local = place.runtime.local_mesh()
-    return base._replace(state=runtimes.on_mesh(result.state.model, local), mesh=local)
+class _OfHead(training.Recipe):
+    def optimizer(self, steps_per_epoch: int, num_epochs: int | None = None) -> optax.GradientTransformation:
+        """Trains the last layer only."""
+        drops = {round(steps_per_epoch * self.num_epochs * share): 0.1 for share in (0.4, 0.6, 0.8)}
+        rate = optax.piecewise_constant_schedule(self.learning_rate, drops)
+        sgd = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9, nesterov=True))
+        which = lambda params: {name: "head" if name == "head" else "body" for name in params}
+        return optax.partition({"head": sgd, "body": optax.set_to_zero()}, which)
 
 
 @functools.cache  # one function for each architecture, so that compiled programs are shared
@@ -170,14 +134,11 @@ def _noisy_logits_of(outputs: Any, sigma: float) -> Any:
 
 
 def attacked(config: Config, classifier: classifiers.Classifier, pool: tuple, key: jax.Array) -> np.ndarray:
-    """The images of the pool after PGD on the mean gradient over noise, in blocks of one size."""
+    """The images of the pool after PGD on the mean gradient over noise."""
     pgd = attacks.pgd(epsilon=config.epsilon, norm="l2", steps=config.attack_steps, keep="last", random_start=False)
     attack = attacks.expectation_over_transformation(pgd, samples=config.attack_samples)
     noisy = jax.tree_util.Partial(_noisy_logits_of(classifier.functional.outputs, config.sigma), classifier.state)
-    image, label = pool
-    size = min(ATTACK_BATCH, len(label))
-    blocks = [np.minimum(np.arange(i, i + size), len(label) - 1) for i in range(0, len(label), size)]
-    return np.concatenate([np.asarray(attack(key, noisy, image[rows], label[rows])) for rows in blocks])[: len(label)]
+    return subsets.in_blocks(lambda image, label: attack(key, noisy, image, label), ATTACK_BATCH, *pool)
 
 
 def smoothed(
@@ -208,17 +169,16 @@ def covered(
     measure, label = certification.gaussian(config.sigma), images.pool[1]
     part = lambda of: conformal.SmoothedScores(*(arrays[f"{of}_{k}"] for k in conformal.SmoothedScores._fields))
     pick = lambda scores, rows: jax.tree.map(lambda a: a[rows], scores)
-    join = lambda a, b: jax.tree.map(lambda *c: np.concatenate(c), a, b)
     robust = {"epsilon": config.epsilon, "alpha": config.alpha}
-    values: dict[str, dict[str, list[tuple[float, float]]]] = {name: {"clean": [], "attacked": []} for name in METHODS}
+    values: dict[tuple[str, str], list[tuple[float, float]]] = {}
     rng = np.random.default_rng(seed)
     for _ in range(config.splits):
-        order = rng.permutation(len(label))
-        calibration, test = order[: len(label) // 2], order[len(label) // 2 :]
+        calibration, test = np.split(rng.permutation(len(label)), [len(label) // 2])
         scores, labels = pick(part("clean"), calibration), label[calibration]
         if not score.endswith("+ptt"):
-            scores, labels = join(scores, part("holdout")), np.concatenate([labels, images.holdout[1]])
-        for where in ("clean", "attacked"):
+            scores = jax.tree.map(lambda *both: np.concatenate(both), scores, part("holdout"))
+            labels = np.concatenate([labels, images.holdout[1]])
+        for where in WHERE:
             new = pick(part(where), test)
             plus = functools.partial(conformal.rscp_plus, scores, labels, new, measure, beta=config.beta, **robust)
             sets = (
@@ -229,16 +189,14 @@ def covered(
             )
             for method, chosen in zip(METHODS, sets, strict=True):
                 hit = chosen[np.arange(len(test)), label[test]].mean()
-                values[method][where].append((hit, chosen.sum(-1).mean()))
-    found: dict[str, dict[str, float]] = {}
-    for method, of_method in values.items():
-        numbers = found.setdefault(method, {"num_images": float(len(label))})
-        for where, pairs in of_method.items():
-            error = np.std(pairs, 0, ddof=min(1, config.splits - 1)) / np.sqrt(config.splits)
-            for name, mean, e in zip(("coverage", "size"), np.mean(pairs, 0), error, strict=True):
-                numbers |= {f"{name}, {where}": float(mean), f"{name} error, {where}": float(e)}
-        low = [numbers[f"coverage, {where}"] - 2 * numbers[f"coverage error, {where}"] for where in of_method]
-        numbers[LOW] = min(low)
+                values.setdefault((method, where), []).append((hit, chosen.sum(-1).mean()))
+    found = {method: {"num_images": float(len(label))} for method in METHODS}
+    for (method, where), pairs in values.items():
+        error = np.std(pairs, 0, ddof=min(1, config.splits - 1)) / np.sqrt(config.splits)
+        for name, mean, e in zip(("coverage", "size"), np.mean(pairs, 0), error, strict=True):
+            found[method] |= {f"{name}, {where}": float(mean), f"{name} error, {where}": float(e)}
+    for of in found.values():
+        of[LOW] = min(of[f"coverage, {where}"] - 2 * of[f"coverage error, {where}"] for where in WHERE)
     return found
 
 
@@ -248,38 +206,40 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
         config.dataset, config.data_dir, model=config.model, checkpoint=config.checkpoint,
         train_split=config.train_split, test_split=config.test_split,
     )  # fmt: skip
-    images, recipe, folder = images_of(config, test), classifiers.recipe_of(config.dataset, config.recipe), place.folder
+    images, recipe = images_of(config, test), classifiers.recipe_of(config.dataset, config.recipe)
     model_key, train_key, attack_key, score_key = jax.random.split(jax.random.key(seed), 4)
     functional = classifiers.build(config.model, train, dtype="float32", key=model_key)
+    trained = functools.partial(_small.train, place, seed, train)
     if config.checkpoint is None:
-        base, _ = classifiers.train(
-            folder / "checkpoints", functional, train, key=train_key,
-            objective=losses.smoothing.gaussian_augmentation(sigma=config.sigma), recipe=recipe,
-            num_epochs=config.num_epochs, seed=seed, runtime=place.runtime, log=place.log,
-            watch=functools.partial(place.watch, f"training of seed {seed}"),
-        )  # fmt: skip
+        objective = losses.smoothing.gaussian_augmentation(sigma=config.sigma)
+        base = trained("checkpoints", functional, objective, recipe, train_key, config.num_epochs)
     else:
         base = classifiers.restored(config.checkpoint, functional, place.runtime)
-        classifiers.keep_to(base, folder)
-    models = {"gaussian": base} | ({"rct": fine_tuned(config, base, train, seed, place)} if config.rct else {})
+        classifiers.keep_to(base, place.folder)
+    models = {"gaussian": base}
+    if config.rct:
+        mesh = place.runtime.global_mesh()
+        size = min(500, len(train)) // mesh.size * mesh.size
+        head = _OfHead(learning_rate=config.rct_learning_rate, batch_size=size, num_epochs=config.rct_epochs)
+        objective = losses.conformal_training(sigma=config.sigma, epsilon=config.epsilon, alpha=config.alpha)
+        before = functional._replace(state=base.state)
+        models["rct"] = trained("rct", before, objective, head, jax.random.key(seed))
     found: dict[str, dict[str, float]] = {}
     if jax.process_index() != 0:
         return found
-    for trained, classifier in models.items():
-        path = folder / f"attacked-{trained}.npz"
-        if not path.exists():
-            files.write_arrays(path, {"x_adv": attacked(config, classifier, images.pool, attack_key)})
-        paths = {name: folder / f"scores-{trained}-{name}.npz" for name in config.names}
+    for kind, classifier in models.items():
+        path = place.folder / f"attacked-{kind}.npz"
+        adversarial = files.kept(path, lambda of=classifier: {"x_adv": attacked(config, of, images.pool, attack_key)})
+        paths = {name: place.folder / f"scores-{kind}-{name}.npz" for name in config.names}
         if not all(path.exists() for path in paths.values()):
-            adversarial = files.read_arrays(path)["x_adv"]
-            for name, arrays in smoothed(config, classifier, images, adversarial, score_key):
+            for name, arrays in smoothed(config, classifier, images, adversarial["x_adv"], score_key):
                 files.write_arrays(paths[name], arrays)
-                place.log(f"seed {seed}: {trained}, {name}")
+                place.log(f"seed {seed}: {kind}, {name}")
         for name, path in paths.items():
             for method, numbers in covered(config, seed, files.read_arrays(path), images, name).items():
-                found[arm_of(trained, name, method)] = numbers
+                found[arm_of(kind, name, method)] = numbers
         for name in config.scores:
-            plain, ptt = (found[arm_of(trained, f"{name}{ptt}", "rscp+")] for ptt in ("", "+ptt"))
+            plain, ptt = (found[arm_of(kind, f"{name}{ptt}", "rscp+")] for ptt in ("", "+ptt"))
             ptt["size over that without PTT"] = ptt["size, clean"] / plain["size, clean"]
     low = min(numbers[LOW] for arm, numbers in found.items() if arm.endswith(GUARANTEED))
     return found | {"all rscp+": {LOW: low}}

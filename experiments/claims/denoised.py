@@ -14,16 +14,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from experiments.claims import _denoised_parts, _frame
-from experiments.common import checks, classifiers, files, runtimes, subsets, tables
-from robustjax import attacks, certification, data, losses, metrics, plotting
-from robustjax.typing import LogitsFn
+from experiments import _small
+from experiments.claims import _frame
+from experiments.common import checks, classifiers, files, runtimes, settings, subsets, tables
+from robustjax import attacks, certification, data, losses, metrics, models, perturbations, plotting, training
+from robustjax.typing import LogitsFn, ModelState
 
 Method = Literal["none", "denoising", "stability", "diffusion", "gaussian", "consistency", "rrcm"]
 METHODS: dict[Method, str] = {
@@ -42,25 +44,11 @@ GROUP = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training, settings.Splits):
     """Settings of the measurement; radii and sigma are in units of [0, 1] pixels, l2."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with image and label."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets; None: $TFDS_DATA_DIR, else TFDS's own."""
-    train_split: str = "train"
-    """Images to train on, in TFDS syntax. To choose settings: 'train[:90%]' here and 'train[90%:]' to certify."""
-    test_split: str | None = None
-    """Images to certify, in TFDS syntax; None: the data set's test split."""
     methods: tuple[Method, ...] = tuple(METHODS)
     """What is smoothed."""
-    model: str = "cnn"
-    """Classifier: mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
-    recipe: str | None = None
-    """Training recipe of the classifiers, see experiments.smoothing; None: the one of the data set."""
-    num_epochs: int | None = None
-    """Passes over the training images for each classifier; None: as the recipe."""
     denoiser_epochs: int | None = None
     """Passes for each denoiser and the diffusion model; None: 200 for the digits, else 10."""
     denoiser_width: int = 32
@@ -91,7 +79,8 @@ class Config:
     """Radii of the table."""
 
     def __post_init__(self):
-        checks.at_least(1, self, "num_epochs", "denoiser_epochs", "denoiser_width", "num_selection", "num_estimation")
+        super().__post_init__()
+        checks.at_least(1, self, "denoiser_epochs", "denoiser_width", "num_selection", "num_estimation")
         checks.at_least(1, self, "batch_size", "num_images")
         checks.at_least(2, self, "denoiser_depth")
         checks.at_least(0, self, "num_attacked")
@@ -108,6 +97,96 @@ class Config:
         classifiers.recipe_of(self.dataset, self.recipe)
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The models of one seed, each trained when it is asked for, unless its checkpoints are there."""
+
+    config: Config
+    seed: int
+    dataset: data.Dataset
+    place: _frame.Place
+
+    def logits_fn(self, method: str) -> LogitsFn:
+        """The base classifier of a method."""
+        sigma = self.config.sigma
+        if method == "none":
+            return self.standard.logits_fn()
+        if method == "gaussian":
+            return self._classifier(method, losses.smoothing.gaussian_augmentation(sigma=sigma)).logits_fn()
+        consistency = losses.smoothing.consistency(sigma=sigma, weight=self.config.consistency_weight)
+        if method == "consistency":
+            return self._classifier(method, consistency).logits_fn()
+        if method == "rrcm":
+            return self._rrcm(consistency).logits_fn()
+        height, width, _ = shape = self.dataset.image_shape
+        make = models.noise_predictor if method == "diffusion" else models.denoiser
+        network = models.image_functional(
+            make(
+                self._key(method), image_shape=shape, fold=2 if height % 2 == width % 2 == 0 else 1,
+                width=self.config.denoiser_width, depth=self.config.denoiser_depth,
+            )
+        )  # fmt: skip
+        objective: Any = losses.denoising.diffusion() if method == "diffusion" else losses.denoising.mse(sigma=sigma)
+        if method == "stability":
+            classify, state = self.standard.functional.outputs, {"classifier": self.standard.state._asdict()}
+            objective = losses.denoising.stability(classify=classify, sigma=sigma)
+            network = network._replace(state=network.state._replace(batch_stats=state))
+        recipe = training.Recipe(  # the rate of Salman et al.
+            algorithm="adam", learning_rate=1e-3, schedule="cosine", batch_size=128, augment=self._recipe.augment,
+            num_epochs=self.config.denoiser_epochs or (200 if self.config.dataset == "digits" else 10),
+        )  # fmt: skip
+        state = ModelState(self._train(method, network, objective, recipe, None).state.params, {})
+        images_fn, classify = jax.tree_util.Partial(network.outputs, state), self.standard.logits_fn()
+        if method == "diffusion":
+            return certification.diffusion_denoised(classify, images_fn, losses.denoising.alphas_bar(), sigma=sigma)
+        return certification.denoised(classify, images_fn)
+
+    @functools.cached_property
+    def standard(self) -> classifiers.Classifier:
+        """The classifier that never saw noise."""
+        return self._classifier("standard", losses.standard())
+
+    @functools.cached_property
+    def _recipe(self) -> training.Recipe:
+        return classifiers.recipe_of(self.config.dataset, self.config.recipe)
+
+    def _key(self, name: str) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
+
+    def _train(self, name: str, functional: Any, objective: Any, recipe: training.Recipe, num_epochs: int | None):
+        key = self._key(f"{name} training")
+        return _small.train(self.place, self.seed, self.dataset, name, functional, objective, recipe, key, num_epochs)
+
+    def _untrained(self) -> models.Functional:
+        """The classifier with which all trainings of a seed begin."""
+        return classifiers.build(self.config.model, self.dataset, dtype="float32", key=self._key("classifier"))
+
+    def _classifier(self, name: str, objective: losses.Objective) -> classifiers.Classifier:
+        return self._train(name, self._untrained(), objective, self._recipe, self.config.num_epochs)
+
+    def _rrcm(self, fine_tuning: losses.Objective) -> classifiers.Classifier:
+        """Pre-trained for a share of the epochs, and fine-tuned for the others."""
+        functional, shape, sigma = self._untrained(), (1, *self.dataset.image_shape), self.config.sigma
+        features = jax.eval_shape(functional.outputs, functional.state, jax.ShapeDtypeStruct(shape, "float32")).features
+        start = losses.rrcm.pretraining_state(self._key("rrcm"), functional.state, num_features=features.shape[-1])
+        crops = functools.partial(perturbations.random_crop, padding=max(1, shape[1] // 8))
+        views = classifiers.augmentation() if self._recipe.augment else crops
+        num_epochs = self.config.num_epochs or self._recipe.num_epochs
+        first = min(max(1, round(self.config.pretraining_share * num_epochs)), num_epochs - 1)
+        pretraining = losses.rrcm.consistency_pretraining(augment=views, largest=2 * self.config.pretraining_sigma)
+        recipe = dataclasses.replace(self._recipe, augment=False)  # views are augmented already
+        trained = self._train("rrcm_pretraining", functional._replace(state=start), pretraining, recipe, first)
+        at_sigma = functional._replace(
+            state=losses.rrcm.pretrained_model(trained.state),
+            apply=losses.rrcm.preconditioned(functional.apply, sigma),
+            outputs=losses.rrcm.preconditioned(functional.outputs, sigma),
+        )
+        return self._train("rrcm", at_sigma, fine_tuning, self._recipe, num_epochs - first)
+
+
+_forward = jax.jit(lambda logits_fn, x: logits_fn(x))
+
+
 @functools.cache  # one function, so that compiled programs are shared
 def _noisy_logits_of(measure: certification.Measure) -> Callable:
     return lambda logits_fn, key, x: logits_fn(measure.sample(key, x[0])[None])
@@ -122,39 +201,30 @@ def is_broken(
     noisy = jax.tree_util.Partial(_noisy_logits_of(measure), logits_fn)
     attack = attacks.pgd(epsilon=radius * 0.999, norm="l2", steps=steps, samples=draws)
     x_adv = attack(keys[0], noisy, image, label)
-    settings = {"num_samples": answer_draws, "alpha": config.alpha, "batch_size": config.batch_size}
-    answer = certification.predict(keys[1], logits_fn, x_adv, measure, **settings)
+    common = {"num_samples": answer_draws, "alpha": config.alpha, "batch_size": config.batch_size}
+    answer = certification.predict(keys[1], logits_fn, x_adv, measure, **common)
     return answer[0] not in (certification.ABSTAIN, label[0])
 
 
 def certified(
     config: Config, key: jax.Array, logits_fn: LogitsFn, test: data.Dataset, place: Callable, group: int
 ) -> dict[str, Any]:
-    """Certifies the images, attacks some of them inside their radii, and measures what a copy costs.
+    """Certificates, ``group`` at once where ``place`` puts them; attacks inside some radii; and the cost of a copy.
 
-    Args:
-      config: of the run.
-      key: the same for all methods, which see the same noise.
-      logits_fn: the base classifier.
-      test: where the images come from.
-      place: puts images where they are worked on.
-      group: number of images that are certified at once.
-
-    Returns:
-      Arrays for an npz file.
+    ``key`` is the same for all methods, which see the same noise.
     """
     ids, measure = subsets.evenly(len(test), config.num_images), certification.gaussian(config.sigma)
     image, label, _ = test[ids]
     certify_key, attack_key, answer_key = jax.random.split(key, 3)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(certify_key, ids)
-    settings = {"num_selection": config.num_selection, "alpha": config.alpha, "batch_size": config.batch_size}
+    common = {"num_selection": config.num_selection, "alpha": config.alpha, "batch_size": config.batch_size}
     parts, seconds = [], 0.0
     for start in range(-group, len(ids), group):
         rows = np.minimum(np.arange(max(start, 0), max(start, 0) + group), len(ids) - 1)  # the last group is filled up
         draws = config.num_estimation if start >= 0 else min(config.num_estimation, 100)  # the first compiles
         began = time.perf_counter()
         found = certification.certify(
-            keys[rows], logits_fn, place(image[rows]), measure, num_estimation=draws, **settings
+            keys[rows], logits_fn, place(image[rows]), measure, num_estimation=draws, **common
         )
         if start >= 0:
             seconds += time.perf_counter() - began
@@ -167,9 +237,8 @@ def certified(
         broken += is_broken(
             config, keys, logits_fn, np.asarray(image[one]), certificate.label[one], float(certificate.radius[row])
         )
-    forward = jax.jit(lambda logits_fn, x: logits_fn(x))
-    clean = np.asarray(forward(logits_fn, image)).argmax(-1)
-    cost = forward.lower(logits_fn, image[:1]).cost_analysis() or {}
+    clean = np.asarray(_forward(logits_fn, image)).argmax(-1)
+    cost = _forward.lower(logits_fn, image[:1]).cost_analysis() or {}
     costs = {"flops_per_copy": cost["flops"]} if "flops" in cost else {}  # not every device says
     return {
         **certificate._asdict(), **costs, "id": ids, "true": label, "clean_accuracy": (clean == label).mean(),
@@ -190,11 +259,8 @@ def numbers_of(config: Config, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     """Trains and certifies all methods with one seed, or does what is left of it."""
-    train, test = classifiers.images_of(
-        config.dataset, config.data_dir, model=config.model, checkpoint=None,
-        train_split=config.train_split, test_split=config.test_split,
-    )  # fmt: skip
-    trained, devices = _denoised_parts.Trained(config, seed, train, place), place.runtime.local_mesh().size
+    train, test = config.images()
+    trained, devices = Trained(config, seed, train, place), place.runtime.local_mesh().size
     group = -(-GROUP // devices) * devices
     key = jax.random.fold_in(jax.random.key(seed), 1)  # the same noise for all methods
     found: dict[str, dict[str, Any]] = {}

@@ -62,28 +62,12 @@ def normal(rng: np.random.Generator, n: int, w: np.ndarray) -> np.ndarray:
     return rng.normal(size=(n, w.size))
 
 
-def mixture(rng: np.random.Generator, n: int, w: np.ndarray) -> np.ndarray:
-    """Two normal distributions, at 3 and -3 on the first axis."""
+def mixture(rng: np.random.Generator, n: int, w: np.ndarray, variance: float = 10) -> np.ndarray:
+    """Two normal distributions, at 3 and -3 on the first axis, brought to this variance."""
     x = normal(rng, n, w)
     x[:, 0] += rng.choice([-3.0, 3.0], n)
+    x[:, 0] /= np.sqrt(10 / variance)
     return x
-
-
-def whitened(rng: np.random.Generator, n: int, w: np.ndarray) -> np.ndarray:
-    """The mixture, brought to variance 1."""
-    x = mixture(rng, n, w)
-    x[:, 0] /= np.sqrt(10)
-    return x
-
-
-def student(rng: np.random.Generator, n: int, w: np.ndarray) -> np.ndarray:
-    """Independent t with 3 degrees of freedom, of variance 1."""
-    return rng.standard_t(3, size=(n, w.size)) / np.sqrt(3)
-
-
-def hypercube(rng: np.random.Generator, n: int, w: np.ndarray) -> np.ndarray:
-    """Corners of a cube."""
-    return rng.choice([-1.0, 1.0], size=(n, w.size))
 
 
 def gap(rng: np.random.Generator, n: int, w: np.ndarray) -> np.ndarray:
@@ -101,9 +85,16 @@ def flat(rng: np.random.Generator, n: int, w: np.ndarray) -> np.ndarray:
     return x - np.outer((np.abs(x @ w) < FLAT) * (x @ u), u)
 
 
-DISTRIBUTIONS = dict(
-    zip(get_args(Distribution), (normal, mixture, whitened, student, hypercube, gap, flat), strict=True)
-)
+DISTRIBUTIONS = {
+    "normal": normal,
+    "mixture": mixture,
+    "whitened": functools.partial(mixture, variance=1),
+    "student": lambda rng, n, w: rng.standard_t(3, size=(n, w.size)) / np.sqrt(3),  # of variance 1
+    "hypercube": lambda rng, n, w: rng.choice([-1.0, 1.0], size=(n, w.size)),
+    "gap": gap,
+    "flat": flat,
+}
+"""``(rng, n, w) -> (n, d)`` inputs, for the true half-space ``w``."""
 
 
 @functools.cache  # all seeds share them

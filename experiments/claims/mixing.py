@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _small
 from experiments.claims import _frame
 from experiments.claims._mixing_parts import answers_of, certify, stands
-from experiments.common import adversaries, checks, classifiers, subsets, tables
+from experiments.common import adversaries, checks, classifiers, settings, subsets, tables
 from experiments.common.command_line import Number
 from robustjax import attacks, data, losses, models, plotting, training
 from robustjax.certification import mixing
@@ -44,23 +45,12 @@ ATTACKS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of the measurement; radii are in units of [0, 1] pixels, alpha is the share of the robust classifier."""
+class Config(settings.Training, settings.Splits):
+    """Settings of the measurement; radii are in units of [0, 1] pixels, alpha is the share of the robust classifier.
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
-    train_split: str = "train"
-    """Images to train on, in TFDS syntax. To choose settings: 'train[:80%]' here, 'train[80%:]' in --test-split."""
-    test_split: str | None = None
-    """Images to test on, in TFDS syntax. None: the test split of the data set."""
-    model: str = "cnn"
-    """All three classifiers: mlp, lenet, cnn, strided_cnn, resnet20 and others, see experiments.adversarial."""
-    recipe: str | None = None
-    """Training recipe, see experiments.smoothing. None: the data set's recipe."""
-    num_epochs: int | None = None
-    """Passes over the training images, None: as in the recipe, but 25 for adversarial training on digits."""
+    Without --num-epochs, adversarial training on digits takes 25 epochs.
+    """
+
     epsilon: Number | None = None
     """Linf radius of adversarial training and of the attacks, such as 0.15 or 8/255. None: by data set."""
     alphas: tuple[float, ...] = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -100,7 +90,8 @@ class Config:
     """Maximum number of images to certify, evenly spaced. None: all, but 100 of the digits."""
 
     def __post_init__(self):
-        checks.at_least(1, self, "num_epochs", "network_epochs", "steps", "num_images", "num_certified")
+        super().__post_init__()
+        checks.at_least(1, self, "network_epochs", "steps", "num_images", "num_certified")
         checks.at_least(1, self, "num_selection", "num_estimation")
         if not self.alphas or not all(0 <= alpha <= 1 for alpha in self.alphas):
             raise ValueError(f"alphas must be one or more numbers in [0, 1], got {self.alphas}.")
@@ -131,42 +122,26 @@ def train(
         "robust": losses.adversarial.adversarial_training(attack=attack),
         "smoothed": losses.smoothing.gaussian_augmentation(sigma=config.sigma),
     }
-
-    def trained(name, functional, key, **settings):
-        return classifiers.train(
-            place.folder / name, functional, images, key=key, seed=seed, log=place.log, runtime=place.runtime,
-            watch=functools.partial(place.watch, f"training of {name}, seed {seed}"), **settings,
-        )[0]  # fmt: skip
-
-    found = {}
-    for index, (name, objective) in enumerate(objectives.items()):
-        model_key, train_key = jax.random.split(jax.random.fold_in(key, index))
-        found[name] = trained(
-            name, classifiers.build(config.model, images, dtype="float32", key=model_key), train_key,
-            objective=objective, recipe=recipe,
-            num_epochs=config.num_epochs or (25 if name == "robust" and config.dataset == "digits" else None),
-        )  # fmt: skip
+    keys = [jax.random.split(jax.random.fold_in(key, index)) for index in range(4)]  # of model and training
+    fit, found = functools.partial(_small.train, place, seed, images), {}
+    for (name, objective), (model_key, train_key) in zip(objectives.items(), keys):
+        num_epochs = config.num_epochs or (25 if name == "robust" and config.dataset == "digits" else None)
+        functional = classifiers.build(config.model, images, dtype="float32", key=model_key)
+        found[name] = fit(name, functional, objective, recipe, train_key, num_epochs)
     standard, robust = found["standard"], found["robust"]
     seen = jax.eval_shape(standard.functional.outputs, standard.state, jnp.zeros((1, *images.image_shape)))
-    model_key, train_key = jax.random.split(jax.random.fold_in(key, len(objectives)))
     num_inputs = 2 * sum(part.shape[-1] for part in seen)
-    network = models.functional(models.mixing_network(model_key, num_inputs=num_inputs))
+    network = models.functional(models.mixing_network(keys[3][0], num_inputs=num_inputs))
     mixture = mixing.mixture(
         standard=standard.functional.apply,
         robust=robust.functional.apply,
         network=network.apply,
         **{name: getattr(config, name) for name in ("low", "high", "standard_scale", "robust_scale")},
     )
+    network = network._replace(apply=mixture, state=mixture.init(standard.state, robust.state, network.state))
     adversary = dataclasses.replace(attack, loss=losses.adaptive_cross_entropy(weight=config.gamma_weight))
-    of_network = trained(
-        "network",
-        network._replace(apply=mixture, state=mixture.init(standard.state, robust.state, network.state)),
-        train_key,
-        objective=losses.mixing_training(attack=adversary),
-        recipe=dataclasses.replace(NETWORK, augment=recipe.augment),
-        num_epochs=config.network_epochs,
-    )
-    return found, mixture, of_network.state
+    objective, recipe = losses.mixing_training(attack=adversary), dataclasses.replace(NETWORK, augment=recipe.augment)
+    return found, mixture, fit("network", network, objective, recipe, keys[3][1], config.network_epochs).state
 
 
 @functools.cache  # one function for all shares
@@ -191,13 +166,12 @@ def _blind(mixture: mixing.mixture) -> mixing.mixture:
 def attacks_of(config: Config, num_classes: int) -> dict[str, Any]:
     """The attacks on the mixtures, by name."""
     make = attacks.apgd if config.attack == "apgd" else attacks.pgd
-    settings = {"epsilon": config.radius(), "steps": config.steps}
-    targeted = attacks.apgd_targeted(**settings, num_targets=min(9, num_classes - 1))
-    plain = make(**settings)
+    both = {"epsilon": config.radius(), "steps": config.steps}
+    plain, targeted = make(**both), attacks.apgd_targeted(**both, num_targets=min(9, num_classes - 1))
     return {
         "ce": plain,
         "robust": attacks.worst_of(plain, targeted) if config.attack == "apgd" else plain,
-        "gamma": make(**settings, loss=losses.adaptive_cross_entropy(weight=0.4)),
+        "gamma": make(**both, loss=losses.adaptive_cross_entropy(weight=0.4)),
         "autoattack": attacks.autoattack(epsilon=config.radius()),
     }
 
@@ -208,39 +182,28 @@ def arm_of(alpha: float) -> str:
 
 
 def trade_off(
-    config: Config,
-    found: dict[str, classifiers.Classifier],
-    mixture: mixing.mixture,
-    state: Any,
-    test: data.Dataset,
+    config: Config, found: dict[str, classifiers.Classifier], mixture: mixing.mixture, state: Any, test: data.Dataset,
     key: jax.Array,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """Accuracy on all test images, and what attacks leave of it on some, for each fixed share and for the network."""
     image, label, _ = (np.asarray(part) for part in test[np.arange(len(test))])
-    most = config.num_images or (64 if config.dataset == "digits" else len(test))
-    chosen = subsets.evenly(len(test), most)
-    few = image[chosen], label[chosen]
-    attack = attacks_of(config, test.num_classes)
-    standard, robust = found["standard"], found["robust"]
+    chosen = subsets.evenly(len(test), config.num_images or (64 if config.dataset == "digits" else len(test)))
+    left = functools.partial(stands, key, image=image[chosen], label=label[chosen])
+    accuracy = lambda logits_fn: float((answers_of(logits_fn, image) == label).mean())
+    attack, standard, robust = attacks_of(config, test.num_classes), found["standard"], found["robust"]
     fixed = _fixed(standard.functional.outputs, robust.functional.outputs, config.standard_scale, config.robust_scale)
     arms: dict[str, dict[str, float]] = {}
     for alpha in config.alphas:
         logits_fn = jax.tree_util.Partial(fixed, (standard.state, robust.state), jnp.float32(alpha))
-        numbers = arms[arm_of(alpha)] = {"clean": float((answers_of(logits_fn, image) == label).mean())}
-        numbers["robust"] = float(stands(key, attack["robust"], logits_fn, *few).mean())
-        if config.autoattack and alpha == 1:
-            numbers["autoattack"] = float(stands(key, attack["autoattack"], logits_fn, *few).mean())
-    logits_fn = mixture.logits_fn(state)
-    numbers = {"clean": float((answers_of(logits_fn, image) == label).mean())}
-    left = {"robust": stands(key, attack["robust"], logits_fn, *few)}
-    left["gamma"] = stands(key, attack["gamma"], logits_fn, *few)
-    blind = _blind(mixture).logits_fn(state)
-    numbers["detached"] = float(stands(key, attack["ce"], blind, *few, whole=logits_fn).mean())
-    numbers["attached"] = float(stands(key, attack["ce"], logits_fn, *few).mean())
-    if config.autoattack:
-        left["autoattack"] = stands(key, attack["autoattack"], logits_fn, *few)
-    numbers |= {name: float(correct.mean()) for name, correct in left.items()}
-    numbers["all"] = float(np.all([*left.values()], axis=0).mean())
+        names = ["robust", "autoattack"] if config.autoattack and alpha == 1 else ["robust"]
+        of_share = {name: float(left(attack[name], logits_fn).mean()) for name in names}
+        arms[arm_of(alpha)] = {"clean": accuracy(logits_fn), **of_share}
+    logits_fn, blind = mixture.logits_fn(state), _blind(mixture).logits_fn(state)
+    names = ["robust", "gamma", "autoattack"] if config.autoattack else ["robust", "gamma"]
+    correct = {name: left(attack[name], logits_fn) for name in names}
+    correct |= {"all": np.all([*correct.values()], axis=0)}
+    correct |= {"detached": left(attack["ce"], blind, whole=logits_fn), "attached": left(attack["ce"], logits_fn)}
+    numbers = {"clean": accuracy(logits_fn)} | {name: float(of.mean()) for name, of in correct.items()}
     as_accurate = {"clean": numbers["clean"], "robust": at_accuracy(numbers["clean"], [*arms.values()])}
     return arms | {"network": numbers, "fixed, as accurate": as_accurate}
 
@@ -248,9 +211,7 @@ def trade_off(
 def at_accuracy(clean: float, fixed: Sequence[dict[str, float]]) -> float:
     """Robust accuracy of the fixed mixture of this clean accuracy: interpolated, 0 beyond the curve."""
     points = sorted((row["clean"], row["robust"]) for row in fixed)
-    best = [
-        max(robust for other, robust in points if other >= at) for at, _ in points
-    ]  # what a more accurate one has too
+    best = [max(robust for other, robust in points if other >= at) for at, _ in points]  # a more accurate one has it
     return float(np.interp(clean, [at for at, _ in points], best, right=0.0))
 
 
@@ -258,9 +219,8 @@ def certified(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """Accuracy and certified accuracy of the mixture with a smoothed classifier, and of its parts."""
     arms: dict[str, dict[str, Any]] = {}
     for arm, name in (("accurate", "standard"), ("smoothed", "smoothed"), ("mixture", "mixture")):
-        numbers = arms[f"certified: {arm}"] = {
-            "clean": float((arrays[f"answered_{name}"] == arrays["answered_label"]).mean())
-        }
+        clean = float((arrays[f"answered_{name}"] == arrays["answered_label"]).mean())
+        numbers = arms[f"certified: {arm}"] = {"clean": clean}
         if name != "standard":
             radius, right = arrays[f"{name}_radius"], arrays[f"{name}_label"] == arrays["label"]
             numbers |= {f"at_{r:g}": (right & (radius >= r)).mean() for r in RADII}
@@ -275,8 +235,7 @@ def certified(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     """Trains, attacks and certifies with one seed; trainings that were interrupted resume."""
-    test_split = config.test_split or data.splits(config.dataset).test
-    images, test = (data.load(config.dataset, split, config.data_dir) for split in (config.train_split, test_split))
+    images, test = config.images()
     train_key, attack_key, certify_key = jax.random.split(jax.random.key(seed), 3)
     found, mixture, state = train(config, seed, images, train_key, place)
     if jax.process_index() != 0:

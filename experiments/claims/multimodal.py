@@ -20,7 +20,7 @@ import optax
 
 from experiments import _small
 from experiments.claims import _frame
-from experiments.common import checks, subsets
+from experiments.common import checks, settings, subsets
 from robustjax import attacks, data, losses, models, plotting, training
 from robustjax.certification import multimodal as certificate
 from robustjax.typing import ModelState
@@ -38,17 +38,10 @@ SIDES = ("left", "right")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of the measurement; radii are l2, in units of [0, 1] pixels."""
+class Config(settings.Splits):
+    """Settings of the measurement, on digits or mnist; radii are l2, in units of [0, 1] pixels."""
 
-    dataset: str = "digits"
-    """digits (embedded), or mnist."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets; None: $TFDS_DATA_DIR, else TFDS's own."""
-    train_split: str = "train"
-    """Images to train on, in TFDS syntax. To choose settings: 'train[:90%]' here and 'train[90%:]' to test on."""
-    test_split: str = "test"
-    """Images to test on."""
+    test_split: str | None = "test"
     hidden: int | None = 128
     """Units of each encoder; None: linear encoders."""
     num_epochs: int | None = None
@@ -101,20 +94,18 @@ def _step_2(config: Config) -> optax.GradientTransformation:
 
 def train(config: Config, dataset: data.Dataset, functional: models.Functional, seed: int) -> dict[str, ModelState]:
     """The trained models, by the names of ``ARMS``; all begin with the same parameters."""
-    num_epochs = config.num_epochs or config.recipe.num_epochs
+    num_epochs, key = config.num_epochs or config.recipe.num_epochs, jax.random.fold_in(jax.random.key(1), seed)
 
     def fit(state, objective, epochs, optimizer=None):
-        model, key = functional._replace(state=state), jax.random.fold_in(jax.random.key(1), seed)
-        settings = {"model": model, "num_epochs": epochs, "optimizer": optimizer, "key": key}
-        return _small.fit(objective, config.recipe, dataset, seed, **settings).state
+        how = {"model": functional._replace(state=state), "num_epochs": epochs, "optimizer": optimizer, "key": key}
+        return _small.fit(objective, config.recipe, dataset, seed, **how).state
 
-    def step_2(state):
-        objective = losses.multimodal_radius(constants=tuple(map(tuple, constants_of(state).tolist())))
-        return fit(state, objective, -(-num_epochs // 3), _step_2(config))
-
-    plain = fit(functional.state, losses.standard(), num_epochs)
-    margin = fit(functional.state, losses.multimodal_margin(rho=config.rho), num_epochs)
-    return dict(zip(ARMS, (plain, step_2(plain), margin, step_2(margin)), strict=True))
+    found = {}
+    for arm, objective in zip(ARMS[::2], (losses.standard(), losses.multimodal_margin(rho=config.rho))):
+        state = found[arm] = fit(functional.state, objective, num_epochs)
+        radius = losses.multimodal_radius(constants=tuple(map(tuple, constants_of(state).tolist())))
+        found[ARMS[ARMS.index(arm) + 1]] = fit(state, radius, -(-num_epochs // 3), _step_2(config))
+    return found
 
 
 @functools.cache  # one function for each architecture, so that compiled programs are shared
@@ -168,36 +159,25 @@ def numbers_of(config: Config, functional: models.Functional, state: ModelState,
         ratio = np.asarray(distance)[certified > 0] / certified[certified > 0]
         violations += int((ratio < 1).sum())
         nearest = min(nearest, ratio.min(initial=np.inf))
-    found |= {"violations": violations, "nearest attack": nearest}
-    return found
-
-
-@functools.cache  # all seeds share them
-def _splits(config: Config) -> tuple[data.Dataset, data.Dataset]:
-    splits = (config.train_split, config.test_split)
-    dataset, test = (data.load(config.dataset, split, config.data_dir).cached() for split in splits)
-    return dataset, test
+    return found | {"violations": violations, "nearest attack": nearest}
 
 
 def measure(config: Config, seed: int) -> _frame.Numbers:
-    """Trains and measures all arms; halves are named by which does better on its own."""
-    dataset, test = _splits(config)
-    settings = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes, "hidden": config.hidden}
-    key = jax.random.fold_in(jax.random.key(0), seed)
-    functional = models.functional(models.multimodal(key, **settings))
+    """Trains and measures all arms; halves are named by which does better by itself."""
+    dataset, test = (images.cached() for images in config.images())
+    encoders = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes, "hidden": config.hidden}
+    functional = models.functional(models.multimodal(jax.random.fold_in(jax.random.key(0), seed), **encoders))
     states = train(config, dataset, functional, seed)
-    batch = test.arrays()
-    attacked = test[subsets.evenly(len(test), min(config.num_images, len(test)))]
+    attacked = test[subsets.evenly(len(test), config.num_images)]
     # The stronger half by the plain model and on training images: nothing is chosen on test images.
-    some = dataset[subsets.evenly(len(dataset), min(5000, len(dataset)))]
+    some = dataset[subsets.evenly(len(dataset), 5000)]
     plain = jax.tree_util.Partial(_logits_of(functional.outputs), states[ARMS[0]], jnp.ones(some.image.shape[2], bool))
     images = (jnp.asarray(without(np.asarray(some.image), 1 - side)) for side in range(2))
-    alone = [(np.asarray(_answers(plain, image)) == some.label).mean() for image in images]
-    stronger = int(np.argmax(alone))
+    stronger = int(np.argmax([(np.asarray(_answers(plain, image)) == some.label).mean() for image in images]))
     told = lambda name: name.replace(SIDES[stronger], "stronger").replace(SIDES[1 - stronger], "weaker")
     found = {}
     for arm, state in states.items():
-        numbers = numbers_of(config, functional, state, batch, attacked)
+        numbers = numbers_of(config, functional, state, test.arrays(), attacked)
         found[arm] = {told(name): value for name, value in numbers.items()} | {"left is stronger": stronger == 0}
     return found
 
@@ -221,11 +201,10 @@ def details(config: Config, results: _frame.Results) -> list[str]:
     """What the columns mean, and whether a certificate was broken."""
     violations = int(sum(of_arm["violations"].sum() for of_arm in results.values()))
     nearest = min(of_arm["nearest attack"].min() for of_arm in results.values())
-    note = (
+    return [
         "Accuracies, and mean certified radii of the label, 0 where the answer is wrong. PGD and FAB, l2, found "
         f"{violations} wrong answers inside a certified radius; the nearest was at {nearest:.3f} times one."
-    )
-    return [note]
+    ]
 
 
 def bars(config: Config) -> tuple[_frame.Bar, ...]:

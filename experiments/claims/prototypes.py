@@ -23,9 +23,9 @@ import numpy as np
 import optax
 from etils import epath
 
-from experiments import smoothing
+from experiments import _small, smoothing
 from experiments.claims import _frame
-from experiments.common import certificates, checks, classifiers, files, subsets, tables
+from experiments.common import certificates, checks, classifiers, files, settings, subsets, tables
 from robustjax import attacks, certification, data, losses, models, plotting, training
 
 Loss = Literal["margin", "radius", "published_radius"]
@@ -43,17 +43,9 @@ SHOWN = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Splits):
     """Settings of the measurement; radii are l2, in units of [0, 1] pixels."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
-    train_split: str = "train"
-    """Images to train on, in TFDS syntax. To choose settings: 'train[:80%]' here, 'train[80%:]' in --test-split."""
-    test_split: str | None = None
-    """Images to certify, in TFDS syntax. None: the test split of the data set."""
     reasoning: Literal["rbf", "cbc"] = "rbf"
     """rbf: detected prototypes count for a class; cbc: the absence of a prototype may count, too."""
     num_components: int = 10
@@ -87,12 +79,11 @@ class Config:
         checks.at_least(1, self, "num_components", "num_reasonings", "num_epochs", "batch_size", "num_images")
         checks.at_least(1, self, "attack_steps")
         checks.positive(self, "learning_rate", "sigma")
+        checks.not_negative(self, "radii")
         for name in ("losses", "radii"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must hold at least one value, and each once, got {values}.")
-        if not all(0 <= radius < math.inf for radius in self.radii):
-            raise ValueError(f"radii must be at least 0 and finite, got {self.radii}.")
         if self.smoothing not in (None, "new") and not (epath.Path(self.smoothing) / "certificates.csv").exists():
             raise ValueError(
                 f"smoothing must be a run of experiments.smoothing, but {self.smoothing} has no certificates.csv."
@@ -133,11 +124,8 @@ def untrained(config: Config, train: data.Dataset, seed: int) -> models.Function
             f"num_components must be at most {least}, the images of the smallest class, got {config.num_components}."
         )
     start = train[np.concatenate([rng.choice(ids, config.num_components, replace=False) for ids in members])]
-    module = models.prototypes.classifier(
-        jax.random.key(seed), start.image, start.label,
-        num_classes=train.num_classes, reasoning=config.reasoning, num_reasonings=config.num_reasonings,
-    )  # fmt: skip
-    return models.functional(module)
+    kind = {"reasoning": config.reasoning, "num_reasonings": config.num_reasonings, "num_classes": train.num_classes}
+    return models.functional(models.prototypes.classifier(jax.random.key(seed), start.image, start.label, **kind))
 
 
 @jax.jit(static_argnames="attack")
@@ -163,17 +151,12 @@ def attacked(
 ) -> dict[str, np.ndarray]:
     """Whether attacks of l2 norm ``radius``, and of multiples, change the answers, ``(n,)`` each."""
     pgd_key, random_key = jax.random.split(key)
-    keys = jax.random.split(pgd_key, len(image))
-    fooled = {}
+    keys, fooled = jax.random.split(pgd_key, len(image)), {}
+    at = lambda keys, factor: (keys, logits_fn, image, label, (factor * radius).astype(np.float32))
+    pgd = [attacks.pgd(epsilon=0.0, norm="l2", steps=steps, restarts=2, loss=loss) for loss in ATTACK_LOSSES]
     for factor in (WITHIN, *BEYOND):
-        at = (keys, logits_fn, image, label, (factor * radius).astype(np.float32))
-        found = np.zeros(len(image), bool)
-        for loss in ATTACK_LOSSES:
-            attack = attacks.pgd(epsilon=0.0, norm="l2", steps=steps, restarts=2, loss=loss)
-            found |= np.asarray(_fooled(attack, *at))
-        fooled[f"pgd_{factor:g}"] = found
-    at = (jax.random.split(random_key, RANDOM_DRAWS), logits_fn, image, label, (WITHIN * radius).astype(np.float32))
-    return fooled | {"random": np.asarray(_fooled_at_random(*at))}
+        fooled[f"pgd_{factor:g}"] = np.any([_fooled(attack, *at(keys, factor)) for attack in pgd], axis=0)
+    return fooled | {"random": np.asarray(_fooled_at_random(*at(jax.random.split(random_key, RANDOM_DRAWS), WITHIN)))}
 
 
 def certified(
@@ -240,10 +223,8 @@ def smoothed(config: Config, seed: int, place: _frame.Place) -> dict[str, Any]:
     """The numbers of a run of randomized smoothing, which is made or resumed where a new one is asked for."""
     folder = epath.Path(str(config.smoothing))
     if config.smoothing == "new":
-        new = smoothing.Config(
-            **{name: getattr(config, name) for name in ("dataset", "data_dir", "train_split", "test_split", "sigma")},
-            num_estimation=1000, num_images=config.num_images, seed=seed, results_dir=str(place.folder),
-        )  # fmt: skip
+        given = settings.shared(config, settings.Splits) | {"sigma": config.sigma, "num_images": config.num_images}
+        new = smoothing.Config(**given, num_estimation=1000, seed=seed, results_dir=str(place.folder))
         smoothing.run(new, dataclasses.replace(place.runtime, log=(), profile=False))
         folder = new.folder()
     _, label, certificate, *_ = certificates.read(folder)
@@ -259,32 +240,25 @@ def smoothed(config: Config, seed: int, place: _frame.Place) -> dict[str, Any]:
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     """Trains, certifies and attacks a network for each loss, or does what is left of it."""
-    test_split = config.test_split or data.splits(config.dataset).test
-    train, test = (
-        data.load(config.dataset, split, config.data_dir).cached() for split in (config.train_split, test_split)
-    )
+    train, test = (images.cached() for images in config.images())
     train_key, attack_key = jax.random.split(jax.random.key(seed))
     recipe = _Recipe(
         algorithm="adam", learning_rate=config.learning_rate, schedule="cosine", batch_size=config.batch_size,
         num_epochs=config.num_epochs,
     )  # fmt: skip
-    trained = {
-        loss: classifiers.train(
-            place.folder / loss / "checkpoints", untrained(config, train, seed), train, key=train_key,
-            objective=objective_of(config, loss), recipe=recipe, num_epochs=None, seed=seed, log=place.log,
-            runtime=place.runtime, watch=functools.partial(place.watch, f"training by {loss}, seed {seed}"),
-        )
-        for loss in config.losses
-    }  # fmt: skip
+    trained = {}
+    for loss in config.losses:
+        began, functional, objective = time.perf_counter(), untrained(config, train, seed), objective_of(config, loss)
+        classifier = _small.train(place, seed, train, f"{loss}/checkpoints", functional, objective, recipe, train_key)
+        trained[loss] = classifier, time.perf_counter() - began
     beside = {"smoothing": smoothed(config, seed, place)} if config.smoothing is not None else {}
     if jax.process_index() != 0:
         return {}
     found: dict[str, dict[str, Any]] = {}
-    for loss, (classifier, last) in trained.items():
+    for loss, (classifier, seconds) in trained.items():
         path = place.folder / loss / "certificates.npz"
         if not path.exists():
-            arrays = certified(config, classifier, test, attack_key)
-            files.write_arrays(path, arrays | {"seconds": last["seconds"]})
+            files.write_arrays(path, {**certified(config, classifier, test, attack_key), "seconds": seconds})
         found[loss] = numbers_of(files.read_arrays(path), config.radii)
         place.log(f"seed {seed}, {loss}: mean certified radius {found[loss]['mean_radius']:.3f}")
     for loss, gain in gains_of(found).items():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.claims import _denoised_parts, _frame, denoised
+from experiments.claims import _frame, denoised
 from experiments.common import classifiers, runtimes
 from robustjax import certification, data
 
@@ -41,7 +41,7 @@ def trainings(monkeypatch):
 
 
 def test_methods_are_what_they_say(place, trainings):
-    trained = _denoised_parts.Trained(TINY, 0, data.load("digits", "train[:64]"), place)
+    trained = denoised.Trained(TINY, 0, data.load("digits", "train[:64]"), place)
     x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     answers = {
         method: trained.logits_fn(method)(x) for method in ("none", "gaussian", "rrcm", "stability", "diffusion")
@@ -62,7 +62,7 @@ def test_methods_are_what_they_say(place, trainings):
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_rrcm_has_the_passes_of_the_others(share, place, trainings):
     config = dataclasses.replace(TINY, pretraining_share=share)
-    _denoised_parts.Trained(config, 0, data.load("digits", "train[:64]"), place).logits_fn("rrcm")
+    denoised.Trained(config, 0, data.load("digits", "train[:64]"), place).logits_fn("rrcm")
     assert {name: passes for name, (passes, *_) in trainings.items()} == {"rrcm_pretraining": 1, "rrcm": 1}
 
 
