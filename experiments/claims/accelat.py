@@ -9,6 +9,7 @@ the robust accuracy on the last tenth of the training images, on which neither r
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 
 from experiments.claims import _frame
-from experiments.common import checks
+from experiments.common import checks, classifiers
 from robustjax import attacks, data, losses, models, plotting, training
 from robustjax.typing import Batch
 
@@ -59,12 +60,11 @@ def measure(config: Config, seed: int) -> _frame.Numbers:
     train, validation = Batch(*(a[:rows] for a in digits)), Batch(*(a[rows:] for a in digits))
     functional = models.functional(models.create(config.model, jax.random.key(seed), image_shape=(8, 8, 1)))
     attack = attacks.pgd(epsilon=config.epsilon, steps=config.train_steps, keep="last")
-    evaluation, optimizer = attacks.pgd(epsilon=config.epsilon, steps=20), _OPTIMIZER(config.learning_rate)
+    evaluation, optimizer = attacks.pgd(epsilon=config.epsilon, steps=20), _optimizer(config.learning_rate)
     step = training.make_step(losses.adversarial.adversarial_training(attack=attack), optimizer)
-    logits = lambda state, x: functional.outputs(state, x).logits
 
     def accuracy(model, batch):
-        logits_fn = jax.tree_util.Partial(logits, model)
+        logits_fn = classifiers.Classifier(functional, model).logits_fn()
         return attacks.robust_accuracy(jax.random.key(7), evaluation, logits_fn, batch.image, batch.label)
 
     def curve(rule):
@@ -84,7 +84,7 @@ def measure(config: Config, seed: int) -> _frame.Numbers:
     return {rule: numbers_of(curve(rule), config) for rule in RULES}
 
 
-_OPTIMIZER = optax.inject_hyperparams(optax.adam)
+_optimizer = functools.cache(optax.inject_hyperparams(optax.adam))  # one for all seeds, which share a compiled step
 
 
 def numbers_of(curve: np.ndarray, config: Config) -> dict[str, float | np.ndarray]:

@@ -11,28 +11,19 @@ from typing import Any, Literal, get_args
 
 from experiments import adversarial
 from experiments.claims import _frame
-from experiments.common import checks
+from experiments.common import checks, settings
 from robustjax import plotting
 
 Training = Literal["standard", "pgd", "trades", "mart", "awp", "logit_pairing", "entropy"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training):
     """Settings of the measurement; epsilon is linf, in units of [0, 1] pixels."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
-    model: str = "cnn"
-    """As in experiments.adversarial, like the settings below."""
+    num_epochs: int | None = 25
     trainings: tuple[Training, ...] = get_args(Training)
     """Trainings to compare."""
-    recipe: str | None = None
-    """Training recipe. None: the data set's recipe."""
-    num_epochs: int = 25
-    """Passes over the training images."""
     epsilon: float = 0.15
     """Radius, in training and of the attack."""
     train_steps: int = 5
@@ -41,6 +32,7 @@ class Config:
     """Maximum number of images to attack, evenly spaced."""
 
     def __post_init__(self):
+        super().__post_init__()
         checks.distinct(self, "trainings")
         if not {"standard", "pgd"} <= set(self.trainings):
             raise ValueError(f"trainings must hold standard and pgd, the baselines, got {' '.join(self.trainings)}.")
@@ -49,10 +41,8 @@ class Config:
     def run_of(self, training: Any, seed: int, results_dir: str) -> adversarial.Config:
         """One of the runs that are compared."""
         return adversarial.Config(
-            dataset=self.dataset, data_dir=self.data_dir, model=self.model, recipe=self.recipe,
-            num_epochs=self.num_epochs, training=training, train_epsilon=self.epsilon, train_steps=self.train_steps,
-            epsilons=(self.epsilon,), attacks=("pgd_20",), num_images=self.num_images, seed=seed,
-            results_dir=results_dir, name=training,
+            **settings.shared(self, adversarial.Config), training=training, train_epsilon=self.epsilon,
+            epsilons=(self.epsilon,), attacks=("pgd_20",), seed=seed, results_dir=results_dir, name=training,
         )  # fmt: skip
 
 

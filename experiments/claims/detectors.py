@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import ood
 from experiments.claims import _frame
-from experiments.common import checks
+from experiments.common import checks, settings
 from experiments.common import detectors as named
 from robustjax import plotting
 
@@ -21,37 +21,27 @@ GROUPS = ("near", "far")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Model):
     """Settings of the measurement; the images are those of experiments.ood."""
 
-    dataset: str = "digits"
-    """In-distribution data: digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
     classes: tuple[int, ...] = ()
     """In-distribution labels. Default: as in experiments.ood, like the settings below."""
     near: tuple[str, ...] = ()
     """Near sets."""
     far: tuple[str, ...] = ()
     """Far sets."""
-    model: str = "cnn"
-    """Classifier."""
-    num_epochs: int | None = None
-    """Passes over the training images. None: as in the recipe."""
     detectors: tuple[str, ...] = (*named.ALL, "feature_normalized+mahalanobis")
     """Detectors to compare; a claim is left out where its detectors are."""
 
     def __post_init__(self):
+        super().__post_init__()
         checks.distinct(self, "detectors")
         self.run_of(1, "results")
 
     def run_of(self, seeds: int, results_dir: str, training: Any = "standard", outliers: str | None = None):
         """The run of ``seeds`` models with one training."""
-        return ood.Config(
-            dataset=self.dataset, data_dir=self.data_dir, classes=self.classes, near=self.near, far=self.far,
-            model=self.model, num_epochs=self.num_epochs, detectors=self.detectors, seeds=seeds,
-            results_dir=results_dir, training=training, outliers=outliers, name=training,
-        )  # fmt: skip
+        given = settings.shared(self, ood.Config) | {"training": training, "outliers": outliers, "name": training}
+        return ood.Config(**given, seeds=seeds, results_dir=results_dir)
 
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:

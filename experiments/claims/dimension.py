@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments import smoothing
 from experiments.claims import _frame
-from experiments.common import checks
+from experiments.common import checks, settings
 from robustjax import data, plotting
 
 PROBABILITY = 0.999  # of the class, in the upper bounds
@@ -26,31 +26,22 @@ KINDS = {"plain": False, "dual": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training):
     """Settings of the measurement; sigma is in units of [0, 1] pixels, whatever the size."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with image and label."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets; None: $TFDS_DATA_DIR, else TFDS's own."""
     train_split: str = "train"
     """Images to train on, in TFDS syntax."""
     sizes: tuple[int, ...] = (8, 16, 32)
     """Pixels a side, in growing order."""
-    model: str = "cnn"
-    """As in experiments.smoothing, like the settings below."""
     sigma: float = 0.5
     """Standard deviation of the noise."""
-    recipe: str | None = None
-    """Training recipe."""
-    num_epochs: int | None = None
-    """Passes over the training images; None: as the recipe."""
     num_estimation: int = 10_000
     """Draws of each image, of both halves together where smoothing is dual."""
     num_images: int | None = 200
     """Certify at most N images."""
 
     def __post_init__(self):
+        super().__post_init__()
         checks.at_least(2, self, "num_estimation")
         if not self.sizes or min(self.sizes) < 2 or any(a >= b for a, b in zip(self.sizes, self.sizes[1:])):
             raise ValueError(f"sizes must be at least 2 pixels, in growing order, got {self.sizes}.")
@@ -59,11 +50,8 @@ class Config:
 
     def run_of(self, size: int, dual: bool, seed: int, results_dir: str) -> smoothing.Config:
         """One of the runs that are compared."""
-        return smoothing.Config(
-            dataset=self.dataset, data_dir=self.data_dir, train_split=self.train_split, image_size=size,
-            model=self.model, sigma=self.sigma, dual=dual, recipe=self.recipe, num_epochs=self.num_epochs,
-            num_estimation=self.num_estimation, num_images=self.num_images, seed=seed, results_dir=results_dir,
-        )  # fmt: skip
+        given = settings.shared(self, smoothing.Config)
+        return smoothing.Config(**given, image_size=size, dual=dual, seed=seed, results_dir=results_dir)
 
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:

@@ -12,23 +12,17 @@ from typing import Any
 
 from experiments import adversarial
 from experiments.claims import _frame
-from experiments.common import checks
+from experiments.common import checks, settings
 
 TRAININGS = ("standard", "intervals")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Model):
     """Settings of the measurement; radii are linf, in units of [0, 1] pixels."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
     model: str = "mlp"
-    """As in experiments.adversarial, like the settings below."""
-    num_epochs: int = 20
-    """Passes over the training images."""
+    num_epochs: int | None = 20
     train_epsilon: float = 0.05
     """Radius of the balls in training."""
     epsilon: float = 0.05
@@ -39,15 +33,15 @@ class Config:
     """Verified accuracy that the bar asks for; published figures for MNIST at 0.1 are 0.978."""
 
     def __post_init__(self):
+        super().__post_init__()
         checks.positive(self, "epsilon", "least")
         self.run_of("intervals", 0, "results")
 
     def run_of(self, training: Any, seed: int, results_dir: str) -> adversarial.Config:
         """One of the runs that are compared."""
         return adversarial.Config(
-            dataset=self.dataset, data_dir=self.data_dir, model=self.model, num_epochs=self.num_epochs,
-            training=training, train_epsilon=self.train_epsilon, epsilons=(self.epsilon,), attacks=("pgd_20",),
-            num_images=self.num_images, certify_intervals=True, seed=seed, results_dir=results_dir, name=training,
+            **settings.shared(self, adversarial.Config), training=training, epsilons=(self.epsilon,),
+            attacks=("pgd_20",), certify_intervals=True, seed=seed, results_dir=results_dir, name=training,
         )  # fmt: skip
 
 

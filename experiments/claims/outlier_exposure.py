@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments import _small
 from experiments.claims import _frame
-from experiments.common import checks, classifiers, detectors, foreign
+from experiments.common import checks, classifiers, detectors, foreign, settings
 from robustjax import data, losses, metrics, training
 
 RECIPE = training.Recipe(algorithm="adam", learning_rate=2e-3, schedule="cosine", batch_size=128, num_epochs=2)
@@ -31,28 +31,22 @@ BARS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of the measurement."""
+class Config(settings.Model):
+    """Settings of the measurement; the data set is in distribution."""
 
-    dataset: str = "digits"
-    """In-distribution data: digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
+    num_epochs: int | None = RECIPE.num_epochs
     train_split: str = "train"
     """Images to train on, in TFDS syntax."""
     far: tuple[str, ...] = ("textures", "uniform_noise")
     """Foreign sets: textures, uniform_noise, gaussian_noise, permuted_pixels, NAME or NAME@SPLIT."""
     outliers: str = "gaussian_noise"
     """Outliers to train on; never from a stored split that is tested."""
-    model: str = "cnn"
-    """Classifier."""
-    num_epochs: int = 2
-    """Passes over the training images."""
     num_images: int = 10_000
     """Maximum number of training images that detectors are fitted on, and of images that synthetic sets have."""
 
     def __post_init__(self):
-        checks.at_least(1, self, "num_epochs", "num_images")
+        super().__post_init__()
+        checks.at_least(1, self, "num_images")
         checks.distinct(self, "far")
 
 

@@ -16,38 +16,20 @@ import jax
 
 from experiments import smoothing
 from experiments.claims import _frame
-from experiments.common import smoothers
+from experiments.common import settings, smoothers
 from experiments.common.command_line import Number
 from experiments.smoothing import sequential
 
-TRAINING = ("dataset", "data_dir", "train_split", "test_split", "model", "sigma", "recipe", "num_epochs")
-COMPARED = (
-    "data_dir", "radii", "tolerances", "max_samples", "num_selection", "alpha", "num_images", "batch_size",
-)  # fmt: skip
 FEWER, LOST = 10, 0.01
 """How many times fewer draws are claimed, and how much certified accuracy may be lost."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training, settings.Splits):
     """Settings of the measurement; radii and sigma are in units of [0, 1] pixels."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
-    train_split: str = "train"
-    """Images to train on, in TFDS syntax."""
-    test_split: str | None = None
-    """Images to certify, in TFDS syntax. None: the test split of the data set."""
-    model: str = "cnn"
-    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
     sigma: float = 0.5
     """Standard deviation of the noise, in training and of the certificates."""
-    recipe: str | None = None
-    """Training recipe, see experiments.smoothing. None: the data set's recipe."""
-    num_epochs: int | None = None
-    """Passes over the training images. None: as in the recipe."""
     radii: tuple[Number, ...] = (0.25, 0.5, 0.75)
     """Target radii."""
     tolerances: tuple[Number, ...] = ()
@@ -64,6 +46,7 @@ class Config:
     """Noisy copies per call of the model. None: 200 on a CPU, 1000 on an accelerator."""
 
     def __post_init__(self):
+        super().__post_init__()
         trained = self.training(0, "results")
         self.comparison("run", "results")
         largest = smoothers.largest_radius(trained.measure(1), num_estimation=self.max_samples, alpha=self.alpha)
@@ -75,14 +58,12 @@ class Config:
 
     def training(self, seed: int, results_dir: str) -> smoothing.Config:
         """The run that trains a model; its own certificate, of one image, is not used."""
-        settings = {name: getattr(self, name) for name in TRAINING}
-        few = {"num_images": 1, "num_selection": 1, "num_estimation": 100}
-        return smoothing.Config(**settings, **few, seed=seed, results_dir=results_dir)
+        given = settings.shared(self, smoothing.Config) | {"num_images": 1, "num_selection": 1, "radii": ()}
+        return smoothing.Config(**given, num_estimation=100, seed=seed, results_dir=results_dir)
 
     def comparison(self, run: str, results_dir: str) -> sequential.Config:
         """The comparison on the model of a run."""
-        settings = {name: getattr(self, name) for name in COMPARED}
-        return sequential.Config(**settings, runs=(run,), results_dir=results_dir)
+        return sequential.Config(**settings.shared(self, sequential.Config), runs=(run,), results_dir=results_dir)
 
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:

@@ -12,24 +12,17 @@ from typing import Any
 from experiments import smoothing
 from experiments.claims import _frame
 from experiments.claims.smoothing_training import curves, numbers_of
+from experiments.common import settings
 
 NOISES = ("uniform", "laplace", "gaussian")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Model):
     """Settings of the measurement; radii are l1, in units of [0, 1] pixels."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
-    model: str = "cnn"
-    """As in experiments.smoothing, like the settings below."""
     sigma: float = 0.25
     """Standard deviation of the noise of each pixel."""
-    num_epochs: int | None = None
-    """Passes over the training images. None: as in the recipe."""
     num_estimation: int = 5000
     """Noisy copies of each image that bound the probability of its class."""
     num_images: int | None = 200
@@ -38,15 +31,13 @@ class Config:
     """Radii of the table and of the bars."""
 
     def __post_init__(self):
+        super().__post_init__()
         self.run_of("uniform", 0, "results")
 
     def run_of(self, noise: Any, seed: int, results_dir: str) -> smoothing.Config:
         """One of the runs that are compared; an l2 ball holds the l1 ball of its radius."""
-        return smoothing.Config(
-            dataset=self.dataset, data_dir=self.data_dir, model=self.model, sigma=self.sigma, noise=noise, norm="l1",
-            num_epochs=self.num_epochs, num_estimation=self.num_estimation, num_images=self.num_images,
-            radii=self.radii, seed=seed, results_dir=results_dir, name=noise,
-        )  # fmt: skip
+        given = settings.shared(self, smoothing.Config)
+        return smoothing.Config(**given, noise=noise, norm="l1", seed=seed, results_dir=results_dir, name=noise)
 
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:

@@ -15,7 +15,7 @@ from etils import epath
 
 from experiments import smoothing
 from experiments.claims import _frame
-from experiments.common import certificates, checks
+from experiments.common import certificates, checks, settings
 from robustjax import plotting
 
 Training = Literal["clean", "gaussian", "stability", "consistency", "macer", "smoothmix", "smoothadv"]
@@ -32,25 +32,15 @@ They were set beforehand, from runs of another network in another framework: ACR
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Training):
     """Settings of the measurement; sigma and radii are l2, in units of [0, 1] pixels."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
     train_split: str = "train"
     """Images to train on, in TFDS syntax."""
-    model: str = "cnn"
-    """As in experiments.smoothing, like the settings below."""
     sigma: float = 0.5
     """Standard deviation of the noise, in training and in the certificates."""
     trainings: tuple[Training, ...] = get_args(Training)
     """Trainings to compare; clean has no noise."""
-    recipe: str | None = None
-    """Training recipe. None: the data set's recipe."""
-    num_epochs: int | None = None
-    """Passes over the training images. None: as in the recipe."""
     num_estimation: int = 5000
     """Noisy copies of each image that bound the probability of its class."""
     num_images: int | None = 200
@@ -59,6 +49,7 @@ class Config:
     """Radii of the table."""
 
     def __post_init__(self):
+        super().__post_init__()
         checks.distinct(self, "trainings", "radii")
         if "gaussian" not in self.trainings:
             raise ValueError(f"trainings must hold gaussian, the baseline, got {' '.join(self.trainings)}.")
@@ -67,13 +58,9 @@ class Config:
 
     def run_of(self, training: str, seed: int, results_dir: str) -> smoothing.Config:
         """One of the runs that are compared."""
-        return smoothing.Config(
-            dataset=self.dataset, data_dir=self.data_dir, train_split=self.train_split, model=self.model,
-            sigma=self.sigma, training="gaussian" if training == "clean" else training,  # pyrefly: ignore
-            recipe=self.recipe, num_epochs=self.num_epochs, num_estimation=self.num_estimation,
-            num_images=self.num_images, radii=self.radii, seed=seed, results_dir=results_dir, name=training,
-            **SETTINGS.get(training, {}),
-        )  # fmt: skip
+        given = settings.shared(self, smoothing.Config) | SETTINGS.get(training, {})
+        given |= {"training": "gaussian" if training == "clean" else training, "name": training}
+        return smoothing.Config(**given, seed=seed, results_dir=results_dir)
 
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
