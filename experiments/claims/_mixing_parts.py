@@ -81,7 +81,9 @@ def certify(
         for i in attacked:  # each within its own radius, which compiles once
             inside = dataclasses.replace(attack, epsilon=float(radius[i]) * 0.999)
             x_adv.append(np.asarray(inside(attack_key, seen, image[i : i + 1], bounds.label[i : i + 1])))
-        images, counts = np.concatenate(x_adv), votes(judge_key, np.concatenate(x_adv), VOTES_OF_ANSWER)
+        images = np.concatenate(x_adv)
+        filled = np.concatenate([images, image[len(images) :]])  # one program serves, however many there are
+        counts = votes(judge_key, filled, VOTES_OF_ANSWER)[: len(images)]
         changed = answers(images, counts)["mixture"] != bounds.label[attacked]
         shares = counts / counts.sum(-1, keepdims=True)
         its = np.arange(counts.shape[-1]) == bounds.label[attacked][:, None]

@@ -285,7 +285,7 @@ STUDY = _frame.Study(
     measure=measure,
     config=Config(),
     tiny=Config(
-        train_split="train[:64]", model="mlp", num_epochs=2, num_images=64, num_holdout=32, num_samples=16, splits=4,
+        train_split="train[:64]", model="mlp", num_epochs=1, num_images=64, num_holdout=32, num_samples=16, splits=4,
         scores=("thr",), rct_epochs=1, attack_steps=2, attack_samples=1,
     ),
     numbers=[

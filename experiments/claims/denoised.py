@@ -327,9 +327,9 @@ STUDY = _frame.Study(
     measure=measure,
     config=Config(),
     tiny=Config(
-        train_split="train[:64]", methods=("none", "denoising"), model="mlp", num_epochs=2, denoiser_epochs=1,
-        denoiser_width=4, denoiser_depth=2, num_selection=20, num_estimation=40, batch_size=20, num_images=20,
-        num_attacked=0,
+        train_split="train[:64]", methods=("none", "denoising"), model="mlp", num_epochs=1, denoiser_epochs=1,
+        denoiser_width=4, denoiser_depth=2, sigma=0.25, num_selection=20, num_estimation=40, batch_size=20,
+        num_images=20, num_attacked=0,
     ),
     numbers=columns,
     claims=(

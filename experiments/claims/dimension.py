@@ -103,7 +103,9 @@ def details(config: Config, results: _frame.Results) -> list[str]:
 STUDY = _frame.Study(
     measure=measure,
     config=Config(),
-    tiny=Config(sizes=(6,), train_split="train[:64]", model="mlp", num_epochs=1, num_images=2, num_estimation=100),
+    tiny=Config(
+        sizes=(8,), train_split="train[:64]", model="mlp", sigma=0.25, num_epochs=1, num_images=4, num_estimation=100
+    ),
     numbers=[
         _frame.Column("standard_accuracy", "accuracy"),
         _frame.Column("average_certified_radius", "ACR"),

@@ -295,8 +295,8 @@ STUDY = _frame.Study(
     config=Config(),
     tiny=Config(
         train_split="train[:64]", test_split="test[:64]", model="mlp", num_epochs=1, network_epochs=1,
-        alphas=(0.0, 1.0), attack="pgd", steps=2, autoattack=False, sigma=0.1, num_selection=20, num_estimation=200,
-        num_images=8, num_certified=16,
+        alphas=(0.0, 1.0), attack="pgd", steps=2, autoattack=False, sigma=0.25, num_selection=1000,
+        num_estimation=1000,
     ),
     numbers=lambda config: [
         _frame.Column("clean", "clean"),

@@ -217,7 +217,10 @@ def bars(config: Config) -> tuple[_frame.Bar, ...]:
 STUDY = _frame.Study(
     measure=measure,
     config=Config(),
-    tiny=Config(hidden=8, num_epochs=2, num_images=12, steps=4, epsilons=(0.2,), test_split="test[:60]"),
+    tiny=Config(
+        train_split="train[:64]", test_split="test[:64]", hidden=8, num_epochs=2, num_images=12, steps=4,
+        epsilons=(0.2,),
+    ),
     numbers=columns,
     claims=(
         _frame.Claim(

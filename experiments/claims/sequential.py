@@ -100,8 +100,8 @@ STUDY = _frame.Study(
     measure=measure,
     config=Config(),
     tiny=Config(
-        train_split="train[:64]", model="mlp", num_epochs=1, radii=(0.1,), tolerances=(0.2,), max_samples=1000,
-        num_images=4,
+        train_split="train[:64]", model="mlp", sigma=0.25, num_epochs=1, radii=(0.1,), tolerances=(0.2,),
+        max_samples=1000, num_images=4,
     ),
     numbers=[
         _frame.Column("draws", "draws", ",.0f"),

@@ -112,7 +112,10 @@ def _claim(training: str, method: str, paper: str, arxiv: str) -> _frame.Claim:
 STUDY = _frame.Study(
     measure=measure,
     config=Config(),
-    tiny=Config(model="mlp", trainings=("clean", "gaussian"), num_epochs=1, num_estimation=100, num_images=4),
+    tiny=Config(
+        train_split="train[:64]", model="mlp", sigma=0.25, trainings=("clean", "gaussian"), num_epochs=1,
+        num_estimation=100, num_images=4,
+    ),
     numbers=lambda config: [
         _frame.Column("accuracy", "accuracy"),
         _frame.Column("ACR", "ACR"),
@@ -135,7 +138,7 @@ STUDY = _frame.Study(
     ),
     figure=curves,
     in_folder=True,
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     _frame.main(STUDY, __doc__)

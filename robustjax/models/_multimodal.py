@@ -46,7 +46,7 @@ class Multimodal(nnx.Module):
             self.hidden_bias = nnx.Param(jnp.zeros((num_modalities, hidden)))
         size = pixels if hidden is None else hidden
         self.rows = nnx.Param(jax.random.normal(row_key, (num_modalities, num_classes, size)) / math.sqrt(size))
-        self.weights = nnx.Param(jnp.full((num_modalities, num_classes), 0.1))
+        self.weights = nnx.Param(jnp.full((num_modalities, num_classes), 0.1, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(num_classes))
 
     def __call__(self, x: Shaped[Array, "..."]) -> Outputs:

@@ -3,8 +3,8 @@
 import csv
 import functools
 import json
-import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 import robustjax
+from experiments import adversarial
 from experiments.claims import __main__ as claims
 from experiments.claims import _frame
 from experiments.common import files, runtimes
@@ -19,41 +20,34 @@ from experiments.common import files, runtimes
 ONE = runtimes.Runtime(mesh="data=1")  # programs for one device compile sooner
 
 
-def quick(study):
-    """The study without the figures of a product's runs, which the product's own tests hold."""
-
-    def measure(*arguments):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(files, "figure_bytes", lambda *_: b"")
-            return study.measure(*arguments)
-
-    return study._replace(measure=measure)
+@pytest.fixture
+def quick(monkeypatch):
+    """Runs of products go without their figures and checks, which the products' own tests hold."""
+    monkeypatch.setattr(files, "figure_bytes", lambda *_: b"")
+    monkeypatch.setattr(adversarial._attack, "steps_of", lambda *_: {})
+    monkeypatch.setattr(adversarial._sanity, "check", lambda *_: [])
 
 
 def measured(study, seed, folder):
-    """A seed, measured anew, or resumed from what a long study left in its folder."""
-    if not study.in_folder:
-        return study.measure(study.tiny, seed)
-    place = _frame.Place(folder, ONE, Console(quiet=True), runtimes.Watch([], None))
-    return study.measure(study.tiny, seed, place)
-
-
-def numbers_of(seed):
     """The numbers and arrays of a seed, without what was timed."""
-    return {(arm, name): v for arm, of in seed.items() for name, v in of.items() if "seconds" not in name}
+    place = _frame.Place(folder, ONE, Console(quiet=True), runtimes.Watch([], None))
+    found = study.measure(study.tiny, seed, *((place,) if study.in_folder else ()))
+    return {(arm, name): v for arm, of in found.items() for name, v in of.items() if "seconds" not in name}
 
 
 @pytest.mark.parametrize("name", claims.names())
-def test_contract(name, tmp_path):
-    study = quick(claims.study_of(name))
+def test_contract(name, tmp_path, quick, monkeypatch):
+    study = claims.study_of(name)
     assert study.name == name
-    run = functools.partial(_frame.run, study, study.tiny, runtime=ONE)
-    first = run(_frame.Repeat(seeds=1, results_dir=str(tmp_path)))
+    run = functools.partial(_frame.run, config=study.tiny, runtime=ONE)
+    first = run(study, repeat=_frame.Repeat(seeds=1, results_dir=str(tmp_path)))
     folder = tmp_path / "claims" / name / "tiny"
-    before = os.stat(folder / "seeds" / "0.npz").st_mtime_ns
+    monkeypatch.undo()
 
-    record = run(_frame.Repeat(seeds=2, results_dir=str(tmp_path), record=str(tmp_path / "records")))
-    assert os.stat(folder / "seeds" / "0.npz").st_mtime_ns == before
+    # The report of two seeds that are there.
+    shutil.copy(folder / "seeds" / "0.npz", folder / "seeds" / "1.npz")
+    again = study._replace(measure=lambda *_: pytest.fail("a seed that was there is measured again"))
+    record = run(again, repeat=_frame.Repeat(seeds=2, results_dir=str(tmp_path), record=str(tmp_path / "records")))
     assert json.loads((folder / "metrics.json").read_text()) == record
     assert record == json.loads((tmp_path / "records" / f"{name}-tiny.json").read_text())
     assert record["seeds"] == 2
@@ -69,16 +63,8 @@ def test_contract(name, tmp_path):
     for arm, numbers in record["numbers"].items():
         for number in shown & numbers.keys():
             assert np.isfinite(numbers[number]["values"]).all(), (arm, number)
-            assert numbers[number]["values"][0] == first["numbers"][arm][number]["values"][0]
+            assert numbers[number]["values"] == 2 * first["numbers"][arm][number]["values"]
     assert shown <= {number for numbers in record["numbers"].values() for number in numbers}
-
-    # Each array has an axis of one seed.
-    seeds = [numbers_of(_frame.read([folder / "seeds" / f"{seed}.npz"])[0]) for seed in range(2)]
-    again = numbers_of(measured(study, 0, folder / "seed-0"))
-    assert again.keys() == seeds[0].keys()
-    for key, value in again.items():
-        np.testing.assert_array_equal(seeds[0][key][0], value, err_msg=str(key))
-    assert any(not np.array_equal(seeds[0][key], seeds[1][key]) for key in again)
 
     with pytest.raises(ValueError, match=r"belongs to a run with another config \("):
         _frame.run(study, study.config, _frame.Repeat(seeds=1, results_dir=str(tmp_path), name="tiny"))
@@ -86,12 +72,17 @@ def test_contract(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", claims.names())
-def test_a_seed_gives_the_same_numbers_in_another_folder(name, tmp_path):
+def test_a_seed_gives_the_same_numbers_in_any_folder_and_another_seed_gives_others(name, tmp_path, quick):
     study = claims.study_of(name)
-    first, again = (numbers_of(measured(study, 0, tmp_path / folder)) for folder in ("first", "again"))
-    assert first.keys() == again.keys()
-    for key, value in first.items():
-        np.testing.assert_array_equal(again[key], value, err_msg=str(key))
+    first, resumed, again, other = (
+        measured(study, seed, tmp_path / folder)
+        for seed, folder in ((0, "first/0"), (0, "first/0"), (0, "again/0"), (1, "other/1"))
+    )
+    for found in (resumed, again):
+        assert found.keys() == first.keys()
+        for key, value in first.items():
+            np.testing.assert_array_equal(found[key], value, err_msg=str(key))
+    assert any(not np.array_equal(first[key], other[key]) for key in first)
 
 
 @pytest.mark.parametrize("name", claims.names())

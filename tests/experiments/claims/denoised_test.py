@@ -11,7 +11,7 @@ from experiments.claims import _frame, denoised
 from experiments.common import classifiers, runtimes
 from robustjax import certification, data
 
-TINY = denoised.STUDY.tiny
+TINY = dataclasses.replace(denoised.STUDY.tiny, num_epochs=2)
 KERNEL = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
 
 
