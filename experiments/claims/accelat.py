@@ -102,8 +102,7 @@ def curves(config: Config, results: _frame.Results):
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(model="mlp", epochs=5, train_steps=1, batch_size=512),
     numbers=[
         _frame.Column("robust accuracy", "PGD-20, last 5 epochs"),
@@ -111,10 +110,7 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="AccelAT",
-            paper="Nikfam et al. 2022, IEEE Access 10",
-            arxiv=None,
-            functions=("training.accelat",),
+            method="AccelAT", paper="Nikfam et al. 2022, IEEE Access 10", arxiv=None, functions=("training.accelat",),
             statement="About the same robustness in fewer epochs.",
             bars=(
                 _frame.Bar("robust accuracy", "accelat", ">=", "constant", by=0.02),
@@ -123,7 +119,7 @@ STUDY = _frame.Study(
         ),
     ),
     figure=curves,
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     _frame.main(STUDY, __doc__)

@@ -79,8 +79,7 @@ def _claim(training: str, method: str, paper: str, arxiv: str | None, statement:
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(model="mlp", trainings=("standard", "pgd"), num_epochs=1, train_steps=1, num_images=8),
     numbers=[_frame.Column("clean", "clean"), _frame.Column("PGD-20", "PGD-20")],
     claims=(
@@ -114,8 +113,7 @@ STUDY = _frame.Study(
             _frame.Bar("PGD-20", "entropy", ">", "standard"),
         ),
     ),
-    figure=accuracies,
-    in_folder=True,
+    figure=accuracies, in_folder=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -282,8 +282,7 @@ def smaller_by_rct(config: Config) -> tuple[_frame.Bar, ...]:
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(
         train_split="train[:64]", model="mlp", num_epochs=1, num_images=64, num_holdout=32, num_samples=16, splits=4,
         scores=("thr",), rct_epochs=1, attack_steps=2, attack_samples=1,
@@ -297,8 +296,7 @@ STUDY = _frame.Study(
     claims=(
         _frame.Claim(
             method="Provably robust conformal prediction (RSCP+)",
-            paper="Yan, Romano, Weng 2024; RSCP: Gendler et al. 2022, ICLR (not on arXiv)",
-            arxiv="2404.19651",
+            paper="Yan, Romano, Weng 2024; RSCP: Gendler et al. 2022, ICLR (not on arXiv)", arxiv="2404.19651",
             functions=tuple(f"certification.conformal.{name}" for name in ("rscp_plus", "rscp", "split_conformal")),
             statement=(
                 "Sets hold the true label with probability 1 - alpha under any l2 attack, although smoothed scores are "
@@ -307,9 +305,7 @@ STUDY = _frame.Study(
             bars=lambda config: (_frame.Bar(LOW, "all rscp+", ">=", 1 - config.alpha),),
         ),
         _frame.Claim(
-            method="Post-training transformation (PTT)",
-            paper="Yan, Romano, Weng 2024",
-            arxiv="2404.19651",
+            method="Post-training transformation (PTT)", paper="Yan, Romano, Weng 2024", arxiv="2404.19651",
             functions=("certification.conformal.ptt",),
             statement="A transformation of scores makes the sets of RSCP+ small.",
             bars=lambda config: tuple(
@@ -317,17 +313,13 @@ STUDY = _frame.Study(
             ),
         ),
         _frame.Claim(
-            method="Robust conformal training (RCT)",
-            paper="Yan, Romano, Weng 2024",
-            arxiv="2404.19651",
+            method="Robust conformal training (RCT)", paper="Yan, Romano, Weng 2024", arxiv="2404.19651",
             functions=("losses.conformal_training",),
             statement="Fine-tuning the last layer for small sets makes the sets of RSCP+ smaller.",
             bars=smaller_by_rct,
         ),
     ),
-    figure=sizes,
-    details=details,
-    in_folder=True,
+    figure=sizes, details=details, in_folder=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

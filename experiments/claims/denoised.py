@@ -324,8 +324,7 @@ def bars(relation: Any, *pairs: tuple[Method, Method]) -> Callable[[Config], tup
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(
         train_split="train[:64]", methods=("none", "denoising"), model="mlp", num_epochs=1, denoiser_epochs=1,
         denoiser_width=4, denoiser_depth=2, sigma=0.25, num_selection=20, num_estimation=40, batch_size=20,
@@ -334,9 +333,7 @@ STUDY = _frame.Study(
     numbers=columns,
     claims=(
         _frame.Claim(
-            method="Denoised smoothing",
-            paper="Salman et al. 2020",
-            arxiv="2003.01908",
+            method="Denoised smoothing", paper="Salman et al. 2020", arxiv="2003.01908",
             functions=(
                 "certification.denoised", "losses.denoising.mse", "losses.denoising.stability", "models.denoiser",
             ),
@@ -347,17 +344,13 @@ STUDY = _frame.Study(
             bars=bars(">", ("denoising", "none"), ("stability", "denoising")),
         ),
         _frame.Claim(
-            method="Denoised smoothing beside training with noise",
-            paper="Salman et al. 2020",
-            arxiv="2003.01908",
+            method="Denoised smoothing beside training with noise", paper="Salman et al. 2020", arxiv="2003.01908",
             functions=("certification.denoised", "losses.denoising.stability"),
             statement="A classifier behind a denoiser comes near one that is trained with the noise.",
             bars=bars(">=", ("stability", "gaussian")),  # the paper does not say what is near
         ),
         _frame.Claim(
-            method="Diffusion-denoised smoothing",
-            paper="Carlini et al. 2022",
-            arxiv="2206.10550",
+            method="Diffusion-denoised smoothing", paper="Carlini et al. 2022", arxiv="2206.10550",
             functions=(
                 "certification.diffusion_denoised", "losses.denoising.diffusion", "losses.denoising.alphas_bar",
                 "models.noise_predictor",
@@ -366,17 +359,13 @@ STUDY = _frame.Study(
             bars=bars(">", ("diffusion", "none")),
         ),
         _frame.Claim(
-            method="rRCM",
-            paper="Lei et al. 2025",
-            arxiv="2501.13094",
+            method="rRCM", paper="Lei et al. 2025", arxiv="2501.13094",
             functions=("losses.rrcm.consistency_pretraining", "losses.rrcm.preconditioned", "losses.info_nce"),
             statement="Features that agree at all levels of noise give larger radii with one forward pass.",
             bars=bars(">", ("rrcm", "gaussian"), ("rrcm", "consistency"), ("rrcm", "diffusion")),
         ),
     ),
-    figure=curves,
-    details=details,
-    in_folder=True,
+    figure=curves, details=details, in_folder=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -144,14 +144,12 @@ CLAIMS = (
 )  # fmt: skip
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(model="mlp", num_epochs=1, far=("uniform_noise",), detectors=("msp", "energy")),
     numbers=[_frame.Column(name, name) for name in ("AUROC near", "FPR near", "AUROC far", "FPR far")],
     claims=CLAIMS,
-    figure=aurocs,
-    in_folder=True,
-)
+    figure=aurocs, in_folder=True,
+)  # fmt: skip
 
 if __name__ == "__main__":
     _frame.main(STUDY, __doc__)

@@ -101,8 +101,7 @@ def details(config: Config, results: _frame.Results) -> list[str]:
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(
         sizes=(8,), train_split="train[:64]", model="mlp", sigma=0.25, num_epochs=1, num_images=4, num_estimation=100
     ),
@@ -114,9 +113,7 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Dual randomized smoothing",
-            paper="Xia et al. 2024",
-            arxiv="2404.09586",
+            method="Dual randomized smoothing", paper="Xia et al. 2024", arxiv="2404.09586",
             functions=("certification.dual", "certification.dual_radius", "certification.checkerboard"),
             statement=(
                 "Two halves of the pixels, smoothed and classified by themselves, have a joint certificate that "
@@ -127,10 +124,8 @@ STUDY = _frame.Study(
             ),
         ),
     ),
-    figure=radius_over_dimension,
-    details=details,
-    in_folder=True,
-)
+    figure=radius_over_dimension, details=details, in_folder=True,
+)  # fmt: skip
 
 if __name__ == "__main__":
     _frame.main(STUDY, __doc__)

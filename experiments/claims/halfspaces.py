@@ -153,8 +153,7 @@ def details(config: Config, results: _frame.Results) -> Sequence[tables.Table | 
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(distributions=("normal", "gap"), dimension=2, num_samples=3000, num_fresh=2000, epsilon=0.2, delta=0.1),
     numbers=[
         _frame.Column("accepted", "accepted", lambda v: f"{v.sum():.0f} of {v.size}"),
@@ -165,9 +164,7 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Tester-learner of half-spaces",
-            paper="Gollakota et al. 2023",
-            arxiv="2302.14853",
+            method="Tester-learner of half-spaces", paper="Gollakota et al. 2023", arxiv="2302.14853",
             functions=("certification.halfspaces.tester_learner", "certification.halfspaces.disagreement_bound"),
             statement="Accepts normal inputs; where it accepts, the error is near the best, given enough rows.",
             bars=lambda config: (
@@ -176,10 +173,9 @@ STUDY = _frame.Study(
             ),
         ),
     ),
-    figure=statistics,
-    details=details,
+    figure=statistics, details=details,
     seeds=20,
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     _frame.main(STUDY, __doc__)

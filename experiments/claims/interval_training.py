@@ -56,15 +56,12 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(num_epochs=1, num_images=8),
     numbers=[_frame.Column(name, name) for name in ("verified", "PGD-20", "clean")],
     claims=(
         _frame.Claim(
-            method="Interval bound propagation",
-            paper="Gowal et al. 2018",
-            arxiv="1810.12715",
+            method="Interval bound propagation", paper="Gowal et al. 2018", arxiv="1810.12715",
             functions=("losses.interval_training", "certification.intervals.certify", "certification.intervals.bounds"),
             statement="A network trained with its interval bounds is verified in linf balls without search.",
             bars=lambda config: (
@@ -74,7 +71,7 @@ STUDY = _frame.Study(
         ),
     ),
     in_folder=True,
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     _frame.main(STUDY, __doc__)

@@ -291,8 +291,7 @@ def details(config: Config, results: _frame.Results) -> Sequence[tables.Table | 
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(
         train_split="train[:64]", test_split="test[:64]", model="mlp", num_epochs=1, network_epochs=1,
         alphas=(0.0, 1.0), attack="pgd", steps=2, autoattack=False, sigma=0.25, num_selection=1000,
@@ -306,9 +305,7 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Mixed classifiers",
-            paper="Bai et al. 2023",
-            arxiv="2301.12554",
+            method="Mixed classifiers", paper="Bai et al. 2023", arxiv="2301.12554",
             functions=tuple(f"certification.mixing.{name}" for name in ("mix", "smoothed_radius", "lipschitz_radius")),
             statement="A mixture keeps the class of its robust part in a certified radius, and the other's accuracy.",
             bars=(
@@ -318,9 +315,7 @@ STUDY = _frame.Study(
             ),
         ),
         _frame.Claim(
-            method="Mixing network",
-            paper="Bai et al. 2023",
-            arxiv="2301.12554",
+            method="Mixing network", paper="Bai et al. 2023", arxiv="2301.12554",
             functions=(
                 "certification.mixing.mixture", "models.mixing_network", "losses.mixing_training",
                 "losses.adaptive_cross_entropy",
@@ -332,9 +327,7 @@ STUDY = _frame.Study(
             bars=(_frame.Bar("robust", "network", ">", "fixed, as accurate"),),
         ),
     ),
-    figure=figures,
-    details=details,
-    in_folder=True,
+    figure=figures, details=details, in_folder=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

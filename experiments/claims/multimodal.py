@@ -215,8 +215,7 @@ def bars(config: Config) -> tuple[_frame.Bar, ...]:
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(
         train_split="train[:64]", test_split="test[:64]", hidden=8, num_epochs=2, num_images=12, steps=4,
         epsilons=(0.2,),
@@ -224,9 +223,7 @@ STUDY = _frame.Study(
     numbers=columns,
     claims=(
         _frame.Claim(
-            method="Certified multi-modal training (CRMT)",
-            paper="Yang et al. 2024",
-            arxiv="2402.06244",
+            method="Certified multi-modal training (CRMT)", paper="Yang et al. 2024", arxiv="2402.06244",
             functions=(
                 "certification.multimodal.radius", "losses.multimodal_margin", "losses.multimodal_radius",
                 "models.multimodal",
@@ -235,8 +232,7 @@ STUDY = _frame.Study(
             bars=bars,
         ),
     ),
-    figure=accuracies,
-    details=details,
+    figure=accuracies, details=details,
 )  # fmt: skip
 
 if __name__ == "__main__":

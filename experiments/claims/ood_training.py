@@ -86,8 +86,7 @@ def _claim(training: str, method: str, paper: str, arxiv: str, statement: str, *
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(model="mlp", num_epochs=1, far=("uniform_noise",), trainings=("standard", "logit_norm")),
     numbers=[_frame.Column("accuracy", "accuracy"), *(_frame.Column(name, name) for name in NUMBERS)],
     claims=(
@@ -102,8 +101,7 @@ STUDY = _frame.Study(
         _claim("energy_bounded", "Energy-bounded fine-tuning", "Liu et al. 2020", "2010.03759",
                "Fine-tuning that separates energies makes energy a better detector.", "energy near", "energy far"),
     ),
-    figure=aurocs,
-    in_folder=True,
+    figure=aurocs, in_folder=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -97,8 +97,7 @@ def _of_exposure(config: Config) -> tuple[_frame.Bar, ...]:
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(train_split="train[:64]", model="mlp", far=("uniform_noise",), num_epochs=1, num_images=64),
     numbers=lambda config: [
         _frame.Column("accuracy", "accuracy"),
@@ -106,23 +105,19 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Detectors after a short training",
-            paper="Sun et al. 2022",
-            arxiv="2204.06507",
+            method="Detectors after a short training", paper="Sun et al. 2022", arxiv="2204.06507",
             functions=("scoring.knn",),
             statement="Energy is at least as good as MSP, and detectors reach the AUROC known to be safe on MNIST.",
             bars=_of_detectors,
         ),
         _frame.Claim(
-            method="Outlier exposure, held-out outliers",
-            paper="Hendrycks, Mazeika, Dietterich 2019",
-            arxiv="1812.04606",
-            functions=("losses.outliers.outlier_exposure", "losses.outliers.uniform_cross_entropy"),
+            method="Outlier exposure, held-out outliers", paper="Hendrycks, Mazeika, Dietterich 2019",
+            arxiv="1812.04606", functions=("losses.outliers.outlier_exposure", "losses.outliers.uniform_cross_entropy"),
             statement="Training on some outliers helps against others, at the same accuracy.",
             bars=_of_exposure,
         ),
     ),
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     _frame.main(STUDY, __doc__)

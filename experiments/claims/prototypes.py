@@ -318,8 +318,7 @@ def bars(config: Config, loss: str) -> tuple[_frame.Bar, ...]:
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(
         train_split="train[:64]", test_split="test[:64]", reasoning="cbc", num_components=2,
         losses=("margin", "radius"), num_epochs=1, batch_size=32, num_images=12, attack_steps=3, radii=(0.25,),
@@ -338,9 +337,7 @@ STUDY = _frame.Study(
     ],
     claims=tuple(
         _frame.Claim(
-            method=f"Robust prototypes (RBF, CBC){text}",
-            paper="Saralajew et al. 2024",
-            arxiv="2412.15499",
+            method=f"Robust prototypes (RBF, CBC){text}", paper="Saralajew et al. 2024", arxiv="2412.15499",
             functions=(
                 "models.prototypes.classifier", "losses.prototype_margin", "losses.prototype_radius",
                 "certification.prototypes.radius",
@@ -353,9 +350,7 @@ STUDY = _frame.Study(
         )
         for loss, text in (("radius", ""), ("published_radius", ", radius as published"))
     ),
-    figure=figures,
-    details=details,
-    in_folder=True,
+    figure=figures, details=details, in_folder=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -97,8 +97,7 @@ def bars(config: Config) -> tuple[_frame.Bar, ...]:
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(
         train_split="train[:64]", model="mlp", sigma=0.25, num_epochs=1, radii=(0.1,), tolerances=(0.2,),
         max_samples=1000, num_images=4,
@@ -113,9 +112,7 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Sequential certification",
-            paper="Voracek 2024",
-            arxiv="2406.17830",
+            method="Sequential certification", paper="Voracek 2024", arxiv="2406.17830",
             functions=("certification.certify_sequential",),
             statement=(
                 "Draws that stop when the answer is known certify nearly as much as a fixed number of draws, with the "

@@ -48,8 +48,7 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(model="mlp", num_epochs=1, num_estimation=100, num_images=4),
     numbers=lambda config: [
         _frame.Column("accuracy", "accuracy"),
@@ -58,17 +57,14 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Uniform and Laplace smoothing, other norms",
-            paper="Yang et al. 2020",
-            arxiv="2002.08118",
+            method="Uniform and Laplace smoothing, other norms", paper="Yang et al. 2020", arxiv="2002.08118",
             functions=("certification.uniform", "certification.laplace", "certification.in_norm"),
             statement="Uniform noise certifies larger l1 balls than Laplace noise of the same variance.",
             bars=lambda config: tuple(_frame.Bar(f"at {r:g}", "uniform", ">", "laplace") for r in config.radii),
         ),
     ),
-    figure=curves,
-    in_folder=True,
-)
+    figure=curves, in_folder=True,
+)  # fmt: skip
 
 if __name__ == "__main__":
     _frame.main(STUDY, __doc__)

@@ -110,8 +110,7 @@ def _claim(training: str, method: str, paper: str, arxiv: str) -> _frame.Claim:
 
 
 STUDY = _frame.Study(
-    measure=measure,
-    config=Config(),
+    measure=measure, config=Config(),
     tiny=Config(
         train_split="train[:64]", model="mlp", sigma=0.25, trainings=("clean", "gaussian"), num_epochs=1,
         num_estimation=100, num_images=4,
@@ -123,9 +122,7 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Gaussian augmentation",
-            paper="Cohen, Rosenfeld, Kolter 2019",
-            arxiv="1902.02918",
+            method="Gaussian augmentation", paper="Cohen, Rosenfeld, Kolter 2019", arxiv="1902.02918",
             functions=("losses.smoothing.gaussian_augmentation",),
             statement="Training on the noise that smooths the classifier certifies more than training on clean images.",
             bars=of_gaussian,
@@ -136,8 +133,7 @@ STUDY = _frame.Study(
         _claim("smoothmix", "SmoothMix", "Jeong et al. 2021", "2111.09277"),
         _claim("smoothadv", "SmoothAdv", "Salman et al. 2019", "1906.04584"),
     ),
-    figure=curves,
-    in_folder=True,
+    figure=curves, in_folder=True,
 )  # fmt: skip
 
 if __name__ == "__main__":
