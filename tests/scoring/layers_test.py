@@ -62,14 +62,16 @@ def test_nac_equals_loops(settings):
     assert len(np.unique(want.round(6))) > 5
 
 
+SETTINGS = {"steepness": {"first": 0.3, "second": 4.0}, "num_bins": {"first": 6, "second": 20}}
+NAC = scoring.nac(as_they_are, share=0.1, **SETTINGS)
+
+
 def test_nac_is_the_mean_over_layers_each_with_its_settings():
-    settings = {"steepness": {"first": 0.3, "second": 4.0}, "num_bins": {"first": 6, "second": 20}}
-    detector = scoring.nac(as_they_are, share=0.1, **settings)
-    got = detector.score(detector.fit(TRAIN), TEST)
+    got = NAC.score(NAC.fit(TRAIN), TEST)
     parts = []
     for name in TRAIN:
         train, test = (a[name].mean((1, 2)) if a[name].ndim == 4 else a[name] for a in (TRAIN, TEST))
-        parts.append(covered_by_hand(train, test, settings["steepness"][name], settings["num_bins"][name], 0.1))
+        parts.append(covered_by_hand(train, test, SETTINGS["steepness"][name], SETTINGS["num_bins"][name], 0.1))
     np.testing.assert_allclose(got, -np.mean(parts, 0), rtol=1e-5)
 
 
@@ -170,6 +172,7 @@ def test_regression_is_that_of_the_definition(fitted):
     assert np.abs(np.logspace(-4, 4, 10) / strength - 1).min() < 0.05
 
 
+@pytest.mark.slow
 def test_ensemble_of_one_layer_ranks_as_that_layer():
     detector, single = scoring.mahalanobis_ensemble(as_they_are), scoring.mahalanobis()
     one = lambda layers: {"first": layers["first"]}
@@ -201,8 +204,7 @@ def test_each_layer_has_its_own_step_down_its_gradient():
 def test_a_row_does_not_see_its_batch(fitted, name):
     detector, state = fitted
     if name == "nac":
-        detector = scoring.nac(as_they_are, steepness=1.0)
-        state = detector.fit(TRAIN)
+        detector, state = NAC, NAC.fit(TRAIN)
         shuffled = detector.fit(jax.tree.map(lambda a: a[::-1], TRAIN))
         jax.tree.map(np.testing.assert_array_equal, state, shuffled)
     scores = detector.score(state, TEST)
@@ -215,12 +217,11 @@ def test_a_row_does_not_see_its_batch(fitted, name):
 
 def test_a_state_of_other_layers_is_refused(fitted):
     narrow = TEST | {"first": TEST["first"][..., :1]}
-    detector = scoring.nac(as_they_are)
     with pytest.raises(ValueError, match="fitted channels for layer 'first', got 1"):
-        detector.score(detector.fit(TRAIN), narrow)
+        NAC.score(NAC.fit(TRAIN), narrow)
     with pytest.raises(ValueError, match="outputs.features must be .*, as the state was fitted on"):
         fitted[0].score(fitted[1], narrow)
-    for one in (detector, fitted[0]):
+    for one in (NAC, fitted[0]):
         with pytest.raises(ValueError, match="state must come from fit of this detector, got NoneType"):
             one.score(None, TEST)
 
@@ -258,7 +259,7 @@ def fit_ensemble(x=TRAIN, labels=LABELS, **known):
             r"layers_fn must return \(128, \.\.\., channels\), got \(128,\) for layer 'a'",
         ),
         (
-            lambda: scoring.nac(as_they_are).score(scoring.nac(as_they_are).fit(TRAIN), {"first": TEST["first"]}),
+            lambda: NAC.score(NAC.fit(TRAIN), {"first": TEST["first"]}),
             r"layers_fn must return the fitted layers first, second, got first",
         ),
         (

@@ -154,7 +154,7 @@ def test_temperature_ends_at_the_ends_of_the_search():
 
 
 def test_temperature_undoes_a_factor():
-    logits, labels = calibrated(500, 5, 3, 1)
+    logits, labels = calibrated(1000, 10, 3, 1)
     once, thrice = (scoring.fit_temperature(np.float32(c) * logits, labels).temperature for c in (1, 3))
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-5)
     scores = [score(scoring.temperature_scaling(), np.float32(c) * logits, labels=labels) for c in (1, 3)]
@@ -162,7 +162,7 @@ def test_temperature_undoes_a_factor():
 
 
 def test_temperature_scaling_is_msp_at_the_temperature():
-    logits, labels = calibrated(500, 5, 3, 2)
+    logits, labels = calibrated(1000, 10, 3, 2)
     at = logits / scoring.fit_temperature(logits, labels).temperature
     np.testing.assert_allclose(
         score(scoring.temperature_scaling(), logits, labels=labels), score(scoring.msp(), at), rtol=1e-5
