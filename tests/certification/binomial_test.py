@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -45,6 +45,7 @@ def test_covers_by_simulation_and_exactly(probability):
 
 
 @given(st.integers(1, 10**6), st.data())
+@settings(deadline=None)
 def test_bound_solves_its_equation(trials, data):
     successes = data.draw(st.integers(1, trials))
     bound = certification.binomial_lower_bound(successes, trials, 0.001)
@@ -53,6 +54,7 @@ def test_bound_solves_its_equation(trials, data):
 
 
 @given(st.integers(0, 500), st.integers(0, 500))
+@settings(deadline=None)
 def test_sign_test_equals_scipy(first, second):
     exact = stats.binomtest(first, first + second).pvalue if first + second else 1.0
     np.testing.assert_allclose(certification.sign_test_p_value(first, second), exact, rtol=1e-9)

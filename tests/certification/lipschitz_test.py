@@ -20,12 +20,15 @@ def matrix_of(kernel, size, padding, stride=1):
     return np.asarray(rows, np.float64).reshape(-1, size * size * kernel.shape[2])
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(3, 3, 6), (2, 4, 5)])
-def test_a_convolution_is_no_longer_than_its_norm(height, width, size):
+@pytest.mark.parametrize(
+    ("height", "width", "size", "kinds"),
+    [(3, 3, 6, [("SAME", 1), ("VALID", 1), ("SAME", 2)]), (2, 4, 5, [("SAME", 1)])],
+)
+def test_a_convolution_is_no_longer_than_its_norm(height, width, size, kinds):
     kernel = RNG.normal(size=(height, width, 2, 3)).astype(np.float32)
     bound = float(convolution_norm(kernel, size))
     assert np.linalg.norm(kernel.reshape(-1, 3), 2) < 0.8 * bound  # the norm of the kernel as a matrix is none
-    for padding, stride in [("SAME", 1), ("VALID", 1), ("SAME", 2)]:
+    for padding, stride in kinds:
         exact = np.linalg.norm(matrix_of(kernel, size, padding, stride), 2)
         assert exact <= bound * (1 + 1e-5)
         assert stride == 2 or bound < 1.3 * exact
@@ -39,17 +42,17 @@ def test_a_kernel_of_one_pixel_is_a_matrix():
 def test_the_radius_of_a_linear_model_is_its_distance_to_the_boundary():
     weights = RNG.normal(size=(6, 4)).astype(np.float32)
     x = RNG.normal(size=(20, 6)).astype(np.float32)
-    constants = jnp.linalg.norm(weights.T[:, None] - weights.T[None], axis=-1)
-    logits = jnp.asarray(x @ weights)
-    radii = np.asarray(lipschitz_radius(logits, constants))
+    constants = np.linalg.norm(weights.T[:, None] - weights.T[None], axis=-1)
+    logits = x @ weights
+    radii = np.asarray(lipschitz_radius(jnp.asarray(logits), constants))
     answer = logits.argmax(-1)
-    for i, y in enumerate(np.asarray(answer)):
+    for i, y in enumerate(answer):
         distances = [
             (logits[i, y] - logits[i, j]) / np.linalg.norm(weights[:, y] - weights[:, j]) for j in range(4) if j != y
         ]
         assert radii[i] == pytest.approx(float(min(distances)), rel=1e-4)
-    np.testing.assert_array_equal(lipschitz_radius(logits, constants, (answer + 1) % 4), 0)
-    uniform = lipschitz_radius(logits, float(constants.max()))
+    np.testing.assert_array_equal(lipschitz_radius(jnp.asarray(logits), constants, jnp.asarray((answer + 1) % 4)), 0)
+    uniform = lipschitz_radius(jnp.asarray(logits), float(constants.max()))
     assert (uniform <= radii).all()
     assert (uniform > 0).all()
 

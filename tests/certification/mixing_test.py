@@ -28,7 +28,7 @@ def test_the_ends_are_one_classifier_and_have_gradients():
     np.testing.assert_array_equal(mixing.mix(G, H, alpha=1.0), jax.nn.log_softmax(H))
     np.testing.assert_array_equal(mixing.mix(G, H, alpha=0.0), jax.nn.log_softmax(G))
     each = jnp.array([0.0, 1.0, 0.5, 0.0, 1.0, 0.9])
-    gradients = jax.grad(lambda g, h, a: mixing.mix(g, h, alpha=a)[:, 0].sum(), (0, 1, 2))(G, 100 * H, each)
+    gradients = jax.jit(jax.grad(lambda *a: mixing.mix(*a[:2], alpha=a[2])[:, 0].sum(), (0, 1, 2)))(G, 100 * H, each)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
     np.testing.assert_array_equal(mixing.mix(G, H, alpha=each)[1], jax.nn.log_softmax(H)[1])
 
@@ -133,12 +133,12 @@ def half_space():
 
 def test_a_mixture_is_the_mixture_of_its_models(half_space):
     mixture, state, x, first = half_space
-    logits = np.asarray(mixture.logits_fn(state)(x), np.float64)
+    logits = np.asarray(jax.jit(mixture.logits_fn(state))(x), np.float64)
     gamma = 50 * (np.log(first) - np.log(0.97))
     alpha = 0.8 + 0.1 * special.expit(gamma)
     np.testing.assert_allclose(special.logsumexp(logits, -1), gamma, atol=2e-3)
     np.testing.assert_allclose(special.softmax(logits, -1)[:, 0], alpha * first, atol=1e-4)
-    (training, _), renewed = mixture(state, jnp.asarray(x), train=True)
+    (training, _), renewed = jax.jit(lambda *a: mixture(*a, train=True))(state, x)
     share = special.expit(gamma)
     np.testing.assert_allclose(special.softmax(np.asarray(training, np.float64), -1)[:, 0], share * first, atol=1e-3)
     jax.tree.map(np.testing.assert_array_equal, renewed, state)  # none of the three has statistics to renew

@@ -36,8 +36,7 @@ def answers(network, x):
     return models.prototypes.log_probabilities(network, models.prototypes.log_detections(network, x)).argmax(-1)
 
 
-@pytest.mark.parametrize("cancel", [True, False])
-@pytest.mark.parametrize("kind", PLANE)
+@pytest.mark.parametrize(("kind", "cancel"), [*((kind, True) for kind in PLANE), ("cbc", False)])
 def test_no_point_of_the_disc_has_another_answer(kind, cancel):
     """Every label, on a grid of the disc: a positive radius keeps the answer, a negative one keeps it away."""
     network, x = PLANE[kind], jnp.asarray(RNG.uniform(size=(32, 2)), jnp.float32)

@@ -93,14 +93,15 @@ def test_answers_depend_on_the_image_and_the_key_alone():
         whole = sequential(target_radius=target_radius)
         assert_same(sequential(X[::-1], target_radius=target_radius), [field[::-1] for field in whole])
         assert_same(sequential(target_radius=target_radius, batch_size=37), whole)
-    assert_same(sequential(X[4:5], target_radius=0.5), [field[4:5] for field in whole])
+    some = np.array([4, 4, 1, 1, 4, 6, 6, 1])
+    assert_same(sequential(X[some], target_radius=0.5), [field[some] for field in whole])
     assert (sequential(target_radius=0.5, key=1).num_samples != whole.num_samples).any()
 
 
 def test_answers_are_the_same_on_many_devices():
     assert jax.device_count() == 8
     # An image on each device; and four devices for each image, which stop together.
-    for shape, targets in (((8, 1), (0.5,)), ((2, 4), (None, 0.5))):
+    for shape, targets in (((8, 1), (0.5,)), ((2, 4), (None,))):
         mesh = jax.make_mesh(shape, ("data", "noise"), axis_types=(AxisType.Auto,) * 2)
         spread = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data")))
         for target in targets:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import special, stats
@@ -52,10 +52,9 @@ def test_counts_depend_on_the_image_and_the_key_alone():
     whole = counts()
     assert len({tuple(row) for row in whole}) == len(X)
     np.testing.assert_array_equal(counts(X[::-1])[::-1], whole)
-    np.testing.assert_array_equal(counts(X[2:3]), whole[2:3])
-    np.testing.assert_array_equal(counts(np.concatenate([X[4:], X[4:]])), np.concatenate([whole[4:], whole[4:]]))
-    for batch_size in (7, 1000):
-        np.testing.assert_array_equal(counts(batch_size=batch_size), whole)
+    some = [4, 5, 4, 5, 0, 0]
+    np.testing.assert_array_equal(counts(X[some]), whole[some])
+    np.testing.assert_array_equal(counts(batch_size=7), whole)
     assert (counts(key=1) != whole).any()
     negative_zero = X * np.float32(0) * np.float32(-1)
     np.testing.assert_array_equal(counts(negative_zero), counts(np.zeros_like(X)))
@@ -67,8 +66,8 @@ def test_counts_of_a_range_add_up():
 
 def test_keys_of_ones_own_replace_the_fingerprint():
     keys = jax.random.split(jax.random.key(5), len(X))
-    own = counts(key=keys)
-    np.testing.assert_array_equal(counts(X[3:4], key=keys[3:4]), own[3:4])
+    own, some = counts(key=keys), np.array([3, 3, 0, 5, 1, 1])
+    np.testing.assert_array_equal(counts(X[some], key=keys[some]), own[some])
     same = np.repeat(X[:1], 6, axis=0)
     assert len({tuple(row) for row in counts(same, key=keys)}) > 1
     assert len({tuple(row) for row in counts(same)}) == 1
@@ -81,7 +80,7 @@ def test_counts_by_hand():
     votes = np.zeros(3, int)
     for i in range(40):
         votes[np.argmax(np.asarray(noisy(i)).reshape(-1) @ WEIGHTS)] += 1
-    np.testing.assert_array_equal(counts(X[:1], num_samples=40, batch_size=16)[0], votes)
+    np.testing.assert_array_equal(counts(num_samples=40, batch_size=7)[0], votes)
 
 
 def test_counts_are_the_same_on_many_devices_and_under_jit():
@@ -89,7 +88,7 @@ def test_counts_are_the_same_on_many_devices_and_under_jit():
     x = np.concatenate([X, X[:2] + np.float32(0.01)])
     alone, few = counts(x), counts(x, num_samples=70)
     mesh = jax.make_mesh((2, 4), ("data", "noise"), axis_types=(AxisType.Auto,) * 2)
-    for spec in ("data", ("data", "noise"), None):
+    for spec in (("data", "noise"), "data"):
         spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec(spec)))
         np.testing.assert_array_equal(counts(spread), alone)
         np.testing.assert_array_equal(counts(spread, num_samples=70), few)  # a block for some devices
@@ -136,8 +135,8 @@ def test_a_pytree_of_weights_is_read_anew():
 
 
 def test_the_last_draw_indices_do_not_overflow():
-    tail = counts(X[:1], num_samples=50, first_sample=2**31 - 51, batch_size=64)
-    assert tail.sum() == 50
+    tail = counts(num_samples=50, first_sample=2**31 - 51, batch_size=7)
+    assert (tail.sum(-1) == 50).all()
 
 
 def test_memory_does_not_grow_with_the_number_of_samples():
@@ -172,7 +171,7 @@ def test_a_row_that_is_not_finite_votes_for_no_class():
 
 def test_certify_is_selection_then_estimation():
     kwargs = {"num_selection": 50, "num_estimation": 450}
-    cert = certification.certify(jax.random.key(0), linear, X, MEASURE, batch_size=64, **kwargs)
+    cert = certification.certify(jax.random.key(0), linear, X, MEASURE, batch_size=7, **kwargs)
     by_hand = certification.certificate_from_counts(
         counts(num_samples=50), counts(num_samples=450, first_sample=50), MEASURE, alpha=0.001
     )
@@ -181,6 +180,7 @@ def test_certify_is_selection_then_estimation():
 
 
 @given(st.lists(st.integers(0, 1000), min_size=3, max_size=3), st.lists(st.integers(1, 10**5), min_size=3, max_size=3))
+@settings(deadline=None)
 def test_certificate_is_the_definition(selection, estimation):
     cert = certification.certificate_from_counts(np.array([selection]), np.array([estimation]), MEASURE, alpha=0.01)
     label, n = int(np.argmax(selection)), sum(estimation)

@@ -92,6 +92,7 @@ def test_false_certification_is_within_alpha_and_hardly_below(p):
     assert easier.sum() < without.sum()
 
 
+@pytest.mark.slow
 def test_false_certification_with_all_draws():
     rule = _stopping.target_rule(0.95, 0.001, 0.01, 100_000)
     assert 0.0009 < walk(0.95, rule.looks, lambda i, c: c >= rule.first[i]).sum() <= 0.001
@@ -123,6 +124,7 @@ def test_fewer_draws_than_a_mixture_martingale():
     assert ours < 0.75 * with_the_mirrored_test
 
 
+@pytest.mark.slow
 def test_the_mixture_compared_with_is_that_of_the_literature():
     """Looks after every draw, at most 3000; P(false) and E[draws] as computed for Beta(1/2, 1/2) on (p, 1]."""
     p = 0.95

@@ -64,6 +64,7 @@ def test_the_band_is_that_of_brute_force(name):
     assert float(found.band_kurtosis) < 1.5 * fourth.max()
 
 
+@pytest.mark.slow
 def test_on_many_normal_inputs_they_are_what_they_should_be():
     x = jnp.asarray(np.random.default_rng(1).normal(size=(40_000, D)), jnp.float32)
     found = statistics(x, W)
