@@ -37,9 +37,9 @@ def test_batches_hold_the_images_of_their_ids(dataset):
 
 def test_the_first_position_is_uniform_over_seeds():
     digits = data.load("digits", "train[:10]")
-    first = [next(data.batches(digits, 1, seed=seed, prefetch=0)).id[0] for seed in range(500)]
+    first = [next(data.batches(digits, 1, seed=seed, prefetch=0)).id[0] for seed in range(200)]
     counts = np.bincount(first, minlength=10)
-    assert np.square(counts - 50).sum() / 50 < 27.9  # chi square, 9 degrees of freedom, p = 0.001
+    assert np.square(counts - 20).sum() / 20 < 27.9  # chi square, 9 degrees of freedom, p = 0.001
 
 
 def test_the_seed_alone_decides_the_order(dataset):
@@ -61,7 +61,7 @@ def test_without_shuffle_the_order_is_that_of_the_split(dataset):
 
 
 @given(position=st.integers(0, 12), overshoot=st.integers(0, 4), prefetch=st.integers(0, 3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_a_resumed_iterator_goes_on_as_the_uninterrupted_one(dataset, position, overshoot, prefetch):
     whole = take(data.batches(dataset, 8, seed=2), 16)
     first = data.batches(dataset, 8, seed=2, prefetch=prefetch)
@@ -123,7 +123,7 @@ def test_the_end_is_the_end_of_the_last_epoch(dataset):
 
 
 @given(batch_size=st.integers(-5, 40), world=st.integers(-1, 4), rank=st.integers(-2, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_sizes_and_processes_are_checked(batch_size, world, rank):
     digits = data.load("digits", "train[:30]")
     good = 1 <= batch_size <= 30 and 0 <= rank < world and batch_size % world == 0

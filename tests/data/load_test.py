@@ -194,7 +194,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones(tiny):
 
 
 @given(name=st.text(max_size=12).filter(lambda name: not name.isidentifier()))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_every_malformed_name_is_one_clear_error(tiny, name):
     with pytest.raises(
         (ValueError, FileNotFoundError), match=r"^(name must look like|Unknown data set|.* is not prep)"
@@ -237,7 +237,7 @@ def test_a_bad_split_is_refused_with_the_splits_there_are(tiny, name, split):
 
 
 @given(split=st.one_of(st.text(max_size=12), st.from_regex(r"train\[[-0-9%:._a-z]{0,8}\](\+test)?", fullmatch=True)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_every_split_is_read_or_refused_with_one_clear_error(split):
     try:
         dataset = data.load("digits", split)

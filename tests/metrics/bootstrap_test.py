@@ -66,7 +66,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_rows_are_drawn_whole():
     """The difference of equal columns is 0 in each resample, as of two detectors on the same inputs."""
     difference = lambda a, b: a[:, 0].max() - a[:, 1].max() + b[:, 0].max() - b[:, 1].max()
-    samples = (jnp.tile(s[:, None], (1, 2)) for s in (normal(30), normal(20, seed=1)))
+    samples = (np.tile(np.asarray(s)[:, None], (1, 2)) for s in (normal(30), normal(20, seed=1)))
     assert metrics.bootstrap_interval(jax.random.key(0), difference, *samples, num_resamples=200) == (0, 0, 0)
 
 
@@ -102,12 +102,13 @@ def test_as_many_resamples_are_made_as_asked(monkeypatch):
 
 
 def test_float64_scores_that_float32_would_tie_are_ranked():
-    scores_in, scores_out = 1 + 1e-12 * np.arange(40), 1 + 1e-12 * np.arange(20, 60)
+    scores_in, scores_out = 1 + 1e-12 * np.arange(300), 1 + 1e-12 * np.arange(200, 400)
+    ranks = metrics.ranks(scores_in, scores_out)
     found = metrics.bootstrap_interval(
-        jax.random.key(0), auroc_of, *metrics.ranks(scores_in, scores_out), num_resamples=20
+        jax.random.key(0), metrics.detection_metrics_on_device, *ranks, num_resamples=500
     )
-    assert float(found.estimate) == pytest.approx(metrics.auroc(scores_in, scores_out), abs=1e-6)
-    assert 0.5 < found.lower < found.upper < 1
+    assert float(found.estimate.auroc) == pytest.approx(metrics.auroc(scores_in, scores_out), abs=1e-6)
+    assert 0.5 < found.lower.auroc < found.upper.auroc < 1
 
 
 @pytest.mark.usefixtures("unchecked")
