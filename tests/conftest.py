@@ -4,10 +4,15 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import sys
 
 import pytest
 
 gc.disable()  # until all tests are collected: what that makes stays
+
+# Bytecode is kept, whatever the environment says: without it, each process compiles the package and its tests anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # In the environment, so that the processes that tests start compile and round alike.
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -45,7 +50,6 @@ def data_dir() -> str:
 def unchecked(monkeypatch):
     """Takes the run-time type checker off for one test: a wrong type meets our own error, as it does for users."""
     import inspect
-    import sys
 
     def plain(function):
         return inspect.unwrap(function, stop=lambda f: not hasattr(f, "__wrapped__") or hasattr(f, "lower"))

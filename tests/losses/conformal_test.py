@@ -12,11 +12,11 @@ from robustjax.losses import _smoothing
 from robustjax.typing import Batch, ModelState, Outputs
 
 RNG = np.random.default_rng(0)
-VALUES = jnp.asarray(RNG.normal(size=9), jnp.float32)
+VALUES = jnp.asarray(RNG.normal(size=9).astype(np.float32))
 KERNEL = RNG.normal(size=(12, 3)).astype(np.float32)
-LABELS = jnp.arange(12) % 3
-PATTERNS = jnp.repeat(jnp.eye(3), 4, axis=1)[LABELS].reshape(12, 2, 2, 3)
-BATCH = Batch(0.3 + 0.4 * PATTERNS, LABELS, jnp.arange(12))
+LABELS = np.arange(12, dtype=np.int32) % 3
+PATTERNS = np.repeat(np.eye(3, dtype=np.float32), 4, axis=1)[LABELS].reshape(12, 2, 2, 3)
+BATCH = jax.tree.map(jnp.asarray, Batch(np.float32(0.3) + np.float32(0.4) * PATTERNS, LABELS, LABELS))
 STATE = ModelState({"kernel": jnp.asarray(KERNEL)}, {})
 KEY = jax.random.key(4)
 quantile = jax.jit(losses.soft_quantile)

@@ -72,14 +72,20 @@ def kl(logits, clean):
 def params():
     """Of a model of two modalities, and beside them those of a network of prototypes."""
     shapes = {"body": (16, 6), "weights": (2, 3), "bias": (3,), "components": (4, 16), "reasoning": (3, 1, 8)}
-    drawn = {name: jnp.asarray(0.5 * RNG.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    drawn = {name: jnp.asarray((0.5 * RNG.normal(size=shape)).astype(np.float32)) for name, shape in shapes.items()}
     return {**drawn, "log_scale": jnp.float32(1.0)}
 
 
 STATE = ModelState(params(), {"classifier": CLASSIFIER})
-PRETRAINING = losses.rrcm.pretraining_state(
-    jax.random.key(0), ModelState(STATE.params, {}), num_features=6, width=4, dim=3
-)
+
+
+@functools.cache
+def state_of(name):
+    """The same for all, with the parts that pre-training needs."""
+    if not name.startswith("rrcm."):
+        return STATE
+    model = ModelState(STATE.params, {})
+    return losses.rrcm.pretraining_state(jax.random.key(0), model, num_features=6, width=4, dim=3)
 
 
 def to_logits(state, x, *, train=False, dtype=jnp.float32):
@@ -109,7 +115,7 @@ def found(name):
         (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         return value, aux.metrics, gradient
 
-    state = PRETRAINING if name.startswith("rrcm.") else STATE
+    state = state_of(name)
     first, _ = (run(OBJECTIVES[name](), jax.random.key(1), state) for _ in range(2))
     return first, len(traces)
 
