@@ -110,7 +110,7 @@ def test_a_combinator_is_its_base_on_what_reaches_it(name, base):
     detector = combinator(base)
     found = detector.score(detector.fit(outputs(TRAIN), labels, HEAD), outputs(TEST))
     assert np.isfinite(want).all()
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
 
 
 def test_a_head_without_bias_gives_logits_without():
