@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _validate, losses
+from robustjax._precision import in_float32
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray
 
@@ -291,6 +292,7 @@ class Model(NamedTuple):
             logits = self.logits_fn(x)
         else:
             logits = jax.vmap(lambda key, x: self.logits_fn(key, x[None])[0])(keys, x)
+        logits = in_float32(logits)
         values = self.loss(logits, self.labels)
         if getattr(values, "shape", None) != x.shape[:1] or not jnp.issubdtype(values.dtype, jnp.floating):
             got = f"{values.dtype} of shape {values.shape}" if hasattr(values, "shape") else type(values).__name__

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
+from robustjax._precision import in_float32
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import check_settings, is_fooled, rows, run
 from robustjax.attacks._compose import MinimumNorm, nearer, unmoved
@@ -67,7 +68,8 @@ class DeepFool:
 
     def perturb(self, keys, logits_fn, x, labels, epsilon):
         """Takes all steps, traceable."""
-        logits = logits_fn(x)
+        answer = lambda x: in_float32(logits_fn(x))
+        logits = answer(x)
         others = jax.lax.top_k(logits, min(self.candidates, logits.shape[-1]))[1][:, 1:]
         # One-hot rows of the candidates minus the one-hot row of the label: (candidates - 1, batch, classes).
         one_hot = lambda classes: jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
@@ -75,7 +77,7 @@ class DeepFool:
 
         def step(state):
             i, z, total, found = state
-            outputs, pull_back = jax.vjp(logits_fn, z)
+            outputs, pull_back = jax.vjp(answer, z)
             found = self._look(found, outputs, z, x, labels)
             gradients = jax.vmap(lambda cotangent: pull_back(cotangent)[0])(differences)
             gradients = jnp.where(jnp.isfinite(gradients), gradients, 0.0)
@@ -96,7 +98,7 @@ class DeepFool:
 
         state = (jnp.int32(0), x, jnp.zeros_like(x), unmoved(x, is_fooled(logits, labels)))
         _, z, _, found = jax.lax.while_loop(goes_on, step, state)
-        return self._look(found, logits_fn(z), z, x, labels)
+        return self._look(found, answer(z), z, x, labels)
 
     def _look(self, found, logits, z, x, labels):
         return nearer(found, z, _ball.norms_of(z - x, self.norm), is_fooled(logits, labels) & ~found.success)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _validate, losses
+from robustjax._precision import in_float32
 from robustjax.attacks._attack import check_inputs, check_settings, fold_in
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray
@@ -110,15 +111,15 @@ def _diagnose(key, logits_fn, x, labels, *, samples):
 
     def answer(x, draw):
         if samples is None:
-            return logits_fn(x)
-        return jax.vmap(lambda key, x: logits_fn(key, x[None])[0])(fold_in(keys, draw), x)
+            return in_float32(logits_fn(x))
+        return in_float32(jax.vmap(lambda key, x: logits_fn(key, x[None])[0])(fold_in(keys, draw), x))
 
     def margins(x):
         return jax.lax.map(lambda draw: losses.margin(answer(x, draw), labels).sum(), jnp.arange(samples or 1)).sum()
 
     gradient = jax.grad(margins)(x).reshape(x.shape[0], -1)
     if samples is None:
-        logits = jnp.stack([logits_fn(x) for _ in range(_PASSES)])  # XLA compiles equal passes to one
+        logits = jnp.stack([answer(x, 0) for _ in range(_PASSES)])  # XLA compiles equal passes to one
     else:
         logits = jax.lax.map(lambda draw: answer(x, draw), jnp.arange(_PASSES))
     scaled = logits / (jnp.linalg.norm(logits, axis=-1, keepdims=True) + 1e-10)

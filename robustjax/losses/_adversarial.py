@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from robustjax._precision import in_float32, log_softmax
 from robustjax.losses._classification import check_logits_and_labels, cross_entropy
 
 
@@ -32,7 +33,7 @@ def margin(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]
       Carlini and Wagner 2017, Towards Evaluating the Robustness of Neural Networks, arXiv 1608.04644.
     """
     check_logits_and_labels(logits, labels)
-    right, wrong = _right_and_best_wrong(logits, labels)
+    right, wrong = _right_and_best_wrong(in_float32(logits), labels)
     return wrong - right
 
 
@@ -67,6 +68,7 @@ def difference_of_logits_ratio(logits: Float[Array, "..."], labels: Array) -> Fl
     """
     check_logits_and_labels(logits, labels)
     _at_least_classes(3, "difference_of_logits_ratio", logits)
+    logits = in_float32(logits)
     right, wrong = _right_and_best_wrong(logits, labels)
     largest = jax.lax.top_k(logits, 3)[0]
     return (wrong - right) / (largest[:, 0] - largest[:, 2] + 1e-12)
@@ -101,6 +103,7 @@ def targeted_difference_of_logits_ratio(
     check_logits_and_labels(logits, labels)
     check_logits_and_labels(logits, targets)
     _at_least_classes(4, "targeted_difference_of_logits_ratio", logits)
+    logits = in_float32(logits)
     of = lambda classes: jnp.take_along_axis(logits, classes[:, None], -1)[:, 0]
     largest = jax.lax.top_k(logits, 4)[0]
     return (of(targets) - of(labels)) / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12)
@@ -135,7 +138,7 @@ def kl_divergence(logits: Float[Array, "..."], reference_logits: Float[Array, ".
         raise ValueError(
             f"logits and reference_logits must be (batch, classes), got {logits.shape} and {reference_logits.shape}."
         )
-    log_p, log_q = jax.nn.log_softmax(reference_logits), jax.nn.log_softmax(logits)
+    log_p, log_q = log_softmax(in_float32(reference_logits)), log_softmax(in_float32(logits))
     return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
@@ -169,9 +172,9 @@ def boosted_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[A
     check_logits_and_labels(logits, labels)
     if logits.shape[-1] < 2:
         raise ValueError(f"boosted_cross_entropy needs logits of at least 2 classes, got {logits.shape[-1]}.")
-    log_p = jax.nn.log_softmax(logits)
-    best_wrong = _without(log_p, labels).argmax(-1)
-    return cross_entropy(logits, labels) - jax.nn.logsumexp(_without(log_p, best_wrong), axis=-1)
+    logits = in_float32(logits)
+    best_wrong = _without(logits, labels).argmax(-1)
+    return cross_entropy(logits, labels) + jax.nn.softplus(-log_odds_against(logits, best_wrong))
 
 
 def entropy(logits: Float[Array, "..."]) -> Float[Array, " batch"]:
@@ -196,8 +199,14 @@ def entropy(logits: Float[Array, "..."]) -> Float[Array, " batch"]:
     """
     if logits.ndim != 2:
         raise ValueError(f"logits must be (batch, classes), got shape {logits.shape}.")
-    log_p = jax.nn.log_softmax(logits)
+    log_p = log_softmax(in_float32(logits))
     return -(jnp.exp(log_p) * log_p).sum(-1)
+
+
+def log_odds_against(logits: Float[Array, "batch classes"], classes: Array) -> Float[Array, " batch"]:
+    """``ln((1 - p) / p)`` of one class of each row: by ``softplus``, logarithms of p and of 1 - p that keep digits."""
+    below = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    return jax.nn.logsumexp(_without(below, classes), axis=-1) - jnp.take_along_axis(below, classes[:, None], -1)[:, 0]
 
 
 def _without(values, classes):

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from robustjax import _validate
-from robustjax.losses._adversarial import boosted_cross_entropy, entropy, kl_divergence
+from robustjax._precision import in_float32
+from robustjax.losses._adversarial import boosted_cross_entropy, entropy, kl_divergence, log_odds_against
 from robustjax.losses._classification import cross_entropy
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, LogitsFn, ModelState
@@ -186,7 +187,7 @@ class MART:
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss, and the updated state with metrics."""
         clean, adversarial, state = _both(apply, state, examples)
-        wrong = -jnp.expm1(-cross_entropy(clean, examples.label))  # 1 - p_y, exact where p_y is almost 1
+        wrong = jnp.exp(-jax.nn.softplus(-log_odds_against(clean, examples.label)))  # 1 - p_y, exact next to 0 and 1
         robust_loss = (kl_divergence(adversarial, clean) * wrong).mean()
         loss = boosted_cross_entropy(adversarial, examples.label).mean() + self.beta * robust_loss
         return loss, Aux(state, _metrics(loss, clean, adversarial, examples.label) | {"robust_loss": robust_loss})
@@ -237,7 +238,7 @@ class LogitPairing:
     def loss(self, apply: Apply, state: ModelState, examples: Examples) -> tuple[Float[Array, ""], Aux]:
         """Returns the loss, and the updated state with metrics."""
         outputs, state = apply(state, jnp.concatenate([examples.clean, examples.adversarial]), train=True)
-        clean, adversarial = jnp.split(outputs.logits, 2)
+        clean, adversarial = jnp.split(in_float32(outputs.logits), 2)
         pairing_loss = jnp.square(clean - adversarial).mean()
         both = cross_entropy(clean, examples.label) + cross_entropy(adversarial, examples.label)
         loss = both.mean() / 2 + self.weight * pairing_loss
@@ -328,9 +329,10 @@ class AWP:
         def perturb(weights, gradient):
             if weights.ndim < 2:
                 return weights
-            length = jnp.linalg.norm(gradient.ravel())
+            largest = jnp.abs(gradient).max(initial=0.0)
+            gradient = gradient / jnp.where(largest > 0, largest, 1.0)  # squares of small gradients vanish
             size = self.gamma * jnp.linalg.norm(jax.lax.stop_gradient(weights).ravel())
-            return weights + size * (gradient / jnp.where(length > 0, length, 1.0))
+            return weights + size * (gradient / jnp.maximum(jnp.linalg.norm(gradient.ravel()), 1.0))
 
         perturbed = jax.tree.map(perturb, state.params, jax.grad(loss)(constant_state.params))
         value, aux = self.objective.loss(apply, state._replace(params=perturbed), examples)
@@ -363,7 +365,7 @@ def _logits_of(apply: Apply) -> Callable[[ModelState, Array], Array]:
 def _both(apply: Apply, state: ModelState, examples: Examples) -> tuple[Array, Array, ModelState]:
     clean, state = apply(state, examples.clean, train=True)
     adversarial, state = apply(state, examples.adversarial, train=True)
-    return clean.logits, adversarial.logits, state
+    return in_float32(clean.logits), in_float32(adversarial.logits), state
 
 
 def _metrics(loss: Array, clean: Array, adversarial: Array, labels: Array) -> dict[str, Array]:

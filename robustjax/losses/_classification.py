@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from robustjax import _validate
+from robustjax._precision import in_float32, log_softmax
 
 
 def cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
@@ -30,8 +30,15 @@ def cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " 
       [0.19 1.44]
     """
     check_logits_and_labels(logits, labels)
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.where(labels < 0, jnp.nan, losses)  # Optax reads -1 as the last class
+    logits = in_float32(logits)
+    own = jnp.take_along_axis(logits, labels[:, None], -1)
+    top, fixed = jax.lax.stop_gradient((logits.max(-1, keepdims=True), own))
+    # ln(1 + sum of e^(f_k - f_y) over the other classes): nothing is lost where the sum is small, as it is in 1 - p_y.
+    change = jnp.where(fixed > -jnp.inf, own - fixed, 0)  # 0, with the gradient of f_y
+    is_own = jnp.arange(logits.shape[-1])[None] == labels[:, None]
+    others = jnp.exp(jnp.where(is_own, -jnp.inf, logits - top - change)).sum(-1, keepdims=True)
+    losses = (top - fixed) + jnp.log1p(others + jnp.expm1(fixed - top))
+    return jnp.where(labels < 0, jnp.nan, losses[:, 0])  # -1 would be the last class
 
 
 def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[Array, "..."]) -> Float[Array, " batch"]:
@@ -60,7 +67,7 @@ def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[A
         raise ValueError(
             f"label_probabilities must be {logits.shape} to match the logits, got shape {label_probabilities.shape}."
         )
-    return optax.losses.softmax_cross_entropy(logits, label_probabilities)
+    return -(in_float32(label_probabilities) * log_softmax(in_float32(logits))).sum(-1)
 
 
 def normalized_cross_entropy(
@@ -97,6 +104,7 @@ def normalized_cross_entropy(
     _validate.positive(tau=tau)
     check_logits_and_labels(logits, labels)
     # Scaled to a largest entry of 1 first, so that squares neither overflow nor vanish; the direction stays the same.
+    logits = in_float32(logits)
     scale = jax.lax.stop_gradient(jnp.abs(logits).max(-1, keepdims=True))
     scaled = logits / jnp.where(scale == 0, 1, scale)
     norm = jnp.sqrt(jnp.where(scale == 0, 1, jnp.square(scaled).sum(-1, keepdims=True)))

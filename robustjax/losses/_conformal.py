@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
 from robustjax.losses._objectives import Aux
-from robustjax.losses._smoothing import _images_and_noise, _logits_of_copies
+from robustjax.losses._smoothing import _images_and_noise, _log_mean_probabilities, _logits_of_copies, _normal_quantile
 from robustjax.typing import Apply, Batch, ModelState
 
 
@@ -77,8 +77,8 @@ class ConformalTraining:
             raise ValueError(f"batch must hold at least 2 images, got {batch.label.shape[0]}.")
         images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         logits, state = _logits_of_copies(apply, state, images, noise)
-        mean = jax.nn.softmax(logits).mean(1)
-        scores = jax.scipy.special.ndtri(jnp.clip(mean, 1e-7, 1 - 1e-7))  # finite, and so its gradient
+        mean = _log_mean_probabilities(logits)
+        scores = _normal_quantile(mean)
         of_label = lambda a: jnp.take_along_axis(a, batch.label[:, None], axis=-1)[:, 0]
         rank = max(int(self.alpha * (half + 1)), 1)
         tau = soft_quantile(of_label(scores)[:half], rank=rank, dispersion=self.dispersion) - self.epsilon / self.sigma

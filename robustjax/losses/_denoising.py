@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
+from robustjax._precision import in_float32
 from robustjax.losses._classification import cross_entropy
 from robustjax.losses._objectives import Aux
 from robustjax.perturbations import gaussian_noise
@@ -202,4 +203,4 @@ def _checked(found: Array, images: Array) -> Array:
     if getattr(found, "shape", None) != images.shape:
         got = getattr(found, "shape", type(found).__name__)
         raise ValueError(f"apply must return images of shape {images.shape}, got {got}.")
-    return found
+    return in_float32(found)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
+from robustjax._precision import in_float32
 from robustjax.losses._adversarial_training import Adversary, Examples, _accuracy, _attacked
 from robustjax.losses._classification import check_logits_and_labels, cross_entropy
 from robustjax.losses._objectives import Aux
@@ -44,7 +45,7 @@ class AdaptiveCrossEntropy:
     def __call__(self, logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
         """Returns one loss for each example."""
         check_logits_and_labels(logits, labels)
-        unseen = jax.nn.softplus(-jax.nn.logsumexp(logits, axis=-1))
+        unseen = jax.nn.softplus(-jax.nn.logsumexp(in_float32(logits), axis=-1))
         return (1 - self.weight) * cross_entropy(logits, labels) + self.weight * unseen
 
 
@@ -115,8 +116,8 @@ class MixingTraining:
         count = examples.label.shape[0]
         labels, attacked = jnp.tile(examples.label, 2), jnp.repeat(jnp.asarray([0.0, 1.0]), count)
         outputs, state = apply(state, jnp.concatenate([examples.clean, examples.adversarial]), train=True)
-        gamma, losses = jax.nn.logsumexp(outputs.logits, axis=-1), cross_entropy(outputs.logits, labels)
-        binary = jax.nn.softplus(gamma) - attacked * gamma
+        gamma = jax.nn.logsumexp(in_float32(outputs.logits), axis=-1)
+        losses, binary = cross_entropy(outputs.logits, labels), jax.nn.softplus((1 - 2 * attacked) * gamma)
         loss = (self.binary * binary + self.classes * losses + self.product * binary * losses).mean()
         metrics = {
             "loss": loss,

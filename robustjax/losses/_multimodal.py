@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from robustjax import _validate
+from robustjax._precision import in_float32
 from robustjax.losses._classification import cross_entropy
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
@@ -34,6 +35,7 @@ def unimodal_margin(scores: Float[Array, "batch modalities classes"], labels: In
     Reference:
       Yang et al. 2024, arXiv 2402.06244.
     """
+    scores = in_float32(scores)
     own = jnp.take_along_axis(scores, labels[:, None, None], axis=-1)
     other = jnp.arange(scores.shape[-1])[None, None] != labels[:, None, None]
     deficits = jnp.where(other, scores - own, -jnp.inf).reshape(scores.shape[0], -1)
@@ -62,7 +64,7 @@ def pair_radii(
     Returns:
       ``(batch, classes)``, signed; infinite at y.
     """
-    logits = (weights[None] * scores).sum(1) + bias[None]
+    logits = (weights[None] * in_float32(scores)).sum(1) + bias[None]
     margins = jnp.take_along_axis(logits, labels[:, None], axis=-1) - logits
     slope = jnp.abs(weights) * constants
     slope = slope if modality is None else slope[modality : modality + 1]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
+from robustjax._precision import in_float32, log_softmax
 from robustjax.losses._classification import check_logits_and_labels, cross_entropy
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
@@ -38,7 +39,7 @@ def uniform_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[A
     """
     check_logits_and_labels(logits, labels)
     # A mean of differences, not a difference of means: exact where all logits are large and equal.
-    to_uniform = -jax.nn.log_softmax(logits).mean(-1)
+    to_uniform = -log_softmax(in_float32(logits)).mean(-1)
     return jnp.where(labels < 0, to_uniform, cross_entropy(logits, jnp.maximum(labels, 0)))
 
 
@@ -77,7 +78,7 @@ def energy_hinge(
     """
     _check_margins(m_in, m_out)
     check_logits_and_labels(logits, labels)
-    energy = -jax.nn.logsumexp(logits, axis=-1)
+    energy = -jax.nn.logsumexp(in_float32(logits), axis=-1)
     return jnp.square(jax.nn.relu(jnp.where(labels < 0, m_out - energy, energy - m_in)))
 
 

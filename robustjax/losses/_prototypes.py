@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate, models
+from robustjax._precision import in_float32
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
@@ -48,7 +49,7 @@ class PrototypeMargin:
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of ``batch``, and the state with metrics."""
         outputs, state = apply(state, batch.image, train=True)
-        probabilities = jnp.exp(outputs.logits)
+        probabilities = jnp.exp(in_float32(outputs.logits))
         right = jax.nn.one_hot(batch.label, probabilities.shape[-1], dtype=bool)
         wrong = jnp.where(right, -jnp.inf, probabilities).max(-1)
         loss = jax.nn.relu(wrong - jnp.where(right, probabilities, 0.0).sum(-1) + self.margin).mean()

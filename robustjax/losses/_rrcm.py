@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
+from robustjax._precision import in_float32
+from robustjax.losses._classification import cross_entropy
 from robustjax.losses._objectives import Augment, Aux
 from robustjax.typing import Apply, Batch, ModelState
 
@@ -84,7 +86,7 @@ class ConsistencyPretraining:
             model = ModelState(params["model"], state.batch_stats["model"])
             outputs, renewed = apply(model, jnp.concatenate(inputs), train=True)
             stats.append(renewed.batch_stats)
-            return jnp.split(outputs.features, len(pairs))
+            return jnp.split(in_float32(outputs.features), len(pairs))
 
         stats: list[Any] = []
         least = jnp.broadcast_to(levels[-1], index.shape)
@@ -227,8 +229,8 @@ def info_nce(
         raise ValueError(f"queries and keys must have one shape, got {queries.shape} and {keys.shape}.")
     # The square root has no gradient at 0: rows of zeros get a norm of 1e-6.
     unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
-    similarity = unit(queries) @ unit(keys).T / temperature
-    return jax.nn.logsumexp(similarity, axis=-1) - jnp.diagonal(similarity)
+    similarity = unit(in_float32(queries)) @ unit(in_float32(keys)).T / temperature
+    return cross_entropy(similarity, jnp.arange(similarity.shape[0]))
 
 
 def pretraining_state(

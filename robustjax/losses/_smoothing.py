@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
+from robustjax._precision import in_float32, log_softmax
 from robustjax.losses._classification import cross_entropy, soft_cross_entropy
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
@@ -53,7 +54,7 @@ class Stability:
         images, noise = _images_and_noise(key, batch.image, self.sigma, 1)
         outputs, state = apply(state, images, train=True)
         noisy, state = _logits_of_copies(apply, state, images, noise)
-        divergence = soft_cross_entropy(noisy[:, 0], jax.nn.softmax(outputs.logits)).mean()
+        divergence = soft_cross_entropy(noisy[:, 0], jnp.exp(log_softmax(in_float32(outputs.logits)))).mean()
         loss = cross_entropy(outputs.logits, batch.label).mean() + self.weight * divergence
         return loss, _aux(state, loss, noisy, batch.label)
 
@@ -99,7 +100,7 @@ class Consistency:
         """Returns the loss of ``batch``, and the updated state with metrics."""
         images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         logits, state = _logits_of_copies(apply, state, images, noise)
-        log_p, log_mean = jax.nn.log_softmax(logits), _log_mean_probabilities(logits)
+        log_p, log_mean = log_softmax(logits), _log_mean_probabilities(logits)
         mean = jnp.exp(log_mean)
         divergence = (mean[:, None] * (log_mean[:, None] - log_p)).sum(-1).mean()
         entropy = -(mean * log_mean).sum(-1).mean()
@@ -154,10 +155,9 @@ class MACER:
         images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         logits, state = _logits_of_copies(apply, state, images, noise)
         log_likelihood = jnp.take_along_axis(_log_mean_probabilities(logits), batch.label[:, None], axis=-1)[:, 0]
-        votes = jax.nn.softmax(self.beta * logits).mean(1)
-        # Within these limits the quantile and its gradient are finite; beyond them the radius exceeds any useful gamma.
-        first, second = jax.lax.top_k(jnp.clip(votes, 1e-7, 1 - 1e-7), 2)[0].T
-        xi = jax.scipy.special.ndtri(first) - jax.scipy.special.ndtri(second)
+        votes = _log_mean_probabilities(self.beta * logits)
+        first, second = _normal_quantile(jax.lax.top_k(votes, 2)[0]).T
+        xi = first - second
         active = (votes.argmax(-1) == batch.label) & (jnp.abs(xi) <= self.gamma)
         hinge = jnp.where(active, self.sigma / 2 * (self.gamma - jnp.where(active, xi, self.gamma)), 0.0)
         loss = -log_likelihood.mean() + self.weight * hinge.mean()
@@ -269,7 +269,7 @@ class SmoothMix:
         mean = jnp.exp(_log_mean_probabilities(logits))
         target = (1 - share)[:, None] * mean + share[:, None] / logits.shape[-1]
         log_target = jnp.log(jnp.maximum(target, jnp.finfo(target.dtype).tiny))
-        divergence = (target[:, None] * (log_target[:, None] - jax.nn.log_softmax(mixed_logits))).sum(-1).mean(1)
+        divergence = (target[:, None] * (log_target[:, None] - log_softmax(mixed_logits))).sum(-1).mean(1)
         right = mean.argmax(-1) == batch.label
         loss = _cross_entropy_of_copies(logits, batch.label).mean()
         loss += self.weight * jnp.where(right, divergence, 0.0).mean()
@@ -293,12 +293,23 @@ def _logits_of_copies(apply, state, images, noise, *, train=True) -> tuple[Array
     """``(batch, num_noise, classes)`` by one pass, so that batch statistics cover all copies."""
     copies = (images[:, None] + noise).reshape(-1, *images.shape[1:])
     outputs, state = apply(state, copies, train=train)
-    return outputs.logits.reshape(*noise.shape[:2], -1), state
+    return in_float32(outputs.logits).reshape(*noise.shape[:2], -1), state
 
 
 def _log_mean_probabilities(logits: Array) -> Array:
     """``(batch, classes)`` of ``(batch, num_noise, classes)``."""
-    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1) - math.log(logits.shape[1])
+    log_p = log_softmax(logits)
+    log_mean = jax.nn.logsumexp(log_p, axis=1) - math.log(logits.shape[1])
+    near_1 = log_mean > -0.5  # where 1 - p is the number that keeps its digits
+    doubt = -jnp.expm1(jnp.where(near_1[:, None], log_p, 0)).mean(1)
+    return jnp.where(near_1, jnp.log1p(-doubt), log_mean)
+
+
+def _normal_quantile(log_p: Array) -> Array:
+    """The standard normal quantile of p, kept 1e-7 from 0 and 1: finite, as is its gradient; from 1 - p near 1."""
+    near_1 = log_p > -0.5
+    tail = jnp.clip(jnp.where(near_1, -jnp.expm1(log_p), jnp.exp(log_p)), 1e-7, 1)
+    return jnp.where(near_1, -1, 1) * jax.scipy.special.ndtri(tail)
 
 
 def _cross_entropy_of_copies(logits: Array, labels: Array) -> Array:
@@ -318,10 +329,9 @@ def _ascend(key, apply, state, images, labels, noise, steps, step_size, epsilon)
 
     def step(_, delta):
         gradient = jax.grad(loss)(delta)
-        length = norm(gradient)
-        direction = jnp.where(
-            length > _SMALLEST_NORM, gradient / jnp.maximum(length, _SMALLEST_NORM), stray / norm(stray)
-        )
+        largest = jnp.abs(gradient).max(range(1, gradient.ndim), keepdims=True)
+        gradient = gradient / jnp.where(largest > 0, largest, 1)  # squares of small gradients vanish
+        direction = jnp.where(largest > 0, gradient / jnp.maximum(norm(gradient), 1), stray / norm(stray))
         delta = jnp.clip(images + delta + step_size * direction, 0, 1) - images
         return delta * jnp.minimum(1, epsilon / jnp.maximum(norm(delta), _SMALLEST_NORM))
 

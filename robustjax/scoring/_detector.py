@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from robustjax._precision import in_float32
 from robustjax.typing import AnyArray, Outputs
 
 Settings = ParamSpec("Settings")
@@ -164,12 +165,6 @@ def check_detectors(name: str, *detectors: Detector) -> None:
     for detector in detectors:
         if not isinstance(detector, Detector):
             raise ValueError(f"{name} needs a Detector such as scoring.energy(), got {detector!r}.")
-
-
-def in_float32(values):
-    """Floating numbers of at least 32 bits, because linear algebra has no routines for coarser ones."""
-    fine = jnp.issubdtype(values.dtype, jnp.floating) and values.dtype.itemsize >= 4
-    return values if fine else values.astype(np.float32)
 
 
 def check_finite(name: str, values: AnyArray) -> None:

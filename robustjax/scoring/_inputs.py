@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from robustjax import _validate
+from robustjax._precision import in_float32, log_softmax
 from robustjax.scoring._detector import Detector, check_finite, in_blocks
 from robustjax.scoring._logits import msp
 from robustjax.typing import LogitsFn
@@ -95,7 +96,7 @@ def _odin(state, images):
         if shape is None or len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
             got = type(values).__name__ if shape is None else shape
             raise ValueError(f"logits_fn must return shape ({images.shape[0]}, classes >= 2), got {got}.")
-        return values.astype(jnp.float32) / temperature
+        return in_float32(values) / temperature
 
-    images = descend(lambda x: -jax.nn.log_softmax(logits(x)).max(-1), images.astype(jnp.float32), epsilon)
+    images = descend(lambda x: -log_softmax(logits(x)).max(-1), images.astype(jnp.float32), epsilon)
     return msp().score((), logits(images))

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from robustjax import _validate
+from robustjax._precision import in_float32
 from robustjax.scoring._detector import (
     Detector,
     cached_by_settings,
     check_finite,
     checked_labels,
-    in_float32,
     make_detector,
     require,
 )

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from robustjax._precision import in_float32
 from robustjax.scoring._detector import (
     Detector,
     cached_by_settings,
     check_finite,
     fitted_shapes,
-    in_float32,
     make_detector,
     require,
 )

@@ -1,0 +1,134 @@
+"""Losses next to certainty: float32 values and derivatives beside the equations in 80 decimal digits."""
+
+import decimal
+import functools
+from decimal import Decimal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robustjax import losses
+from robustjax.losses.adversarial import Examples
+from robustjax.typing import Batch, ModelState, Outputs
+
+decimal.setcontext(decimal.Context(prec=80))
+LEADS = np.array([0, 2, 10, 17, 25, 40, 60, 80, -5, -17, -40, -80])
+RNG = np.random.default_rng(0)
+LOGITS, OTHER = RNG.normal(size=(2, len(LEADS), 4)).astype(np.float32)
+LOGITS[:, 0], OTHER[:, 0] = LEADS, np.where(LEADS > 0, np.abs(LEADS - 7.5), LEADS + 3)  # class 0 is right
+TARGET = np.exp(OTHER.astype(np.float64))
+TARGET = (TARGET / TARGET.sum(-1, keepdims=True)).astype(np.float32)
+TARGET[0] = [0.5, 0, 0.5, 0]
+LABELS = jnp.zeros(len(LEADS), jnp.int32)
+
+
+def objective_of(objective):
+    """Of single images, as a function of the logits that the model answers: each its own batch."""
+
+    def loss(*replies):
+        left, state = iter(replies), ModelState({}, {})
+        apply = lambda state, x, train=False: (Outputs(*2 * [next(left).reshape(len(x), -1)]), state)
+        image, label = jnp.zeros((1, 1, 1, 1)), jnp.zeros(1, jnp.int32)
+        if hasattr(objective, "loss"):
+            return objective.loss(apply, state, Examples(image, image, label))[0]
+        return objective(jax.random.key(0), apply, state, Batch(image, label, label))[0]
+
+    return jax.vmap(loss)
+
+
+def no_attack(key, logits_fn, x, labels):
+    return x
+
+
+LOSSES = {
+    "cross_entropy": lambda z, other: losses.cross_entropy(z, LABELS),
+    "soft_cross_entropy": lambda z, other: losses.soft_cross_entropy(z, jnp.asarray(TARGET)),
+    "normalized_cross_entropy": lambda z, other: losses.normalized_cross_entropy(z, LABELS, tau=0.02),
+    "uniform_cross_entropy": lambda z, other: losses.outliers.uniform_cross_entropy(z, LABELS - 1),
+    "kl_divergence": losses.kl_divergence,
+    "boosted_cross_entropy": lambda z, other: losses.boosted_cross_entropy(z, LABELS),
+    "entropy": lambda z, other: losses.entropy(z),
+    "trades": objective_of(losses.adversarial.trades(attack=no_attack, beta=3.0)),
+    "mart": objective_of(losses.adversarial.mart(attack=no_attack, beta=3.0)),
+    "stability": objective_of(losses.smoothing.stability(weight=3.0)),
+    "consistency": lambda z, other: objective_of(losses.smoothing.consistency(weight=3.0))(jnp.stack([z, other], 1)),
+    "smoothadv": lambda z, other: objective_of(losses.smoothing.macer(num_noise=2, weight=0.0))(jnp.stack([z, other], 1)),
+}
+
+
+def softmax(z):
+    e = [a.exp() for a in z]
+    return [a / sum(e) for a in e]
+
+
+def cross(p, q):
+    return -sum(a * b.ln() for a, b in zip(p, q, strict=True))
+
+
+def kl(p, q):
+    return cross(p, q) - cross(p, p)
+
+
+def boosted(p):
+    return -p[0].ln() - (1 - max(p[1:])).ln()
+
+
+def normalized(z):
+    norm = Decimal("0.02") * sum(a * a for a in z).sqrt()
+    return -softmax([a / norm for a in z])[0].ln()
+
+
+def consistent(p, q):
+    mean = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+    return (cross_0(p) + cross_0(q)) / 2 + 3 * (kl(mean, p) + kl(mean, q)) / 2 + cross(mean, mean) / 2
+
+
+def cross_0(p):
+    return -p[0].ln()
+
+
+EQUATIONS = {
+    "cross_entropy": lambda z, other, q: cross_0(softmax(z)),
+    "soft_cross_entropy": lambda z, other, q: cross(q, softmax(z)),
+    "normalized_cross_entropy": lambda z, other, q: normalized(z),
+    "uniform_cross_entropy": lambda z, other, q: cross([Decimal("0.25")] * 4, softmax(z)),
+    "kl_divergence": lambda z, other, q: kl(softmax(other), softmax(z)),
+    "boosted_cross_entropy": lambda z, other, q: boosted(softmax(z)),
+    "entropy": lambda z, other, q: cross(softmax(z), softmax(z)),
+    "trades": lambda z, other, q: cross_0(softmax(z)) + 3 * kl(softmax(z), softmax(other)),
+    "mart": lambda z, other, q: boosted(softmax(other)) + 3 * kl(softmax(z), softmax(other)) * (1 - softmax(z)[0]),
+    "stability": lambda z, other, q: cross_0(softmax(z)) + 3 * cross(softmax(z), softmax(other)),
+    "consistency": lambda z, other, q: consistent(softmax(z), softmax(other)),
+    "smoothadv": lambda z, other, q: -((softmax(z)[0] + softmax(other)[0]) / 2).ln(),
+}
+
+
+def wanted(name, row):
+    """The value, and its gradient with respect to both logits by central differences."""
+    z, other, q = ([Decimal(float(a)) for a in each[row]] for each in (LOGITS, OTHER, TARGET))
+    step, at = Decimal("1e-20"), [*z, *other]
+    value = lambda at: EQUATIONS[name](at[:4], at[4:], q)
+    moved = lambda i, by: value([a + by * (i == j) for j, a in enumerate(at)])
+    slope = [(moved(i, step) - moved(i, -step)) / (2 * step) for i in range(8)]
+    return [float(a) for a in (value(at), *slope)]
+
+
+@functools.cache
+def found():
+    def all_of(z, other):
+        def of(f):
+            value, pull_back = jax.vjp(f, z, other)
+            return jnp.concatenate([value[:, None], *pull_back(jnp.ones_like(value))], -1)
+
+        return {name: of(f) for name, f in LOSSES.items()}
+
+    return jax.tree.map(np.asarray, jax.jit(all_of)(jnp.asarray(LOGITS), jnp.asarray(OTHER)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_values_and_gradients_are_exact_up_to_leads_of_80(name):
+    want = np.array([wanted(name, row) for row in range(len(LEADS))])
+    error = np.abs(found()[name] - want) / np.maximum(np.abs(want), 1e-37)
+    print(name); print(np.array2string(error.max(1), precision=1)); print(np.array2string(error.max(0), precision=1))
