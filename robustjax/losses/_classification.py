@@ -33,11 +33,12 @@ def cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " 
     logits = in_float32(logits)
     own = jnp.take_along_axis(logits, labels[:, None], -1)
     top, fixed = jax.lax.stop_gradient((logits.max(-1, keepdims=True), own))
-    # ln(1 + sum of e^(f_k - f_y) over the other classes): nothing is lost where the sum is small, as it is in 1 - p_y.
-    change = jnp.where(fixed > -jnp.inf, own - fixed, 0)  # 0, with the gradient of f_y
-    is_own = jnp.arange(logits.shape[-1])[None] == labels[:, None]
-    others = jnp.exp(jnp.where(is_own, -jnp.inf, logits - top - change)).sum(-1, keepdims=True)
-    losses = (top - fixed) + jnp.log1p(others + jnp.expm1(fixed - top))
+    is_top, is_own = fixed == top, jnp.arange(logits.shape[-1])[None] == labels[:, None]
+    # ln(1 + sum of e^(f_k - f_y) over the other classes) where f_y is the largest: 1 - p_y would lose that sum.
+    against = logits - top - jnp.where(is_top, own - fixed, 0)  # own - fixed is 0, and has the gradient of f_y
+    others = jnp.exp(jnp.where(is_own, -jnp.inf, against)).sum(-1, keepdims=True)
+    below = jnp.where(is_top, 0, own - top)
+    losses = jnp.log1p(jnp.where(is_top, others, others - 1 + jnp.exp(below))) - below
     return jnp.where(labels < 0, jnp.nan, losses[:, 0])  # -1 would be the last class
 
 

@@ -54,7 +54,9 @@ LOSSES = {
     "mart": objective_of(losses.adversarial.mart(attack=no_attack, beta=3.0)),
     "stability": objective_of(losses.smoothing.stability(weight=3.0)),
     "consistency": lambda z, other: objective_of(losses.smoothing.consistency(weight=3.0))(jnp.stack([z, other], 1)),
-    "smoothadv": lambda z, other: objective_of(losses.smoothing.macer(num_noise=2, weight=0.0))(jnp.stack([z, other], 1)),
+    "smoothadv": lambda z, other: objective_of(losses.smoothing.macer(num_noise=2, weight=0.0))(
+        jnp.stack([z, other], 1)
+    ),
 }
 
 
@@ -130,5 +132,86 @@ def found():
 @pytest.mark.parametrize("name", LOSSES)
 def test_values_and_gradients_are_exact_up_to_leads_of_80(name):
     want = np.array([wanted(name, row) for row in range(len(LEADS))])
-    error = np.abs(found()[name] - want) / np.maximum(np.abs(want), 1e-37)
-    print(name); print(np.array2string(error.max(1), precision=1)); print(np.array2string(error.max(0), precision=1))
+    np.testing.assert_allclose(found()[name], want, rtol=5e-5, atol=1e-37)
+
+
+def test_second_derivatives_are_exact_too_in_every_mode():
+    """Of cross-entropy: the diagonal is p (1 - p)."""
+    p = [softmax([Decimal(float(a)) for a in row]) for row in LOGITS]
+    want = np.array([[float(a * (1 - a)) for a in row] for row in p])
+    cross_entropy = lambda z: losses.cross_entropy(z[None], LABELS[:1])[0]
+    soft = lambda z: losses.soft_cross_entropy(z[None], jax.nn.one_hot(LABELS[:1], 4))[0]
+    modes = (jax.jacfwd(jax.grad(f)) for f in (cross_entropy, soft))
+    modes = (*modes, *(jax.jacrev(jax.grad(f)) for f in (cross_entropy, soft)), jax.jacfwd(jax.jacfwd(soft)))
+    for found in jax.jit(lambda z: [jax.vmap(mode)(z) for mode in modes])(jnp.asarray(LOGITS)):
+        np.testing.assert_allclose(np.diagonal(found, axis1=1, axis2=2), want, rtol=2e-5, atol=1e-37)
+        np.testing.assert_allclose(found.sum(-1), np.zeros_like(want), atol=1e-6)
+
+
+def test_forward_mode_is_exact():
+    change = RNG.normal(size=LOGITS.shape).astype(np.float32)
+    of = lambda name: lambda z: LOSSES[name](z, jnp.asarray(OTHER))
+    names = ("cross_entropy", "kl_divergence", "boosted_cross_entropy", "entropy")
+    slopes = jax.jit(lambda z, change: [jax.jvp(of(name), (z,), (change,))[1] for name in names])(LOGITS, change)
+    for name, slope in zip(names, slopes, strict=True):
+        gradient = found()[name][:, 1:5].astype(np.float64)
+        np.testing.assert_allclose(slope, (gradient * change).sum(-1), rtol=1e-4, atol=1e-37)
+
+
+def test_infinite_logits_ties_and_one_class():
+    value = jax.jit(jax.value_and_grad(lambda z, y: losses.cross_entropy(z, y).sum()))
+    infinite = np.inf
+
+    def at(z, label):
+        return [np.asarray(a) for a in value(jnp.asarray([z], jnp.float32), jnp.asarray([label]))]
+
+    for label, want in ((0, np.log(2)), (1, np.log(2)), (2, infinite)):  # a class that the model rules out
+        loss, gradient = at([1, 1, -infinite], label)
+        np.testing.assert_allclose(loss, want, rtol=1e-6)
+        assert np.isfinite(gradient).all()
+    assert np.isnan(at([infinite, 0, 0], 0)[0])
+    assert np.isnan(at([0, infinite, 0], 0)[0])
+    assert [float(a.sum()) for a in at([3], 0)] == [0, 0]
+    gradients = jax.jit(jax.grad(lambda z: losses.soft_cross_entropy(z, jnp.asarray([[0.5, 0.25, 0.25]])).sum()))
+    for z, want in (([7, 7, 7], [-1 / 6, 1 / 12, 1 / 12]), ([90, 90, -90], [0, 0.25, -0.25])):
+        np.testing.assert_allclose(gradients(jnp.asarray([z], jnp.float32))[0], want, atol=1e-6)
+
+
+def test_half_precision_is_raised_before_anything_is_computed():
+    half = jnp.asarray(LOGITS[:, [0, 1, 1, 2, 3]], jnp.bfloat16)  # a tie, too
+    of_logits = (
+        losses.cross_entropy, losses.margin, losses.difference_of_logits_ratio, losses.boosted_cross_entropy,
+        losses.normalized_cross_entropy, losses.outliers.uniform_cross_entropy, losses.outliers.energy_hinge,
+        losses.adaptive_cross_entropy(), functools.partial(losses.targeted_difference_of_logits_ratio, targets=LABELS),
+        lambda z, y: losses.kl_divergence(z, z[::-1]), lambda z, y: losses.entropy(z),
+        lambda z, y: losses.soft_cross_entropy(z, jax.nn.one_hot(y, 5, dtype=z.dtype)),
+    )  # fmt: skip
+    coarse, fine = (jax.jit(lambda z: [f(z, LABELS) for f in of_logits])(z) for z in (half, half.astype(jnp.float32)))
+    assert {a.dtype for a in coarse} == {jnp.dtype(jnp.float32)}
+    for a, b in zip(coarse, fine, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def linear(state, x, *, train=False):
+    """Two classes, as a function of two pixels; the lead of class 0 is its logit."""
+    logits = x.reshape(len(x), -1) @ state.params["kernel"]
+    return Outputs(logits, logits), state
+
+
+CERTAIN = ModelState({"kernel": jnp.asarray([[90.0, 0.0], [30.0, 0.0]])}, {})
+BATCH = Batch(jnp.full((1, 1, 2, 1), 0.5), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))  # a lead of 60
+
+
+@pytest.mark.parametrize(
+    ("objective", "lead"),
+    [
+        (losses.smoothing.smoothadv(sigma=1e-7, epsilon=0.1, steps=2, num_noise=1), 60 - 0.1 * np.hypot(90, 30)),
+        (
+            losses.adversarial.awp(objective=losses.adversarial.adversarial_training(attack=no_attack), gamma=0.1),
+            60 - 0.1 * np.hypot(90, 30) * np.sqrt(2 * 0.5),  # the perturbation lies along the pixels, and splits in two
+        ),
+    ],
+)
+def test_steps_follow_gradients_whose_squares_vanish(objective, lead):
+    loss = jax.jit(objective, static_argnums=1)(jax.random.key(0), linear, CERTAIN, BATCH)[0]
+    np.testing.assert_allclose(np.log(loss), -lead, rtol=1e-4)
