@@ -15,6 +15,9 @@ def cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " 
 
     .. math:: -f_y(x) + \ln \sum_k e^{f_k(x)}
 
+    Values and gradients keep a small relative error where the model is certain, up to leads of about 80 in float32; in
+    the plain form, 1 - p_y rounds to 0 from a lead of 17 on. All losses raise half precision to float32.
+
     Args:
       logits: ``(batch, classes)``, floating.
       labels: ``(batch,)``, integer, in ``0, ..., classes - 1``; a label outside gives NaN.

@@ -3,6 +3,7 @@
 import decimal
 import functools
 from decimal import Decimal
+from statistics import NormalDist
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,26 @@ def test_half_precision_is_raised_before_anything_is_computed():
     assert {a.dtype for a in coarse} == {jnp.dtype(jnp.float32)}
     for a, b in zip(coarse, fine, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_macer_measures_radii_from_the_small_tail():
+    objective = objective_of(losses.smoothing.macer(sigma=0.5, num_noise=2, weight=1.0, beta=1.0, gamma=10.0))
+    logits = jnp.asarray([[[12.0, 0.0]] * 2])
+    value, gradient = jax.jit(jax.value_and_grad(lambda z: objective(z)[0]))(logits)
+    tail = 1 / (1 + np.exp(12.0))
+    xi = -2 * NormalDist().inv_cdf(tail)
+    np.testing.assert_allclose(value, tail + 0.25 * (10 - xi), rtol=2e-6)
+    slope = tail * (1 - tail) * (1 + 0.5 / NormalDist().pdf(xi / 2)) / 2  # of each copy
+    np.testing.assert_allclose(gradient, [[[-slope, slope]] * 2], rtol=1e-4)
+
+
+def test_a_mixing_network_that_is_certain_still_learns():
+    """Gamma is -30 at the clean and 30 at the attacked image."""
+    training = losses.mixing_training(attack=no_attack, binary=1.0, classes=0.0, product=0.0)
+    logits = jnp.asarray([[[-30.0, -30.0], [30.0, 30.0]]]) - np.log(2)
+    value, gradient = jax.jit(jax.value_and_grad(lambda z: objective_of(training)(z)[0]))(logits)
+    np.testing.assert_allclose(value, np.exp(-30), rtol=1e-5)
+    np.testing.assert_allclose(gradient, np.exp(-30) * np.asarray([[[1, 1], [-1, -1]]]) / 4, rtol=1e-5)
 
 
 def linear(state, x, *, train=False):

@@ -89,15 +89,15 @@ def state_of(name):
 
 
 def to_logits(state, x, *, train=False, dtype=jnp.float32):
-    """A layer in ``dtype``, and as outputs float32, as the models of the package are."""
+    """A layer in ``dtype``, and outputs of it: the objective raises them to float32."""
     hidden = jnp.tanh(x.reshape(x.shape[0], -1).astype(dtype) @ state.params["body"].astype(dtype))
     scores = hidden.astype(jnp.float32)
     logits = (state.params["weights"][None] * scores.reshape(-1, 2, 3)).sum(1) + state.params["bias"][None]
-    return Outputs(logits, scores), state
+    return Outputs(logits.astype(dtype), scores.astype(dtype)), state
 
 
 def to_images(state, x, *time, train=False, dtype=jnp.float32):
-    return (x.astype(dtype) * state.params["bias"].sum().astype(dtype)).astype(jnp.float32), state
+    return x.astype(dtype) * state.params["bias"].sum().astype(dtype), state
 
 
 def found(name):
