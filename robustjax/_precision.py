@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from robustjax.typing import AnyArray
 
-
-def in_float32(values: AnyArray) -> AnyArray:
+def in_float32(values: Any) -> Any:
     """Floating numbers of at least 32 bits: coarser ones lose digits in every step, and linear algebra has none."""
     fine = jnp.issubdtype(values.dtype, jnp.floating) and values.dtype.itemsize >= 4
     return values if fine else values.astype(np.float32)
