@@ -44,16 +44,17 @@ def test_methods_are_what_they_say(place, trainings):
     trained = denoised.Trained(TINY, 0, data.load("digits", "train[:64]"), place)
     x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     answers = {
-        method: trained.logits_fn(method)(x) for method in ("none", "gaussian", "rrcm", "stability", "diffusion")
+        method: denoised._forward(trained.logits_fn(method), x)
+        for method in ("none", "gaussian", "rrcm", "stability", "diffusion")
     }
-    classify = lambda x: trained.standard.functional.outputs(trained.standard.state, x).logits
+    classify = lambda x: denoised._forward(trained.standard.logits_fn(), x)
     np.testing.assert_array_equal(answers["none"], classify(x))
     np.testing.assert_array_equal(answers["gaussian"], classify(x))  # all begin with the same parameters
     contrast = 1 / np.sqrt((2 * TINY.sigma) ** 2 + 0.25)
     np.testing.assert_allclose(answers["rrcm"], classify(0.5 + contrast * (x - 0.5)), atol=1e-4)
     _, network, state = trainings["stability"]
     assert {*state.batch_stats} == {"classifier"}  # whose answers are its targets
-    denoised_x = network.outputs(state._replace(batch_stats={}), x)
+    denoised_x = jax.jit(network.outputs)(state._replace(batch_stats={}), x)
     assert np.abs(denoised_x - x).max() > 0.01
     np.testing.assert_allclose(answers["stability"], classify(denoised_x), atol=1e-4)
     assert np.abs(answers["diffusion"] - answers["none"]).max() > 1e-3
