@@ -70,6 +70,7 @@ def measure(config: Config, seed: int) -> _frame.Numbers:
     def curve(rule):
         state = training.init(jax.random.key(seed), functional.state, optimizer)
         accelat = training.accelat(learning_rate=config.learning_rate)
+        update = jax.jit(accelat.update)
         controller, rate, order, found = accelat.init(), config.learning_rate, np.random.default_rng(seed), []
         for _ in range(config.epochs):
             state = state._replace(opt_state=optax.tree.set(state.opt_state, learning_rate=jnp.float32(rate)))
@@ -77,7 +78,7 @@ def measure(config: Config, seed: int) -> _frame.Numbers:
             for index in used.reshape(-1, config.batch_size):
                 state = step(functional.apply, state, Batch(*(jnp.asarray(a[index]) for a in train)))[0]
             if rule == "accelat":
-                controller, rate = accelat.update(controller, accuracy(state.model, validation))
+                controller, rate = update(controller, accuracy(state.model, validation))
             found.append(accuracy(state.model, test))
         return np.reshape(found, (-1, WINDOW)).mean(1)
 

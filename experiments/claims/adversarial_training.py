@@ -68,14 +68,9 @@ def _claim(training: str, method: str, paper: str, arxiv: str | None, statement:
         "mart": "adversarial.mart boosted_cross_entropy",
         "entropy": "adversarial.entropy_regularization",
     }
-    return _frame.Claim(
-        method=method,
-        paper=paper,
-        arxiv=arxiv,
-        functions=tuple(f"losses.{name}" for name in functions.get(training, f"adversarial.{training}").split()),
-        statement=statement,
-        bars=lambda config: bars if training in config.trainings else (),
-    )
+    named = tuple(f"losses.{name}" for name in functions.get(training, f"adversarial.{training}").split())
+    of_config = lambda config: bars if training in config.trainings else ()
+    return _frame.Claim(method, paper, arxiv, named, statement, of_config)
 
 
 STUDY = _frame.Study(

@@ -66,8 +66,9 @@ def aurocs(config: Config, results: _frame.Results) -> Any:
 
 
 def _claim(training: str, method: str, paper: str, arxiv: str, statement: str, *numbers: str) -> _frame.Claim:
-    bars = tuple(_frame.Bar(number, training, ">", "standard") for number in numbers)
-    kept = _frame.Bar("accuracy", training, ">=", "standard", by=0.01)
+    bars = [_frame.Bar(number, training, ">", "standard") for number in numbers]
+    bars += [_frame.Bar("accuracy", training, ">=", "standard", by=0.01)] if training in EXPOSED else []
+    of_config = lambda config: tuple(bars) if training in config.trainings else ()
     functions = {
         "logit_norm": ("losses.logit_norm", "losses.normalized_cross_entropy"),
         "mixup": ("losses.mixup", "perturbations.mixup"),
@@ -75,14 +76,7 @@ def _claim(training: str, method: str, paper: str, arxiv: str, statement: str, *
         "outlier_exposure": ("losses.outliers.outlier_exposure", "losses.outliers.uniform_cross_entropy"),
         "energy_bounded": ("losses.outliers.energy_bounded", "losses.outliers.energy_hinge"),
     }
-    return _frame.Claim(
-        method=method,
-        paper=paper,
-        arxiv=arxiv,
-        functions=functions[training],
-        statement=statement,
-        bars=lambda config: (*bars, *((kept,) if training in EXPOSED else ())) if training in config.trainings else (),
-    )
+    return _frame.Claim(method, paper, arxiv, functions[training], statement, of_config)
 
 
 STUDY = _frame.Study(

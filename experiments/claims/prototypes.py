@@ -101,18 +101,14 @@ def objective_of(config: Config, loss: str) -> losses.Objective:
 
 class _Recipe(training.Recipe):
     def optimizer(self, steps_per_epoch: int, num_epochs: int | None = None) -> optax.GradientTransformation:
-        return optax.chain(super().optimizer(steps_per_epoch, num_epochs), _within_images())
+        return optax.chain(super().optimizer(steps_per_epoch, num_epochs), _within_images)
 
 
-def _within_images() -> optax.GradientTransformation:
+@optax.stateless
+def _within_images(updates: Any, params: Any) -> Any:
     """Keeps components images: cuts each step short where it would leave [0, 1]."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        old = params["components"]
-        new = jnp.clip(old + updates["components"], 0.0, 1.0)
-        return {**updates, "components": new - old}, state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    old = params["components"]
+    return {**updates, "components": jnp.clip(old + updates["components"], 0.0, 1.0) - old}
 
 
 def untrained(config: Config, train: data.Dataset, seed: int) -> models.Functional:
@@ -211,12 +207,9 @@ def numbers_of(arrays: dict[str, np.ndarray], radii: Sequence[float]) -> dict[st
 
 def gains_of(found: _frame.Numbers) -> dict[str, float]:
     """How much longer the mean radius of each loss is than that of the margin loss, by the loss's own certificate."""
-    gains = {}
-    for loss, radius in OWN.items():
-        if loss in found and "margin" in found:
-            ours, theirs = float(found[loss][radius]), float(found["margin"][radius])
-            gains[loss] = ours / theirs - 1 if theirs > 0 else math.inf
-    return gains
+    radii = {loss: radius for loss, radius in OWN.items() if {loss, "margin"} <= {*found}}
+    pairs = {loss: [float(found[of][radius]) for of in (loss, "margin")] for loss, radius in radii.items()}
+    return {loss: ours / theirs - 1 if theirs > 0 else math.inf for loss, (ours, theirs) in pairs.items()}
 
 
 def smoothed(config: Config, seed: int, place: _frame.Place) -> dict[str, Any]:

@@ -98,15 +98,10 @@ def of_gaussian(config: Config) -> tuple[_frame.Bar, ...]:
 
 
 def _claim(training: str, method: str, paper: str, arxiv: str) -> _frame.Claim:
+    statement = "Certifies more on average (ACR) than Gaussian augmentation."
     bar = _frame.Bar("ACR", training, ">", "gaussian")
-    return _frame.Claim(
-        method=method,
-        paper=paper,
-        arxiv=arxiv,
-        functions=(f"losses.smoothing.{training}",),
-        statement="Certifies more on average (ACR) than Gaussian augmentation.",
-        bars=lambda config: (bar,) if training in config.trainings else (),
-    )
+    bars = lambda config: (bar,) if training in config.trainings else ()
+    return _frame.Claim(method, paper, arxiv, (f"losses.smoothing.{training}",), statement, bars)
 
 
 STUDY = _frame.Study(

@@ -66,7 +66,7 @@ def test_bars_are_of_the_losses_that_are_measured():
 
 
 def test_components_stay_images():
-    keep = prototypes._within_images()
+    keep = prototypes._within_images
     params = {"components": np.array([0.25, 0.5, 0.75], np.float32), "scale": np.float32(1.0)}
     updates = {"components": np.array([-0.5, 0.25, 0.5], np.float32), "scale": np.float32(9.0)}
     updates, _ = keep.update(updates, keep.init(params), params)
