@@ -229,10 +229,12 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
         return found
     for kind, classifier in models.items():
         path = place.folder / f"attacked-{kind}.npz"
-        adversarial = files.kept(path, lambda of=classifier: {"x_adv": attacked(config, of, images.pool, attack_key)})
+        if not path.exists():
+            files.write_arrays(path, {"x_adv": attacked(config, classifier, images.pool, attack_key)})
         paths = {name: place.folder / f"scores-{kind}-{name}.npz" for name in config.names}
         if not all(path.exists() for path in paths.values()):
-            for name, arrays in smoothed(config, classifier, images, adversarial["x_adv"], score_key):
+            adversarial = files.read_arrays(path)["x_adv"]
+            for name, arrays in smoothed(config, classifier, images, adversarial, score_key):
                 files.write_arrays(paths[name], arrays)
                 place.log(f"seed {seed}: {kind}, {name}")
         for name, path in paths.items():

@@ -8,7 +8,7 @@ import hashlib
 import io
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,13 +66,6 @@ def read_arrays(path: epath.PathLike, *, leave_out: tuple[str, ...] = ()) -> dic
             return {name: arrays[name] for name in arrays if name not in leave_out}
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to make it again.") from error
-
-
-def kept(path: epath.PathLike, make: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, which is made if it is not there."""
-    if not epath.Path(path).exists():
-        write_arrays(path, make())
-    return read_arrays(path)
 
 
 def source_digest() -> str:
