@@ -13,16 +13,15 @@ from robustjax import _validate
 from robustjax._intervals import ball, margin_bounds
 from robustjax.typing import AnyArray, LogitsFn
 
-_SLACK = 1e-5
-
 
 class Certificate(NamedTuple):
     """Certificates by interval bound propagation for the ball around each input.
 
     Attributes:
       label: ``(batch,)``, the classes to be verified, int32.
-      margin: ``(batch,)``, a lower bound of the least :math:`f_y - f_j` in the ball; ``-inf`` if there is no bound.
-      verified: ``(batch,)``, whether the model answers ``label`` everywhere in the ball.
+      margin: ``(batch,)``, a lower bound of the least :math:`f_y - f_j` in the ball, less the room for rounding errors;
+        ``-inf`` if there is no bound.
+      verified: ``(batch,)``, whether ``margin`` is positive: the model answers ``label`` everywhere in the ball.
     """
 
     label: Int[Array, " batch"]
@@ -60,15 +59,16 @@ def certify(
 
     Raises:
       ValueError: for an argument that is not as above, and for a network with a JAX primitive whose bounds are not
-        known; the message names the primitive.
+        known; the message names the primitive, its layer, and the line of the model.
 
     Guarantee:
-      Deterministic, for every point of the ball and the network in exact arithmetic, up to rounding: bounds are
-      computed in the precision of x and are not rounded outwards. To allow for this, an input is verified only if each
-      margin exceeds 1e-5 of the sum of the absolute terms of its two logits. The rounding error of float32 is about
-      6e-8 for each term, mostly in both directions; 1e-5 covers all layers of networks of usual depth, but this is not
-      proved for every network. It does not cover a model that runs in lower precision than float32, as matrix products
-      on TPUs and GPUs do by default (``jax.default_matmul_precision`` changes this).
+      Deterministic, for every point of the ball. A step that may leave its domain anywhere in the ball, or overflow to
+      inf - inf, leaves its input unverified for good: what clip, max, min or where make of an undefined value is no
+      bound. Rounding is allowed for: every step widens its interval by 1e-5 in float32 (84 units in the last place) of
+      the result, or of the sum of absolute terms where terms may cancel, as in sums and products of matrices. The
+      rounding error of float32 is about 6e-8 for each term, mostly in both directions; 1e-5 covers the sums of networks
+      of usual width, but this is not proved for every network. It does not cover a model that runs in lower precision
+      than float32, as matrix products on TPUs and GPUs do by default (``jax.default_matmul_precision`` changes this).
 
     Example:
       >>> certificate = intervals.certify(logits_fn, x, epsilon=0.2)  # the means 0.5 and 0.9 may fall by 0.2
@@ -107,11 +107,10 @@ def _certify(logits_fn, x, labels, epsilon, *, batch_size):
     def of_examples(x, labels):
         if labels is None:
             labels = logits_fn(x).argmax(-1).astype(jnp.int32)
-        bounds = margin_bounds(logits_fn, *ball(x, epsilon), labels)
-        other = jnp.arange(bounds.lower.shape[-1])[None] != labels[:, None]
-        margin = jnp.where(other, bounds.lower, jnp.inf).min(-1)
-        verified = (~other | (bounds.lower > _SLACK * bounds.scale)).all(-1)
-        return Certificate(labels, margin, verified)
+        lower, upper = ball(x, jnp.nextafter(jnp.asarray(epsilon, x.dtype), jnp.inf))
+        bounds = margin_bounds(logits_fn, jnp.nextafter(lower, 0), jnp.nextafter(upper, 1), labels, outward=True)
+        margin = jnp.where(jnp.arange(bounds.shape[-1])[None] == labels[:, None], jnp.inf, bounds).min(-1)
+        return Certificate(labels, margin, margin > 0)
 
     if batch_size is None or batch_size >= x.shape[0]:
         return of_examples(x, labels)

@@ -5,7 +5,7 @@ The examples begin with:
 >>> from robustjax.certification import intervals
 """
 
-from robustjax._intervals import Interval as Interval
-from robustjax._intervals import bounds as bounds
+from robustjax._intervals._bounds import Interval as Interval
+from robustjax._intervals._bounds import bounds as bounds
 from robustjax.certification._intervals import Certificate as Certificate
 from robustjax.certification._intervals import certify as certify

@@ -65,10 +65,10 @@ class IntervalTraining:
         outputs, renewed = apply(state, batch.image, train=True)
         bounds = margin_bounds(lambda x: apply(state, x)[0].logits, *ball(batch.image, self.epsilon), batch.label)
         loss = self.kappa * cross_entropy(outputs.logits, batch.label).mean()
-        loss += (1 - self.kappa) * cross_entropy(-bounds.lower, batch.label).mean()
+        loss += (1 - self.kappa) * cross_entropy(-bounds, batch.label).mean()
         accuracy = (outputs.logits.argmax(-1) == batch.label).mean(dtype=jnp.float32)
-        other = jnp.arange(bounds.lower.shape[-1])[None] != batch.label[:, None]
-        verified = (~other | (bounds.lower > 0)).all(-1).mean(dtype=jnp.float32)
+        other = jnp.arange(bounds.shape[-1])[None] != batch.label[:, None]
+        verified = (~other | (bounds > 0)).all(-1).mean(dtype=jnp.float32)
         return loss, Aux(renewed, {"loss": loss, "accuracy": accuracy, "verified": verified})
 
 

@@ -19,7 +19,10 @@ B1 = RNG.normal(size=5).astype(np.float32)
 W2 = RNG.normal(size=(5, 3)).astype(np.float32)
 X = RNG.uniform(0.1, 0.9, (3, 4)).astype(np.float32)
 R = np.float32(0.1)
-compiled_bounds, compiled_margins = (jax.jit(f, static_argnums=0) for f in (intervals.bounds, margin_bounds))
+compiled_bounds, compiled_margins = (
+    jax.jit(f, static_argnums=0, static_argnames=names)
+    for f, names in ((intervals.bounds, ()), (margin_bounds, "outward"))
+)
 
 
 def two_layers(x):
@@ -66,7 +69,7 @@ def test_two_layers_are_their_twin():
     np.testing.assert_allclose(bounds.lower, low, atol=1e-5)
     np.testing.assert_allclose(bounds.upper, high, atol=1e-5)
     labels = np.array([0, 1, 2])
-    margins = compiled_margins(two_layers, X - R, X + R, labels).lower
+    margins = compiled_margins(two_layers, X - R, X + R, labels)
     for i, y in enumerate(labels):  # the two last layers are one, with weights w_y - w_j
         merged = layer(hidden[0][i], hidden[1][i], W2[:, [y]] - W2, 0.0)[0]
         np.testing.assert_allclose(margins[i], merged, atol=1e-5)
@@ -84,7 +87,7 @@ def tail(x):
 def test_the_last_layers_are_bounded_as_one_and_soundly():
     labels = np.array([0, 1, 2])
     low, high = X - 2 * R, X + 2 * R
-    margins = np.asarray(compiled_margins(tail, low, high, labels).lower)
+    margins = np.asarray(compiled_margins(tail, low, high, labels))
     logits = np.asarray(jax.jit(jax.vmap(tail))(inside(low, high, 10_000)))
     reached = (logits[:, np.arange(3), labels][..., None] - logits).min(0)
     assert (margins <= reached + 1e-5).all()
@@ -97,7 +100,7 @@ def test_the_last_layers_are_bounded_as_one_and_soundly():
 def test_a_quotient_by_the_input_is_not_affine():
     logits_fn = lambda x: jnp.concatenate([-2 / (0.2 + x), 0 * x], axis=1)
     low, high = np.full((1, 1), 0.1, np.float32), np.full((1, 1), 0.9, np.float32)
-    np.testing.assert_allclose(compiled_margins(logits_fn, low, high, np.array([0])).lower, [[0, -2 / 0.3]], rtol=1e-5)
+    np.testing.assert_allclose(compiled_margins(logits_fn, low, high, np.array([0])), [[0, -2 / 0.3]], rtol=1e-5)
 
 
 def test_jit_and_vmap_over_weights():
@@ -140,10 +143,105 @@ def unusual(x):
     return jnp.squeeze(g[:, None].max(1, keepdims=True), 1)
 
 
+def layers(x):
+    """A small network of today: attention over rows, layer norm, and JAX's activations."""
+    query, key = x @ W1[:, :4], x @ W1[:, 1:]
+    hidden = x + jax.nn.softmax(query @ key.T, axis=-1) @ x
+    centred = hidden - hidden.mean(-1, keepdims=True)
+    hidden = 2 * centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 0.1) - 1
+    increasing = jax.nn.softplus, jax.nn.elu, jax.nn.selu, jax.nn.celu, jax.nn.leaky_relu, jax.nn.log_sigmoid
+    of_two = jnp.maximum(hidden, x), jax.lax.erfc(hidden) - jnp.power(jnp.abs(hidden) + 0.1, 1.7), 1.5**hidden
+    return jnp.stack([*(f(hidden) for f in increasing), jax.nn.log_softmax(hidden, 0), *of_two])
+
+
+def choices(x):
+    """Conditions on the input, and on what is known."""
+    a = x @ W1[:, :4]
+    halves = jnp.where((a > 0.1) & ~(a >= 0.6) | (x < 0.2), a, 0.2 * x - 1), jnp.where(jnp.isfinite(a), a, 7.0)
+    others = jnp.nan_to_num(a), (a > 0).astype(a.dtype) * x, jnp.sort(a, -1), jax.nn.hard_silu(a)
+    branches = [lambda a: -a, lambda a: jnp.tanh(2 * a), lambda a: a]
+    taken = [jax.lax.switch(which, branches, x) for which in (2, jnp.argmax(jnp.asarray(W1[0, :3])))]
+    return jnp.stack([*halves, *others, *taken])
+
+
+def moves(x):
+    """What moves and repeats elements."""
+    y = jax.lax.optimization_barrier(jnp.tile(x, (1, 2)))
+    y = jax.lax.dynamic_update_slice(y, x @ W1[:, :3], (1, 3)).at[0, 2:4].set(3 * x[1, :2])
+    y = y.at[jnp.array([0, 1]), jnp.array([3, 3])].add(-x[:2, 0])
+    step = lambda carry, row: (jnp.tanh(carry + row), 2 * carry)
+    scans = [jax.lax.scan(step, x[0], x, reverse=reverse) for reverse in (False, True)]
+    y = jnp.concatenate([y.ravel(), *(part.ravel() for part in jax.tree.leaves(scans))])
+    return jax.lax.fori_loop(0, 2, lambda _, y: 0.9 * y - jnp.roll(y, 1), y)
+
+
 def test_bounds_contain_what_is_reached():
-    bounds = compiled_bounds(unusual, X - R / 5, X + R / 5)
-    points = inside(X - R / 5, X + R / 5, 10_000)
-    assert_contains(bounds, np.asarray(jax.jit(jax.vmap(unusual))(points)))
+    everything = lambda x: jnp.concatenate([f(x).ravel() for f in (unusual, layers, choices, moves)])
+    low, high = X - R / 5, X + R / 5
+    bounds = compiled_bounds(everything, low, high)
+    with jax.enable_x64(), jax.numpy_dtype_promotion("standard"):
+        points = jnp.asarray(inside(low, high, 2_000), jnp.float64)
+        reached = np.asarray(jax.jit(jax.vmap(everything))(points))
+    assert_contains(bounds, reached)
+    assert (bounds.upper - bounds.lower)[-100:].max() < 10  # what only moves, adds up and saturates
+
+
+def activations(x):
+    """Each has a minimum between -2 and -1/2, as a whole and in the words of users."""
+    by_hand = x * jax.nn.sigmoid(x), -0.3 * (x * (1 + jax.lax.erf(x / np.sqrt(2)))), (2 * x) * jax.nn.sigmoid(x) / 4
+    return jnp.stack([jax.nn.silu(x), jax.nn.gelu(x), jax.nn.gelu(x, approximate=False), *by_hand])
+
+
+def test_activations_and_softmax_have_their_extrema():
+    low = np.array([-6, -3, -2, -0.9, -0.5, 0.5], np.float32)
+    high = np.array([-5, -1, 2, -0.6, 0.5, 0.9], np.float32)
+    bounds = compiled_bounds(activations, low, high)
+    with jax.enable_x64():
+        grid = np.linspace(low.astype(float), high.astype(float), 2_001)
+        values = np.asarray(jax.jit(jax.vmap(activations))(grid))
+        corners = np.stack(np.meshgrid(*zip(low[2:5] * 2, high[2:5] * 2)), -1).reshape(-1, 3)
+        shares = np.asarray(jax.nn.softmax(corners.astype(np.float64), -1))
+    np.testing.assert_allclose(bounds.lower, values.min(0), atol=2e-6)
+    np.testing.assert_allclose(bounds.upper, values.max(0), atol=2e-6)
+    bounds = compiled_bounds(lambda x: jax.nn.softmax(2 * x), low[2:5], high[2:5])
+    np.testing.assert_allclose(bounds.lower, shares.min(0), rtol=1e-5)
+    np.testing.assert_allclose(bounds.upper, shares.max(0), rtol=1e-5)
+
+
+def test_what_may_be_undefined_stays_so():
+    """Each step leaves its domain, or may, between 0.4 and 0.6; whatever is made of it has no bounds."""
+    one, huge = jnp.ones(1), 1e38
+
+    def steps(x):
+        a = x - 0.5
+        overflow = jnp.exp(200 * x) - jnp.exp(199 * x), (huge * x) * 50 * (x - x), jnp.exp(200 * x) @ one[None].T * a
+        roots = jnp.sqrt(a), a**-0.5, jnp.power(a, 1.5), jax.lax.rsqrt(a), jnp.arccosh(0.5 + x), jnp.arcsin(0.5 + x)
+        return jnp.stack([*roots, jnp.log(a), jnp.log1p(-2 * x), 1 / a, x / (x * a), 1 / a**2, *overflow])
+
+    def healed(x):
+        a = steps(x)
+        known = jnp.where(jnp.arange(len(a))[:, None] >= 0, a, 0.0)
+        asked = jnp.where(jnp.isnan(a), 0.0, a), jnp.where(a > 0, jnp.tanh(a), 0.5), jnp.nan_to_num(a, posinf=1.0)
+        wide = jnp.concatenate([a, jnp.ones_like(a)], 1)
+        together = (
+            wide.max(1, keepdims=True),
+            jnp.sort(wide)[:, :1],
+            jax.lax.cummin(wide, 1)[:, 1:],
+            (wide @ jnp.eye(2, 1)),
+        )
+        whole = jnp.clip(a, 0.0, 0.5), jnp.maximum(a, 1.0), jnp.minimum(a, 0.0), jax.nn.relu(a), jnp.sign(a), a * 0
+        return jnp.stack([known, *asked, *together, *whole, jnp.tanh(a), jnp.power(jnp.abs(a), 0 * x[None])])
+
+    row = lambda value: np.full((1,), value, np.float32)
+    bounds = compiled_bounds(healed, row(0.4), row(0.6))
+    unbounded = np.isinf(bounds.lower) & np.isinf(bounds.upper)
+    assert unbounded.all(), np.argwhere(~unbounded)
+
+    def model(x):  # NaN below 0.5, which argmax elects
+        return jnp.stack([jnp.ones(len(x)), jnp.clip(jnp.sqrt(x[:, 0] - 0.5), 0.0, 0.5)], -1)
+
+    certificate = intervals.certify(model, np.array([[0.52], [0.62]], np.float32), epsilon=0.1)
+    np.testing.assert_array_equal(certificate.verified, [False, True])
 
 
 def _logits(outputs, state, x):
@@ -163,7 +261,7 @@ def model(name):
     return logits_of(module), RNG.uniform(size=(count, *shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("name", "count"), [("mlp", 10_000), ("cnn", 2_000)])
+@pytest.mark.parametrize(("name", "count"), [("mlp", 2_000), ("cnn", 1_000)])
 def test_margins_of_the_models_hold_all_that_is_reached(name, count):
     logits_fn, images = model(name)
     epsilon = 0.02
@@ -173,7 +271,7 @@ def test_margins_of_the_models_hold_all_that_is_reached(name, count):
     logits = np.asarray(jax.jit(logits_fn)(points.reshape(-1, *images.shape[1:]))).reshape(count, len(images), 4)
     of_label = logits[:, np.arange(len(images)), certificate.label][..., None]
     others = np.where(np.arange(4) == np.asarray(certificate.label)[:, None], np.inf, of_label - logits)
-    assert (certificate.margin <= others.min((0, 2)) + 1e-5).all()
+    assert (certificate.margin <= others.min((0, 2))).all()
     assert (certificate.margin > -100).all()
 
 
@@ -183,7 +281,8 @@ def test_a_ball_of_radius_0_gives_the_margins_themselves():
     logits = np.asarray(jax.jit(logits_fn)(images))
     first, second = np.sort(logits)[:, :-3:-1].T
     np.testing.assert_array_equal(certificate.label, logits.argmax(-1))
-    np.testing.assert_allclose(certificate.margin, first - second, atol=1e-5)
+    assert (certificate.margin < first - second).all()  # by the room for rounding
+    np.testing.assert_allclose(certificate.margin, first - second, atol=2e-3)
     assert certificate.verified.all()
     wrong = intervals.certify(logits_fn, images, (certificate.label + 1) % 4, epsilon=0.0)
     assert not wrong.verified.any()
@@ -210,22 +309,17 @@ def test_no_attack_breaks_what_is_verified():
 
 
 def test_a_tie_within_rounding_is_not_verified():
-    """Two classes apart by less than the terms they are sums of can be told apart."""
-    logits_fn = lambda x: jnp.stack([x.sum(1) * 1e3 + 1e-3, x.sum(1) * 1e3], axis=-1)
-    certificate = intervals.certify(logits_fn, X, np.zeros(3, np.int32), epsilon=0.0)
-    assert not certificate.verified.any()
+    """Four classes exceed the last by less than rounding errors, which grow with terms that cancel."""
 
+    def logits_fn(x):
+        x = x[:, :1]
+        lost = x + 1e6 - 1e6, jax.nn.relu(x + 1e6 - 1e6), 1e6 * jnp.tanh(1e-6 * x + 1) - 1e6 * np.tanh(1) + 0.5
+        return jnp.concatenate([1e3 * x + 1e-3 - 1e3 * x, *lost, 0 * x], 1)
 
-def test_what_is_not_a_number_or_without_bound_is_never_verified():
-    def strange(x):
-        return jnp.stack([jnp.log(x.sum(1) - 1), jnp.maximum(jnp.log(x[:, 0] - 2), -9.0)], axis=-1)
-
-    bounds = compiled_bounds(strange, np.full((1, 2), 0.4, np.float32), np.full((1, 2), 0.9, np.float32))
-    assert (bounds.lower[0, 0], bounds.upper[0, 0]) == (-np.inf, np.inf)
-    assert (bounds.lower[0, 1], bounds.upper[0, 1]) == (-9, np.inf)
-    certificate = intervals.certify(strange, np.full((1, 2), 0.7, np.float32), np.zeros(1, int), epsilon=0.3)
-    assert certificate.margin[0] == -np.inf
-    assert not certificate.verified[0]
+    points = np.full((4, 1), 0.5, np.float32)
+    margins = np.asarray(compiled_margins(logits_fn, points, points, np.arange(4), outward=True))[:, -1]
+    assert (margins < 0).all()
+    assert (margins > -2.0 * np.array([1, 100, 100, 100])).all()
 
 
 def test_every_step_of_a_residual_network_is_known():
@@ -248,11 +342,16 @@ def test_gradients_go_through_bounds_to_weights_and_input():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: jnp.sort(x), "interval bounds are not known for primitive 'sort'."),
-        (lambda x: x @ x.T, "primitive 'dot_general' of two operands that both depend on the input."),
-        (lambda x: jnp.where(x > 0, x, 0), "interval bounds are not known for primitive 'gt'."),
-        (lambda x: x.astype(jnp.bfloat16), "or float64, but the primitive 'convert_element_type' gives bfloat16."),
-        (lambda x: jax.lax.scan(lambda c, r: (c + r, r), x[0], x)[0], "not known for primitive 'scan'."),
+        (lambda x: jnp.sin(x), "interval bounds are not known for primitive 'sin', at "),
+        (jax.named_scope("stem")(lambda x: jnp.sin(x)), "'sin', in stem, at "),
+        (lambda x: jax.lax.top_k(x, 2)[0], "not known for primitive 'top_k', at "),
+        (
+            lambda x: x[0][jnp.array(x[0] > 0, int)],
+            "'convert_element_type', which gives int32 and not float32 or float64",
+        ),
+        (lambda x: x.astype(jnp.bfloat16), "'convert_element_type', which gives bfloat16 and not float32 or float64"),
+        (lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: 2 * c, x), "for primitive 'while', at "),
+        (lambda x: jnp.lexsort(x), "for primitive 'sort' of several arrays, at "),
         (lambda x: (x, x), "function must return one array, got 2."),
     ],
 )
