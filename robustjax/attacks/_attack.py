@@ -212,7 +212,10 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
         also = " and NaN" if np.isnan(x).any() else ""
         raise ValueError(f"x must lie in [0, 1], got values from {low} to {high}{also}.")
     if not isinstance(labels, (jax.Array, np.ndarray)) or labels.shape[:1] != x.shape[:1]:
-        raise ValueError(f"labels must be an array of {x.shape[0]}, got {getattr(labels, 'shape', labels)}.")
+        raise ValueError(
+            f"x and labels must have one row for each input, got x of shape {x.shape} and labels "
+            f"{getattr(labels, 'shape', repr(labels))}; a single image is x[None] with labels of shape (1,)."
+        )
     arguments = (x,) if samples is None else (key, x)
     try:
         inspect.signature(logits_fn).bind(*arguments)

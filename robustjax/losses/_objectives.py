@@ -203,6 +203,9 @@ class Augmented:
       augment: ``(key, images) -> images``; combine several with :func:`robustjax.perturbations.compose`.
       objective: the objective that sees the augmented images.
 
+    Raises:
+      ValueError: one of them cannot be called.
+
     Example:
       >>> augment = perturbations.random_horizontal_flip
       >>> objective = losses.augmented(augment, losses.smoothing.gaussian_augmentation(sigma=0.25))
@@ -213,6 +216,11 @@ class Augmented:
 
     augment: Augment
     objective: Objective
+
+    def __post_init__(self):
+        for name, wanted in (("augment", "(key, images)"), ("objective", "(key, apply, state, batch)")):
+            if not callable(value := getattr(self, name)):
+                raise ValueError(f"{name} must be a function of {wanted}, got {value!r}.")
 
     def __call__(
         self, key: Key[Array, ""], apply: Apply, state: ModelState, batch: Batch

@@ -73,6 +73,11 @@ class Compose:
 
     functions: tuple[Callable[[Array, Array], Array], ...]
 
+    def __post_init__(self):
+        for function in self.functions:
+            if not callable(function):
+                raise ValueError(f"functions must be functions of (key, x), got {function!r}.")
+
     def __call__(self, key: Key[Array, ""], x: Array) -> Array:
         """Returns ``x`` after all functions."""
         for function, subkey in zip(self.functions, jax.random.split(key, len(self.functions)), strict=True):
@@ -88,6 +93,9 @@ def compose(*functions: Callable[[Array, Array], Array]) -> Compose:
 
     Returns:
       One function ``(key, x) -> x``, hashable, so that it can be part of an objective.
+
+    Raises:
+      ValueError: one of the functions cannot be called.
 
     Example:
       >>> augment = perturbations.compose(perturbations.random_crop, perturbations.random_horizontal_flip)

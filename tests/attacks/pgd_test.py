@@ -235,7 +235,7 @@ def test_steps_that_cannot_reach_the_ball_are_told():
         ({"x": (255 * X).astype(jnp.uint8)}, "x must be a float32 array, got uint8"),
         ({"x": X[:, 0, 0, 0]}, r"x must have shape \(batch, ...\), got \(12,\)"),
         ({"labels": LABELS + 4}, "labels must be 0 to 4, got values from 4 to"),
-        ({"labels": LABELS[:3]}, r"labels must be an array of 12, got \(3,\)"),
+        ({"labels": LABELS[:3]}, r"one row for each input, got x of .* and labels \(3,\); a single image is x\[None\]"),
         ({"labels": LABELS.astype(jnp.float32)}, r"labels must be \(12,\) integers, got float32"),
         ({"logits_fn": lambda x: network(x)[:, 0]}, r"logits_fn must return shape \(12, classes >= 2\), got \(12,\)"),
         ({"logits_fn": lambda x: network(x).astype(int)}, "logits_fn must return floating-point logits, got int32"),

@@ -68,6 +68,14 @@ def test_an_augmented_objective_sees_augmented_images_and_a_key_of_its_own(state
     assert len({tuple(jax.random.key_data(key).tolist()) for key in (*keys, jax.random.key(0))}) == 3
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_augmented_must_be_functions():
+    with pytest.raises(ValueError, match=r"augment must be a function of \(key, images\), got 'flip'"):
+        losses.augmented("flip", losses.standard())
+    with pytest.raises(ValueError, match=r"objective must be a function of \(key, apply, state, batch\), got None"):
+        losses.augmented(perturbations.random_crop, None)
+
+
 def test_noise_is_float32_for_bfloat16_images(state, batch):
     SEEN.clear()
     half = batch._replace(image=batch.image.astype(jnp.bfloat16))

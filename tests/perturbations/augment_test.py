@@ -59,6 +59,12 @@ def test_equal_compositions_are_equal():
     assert make() != perturbations.compose(perturbations.random_crop)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_only_functions_are_composed():
+    with pytest.raises(ValueError, match=r"functions must be functions of \(key, x\), got 'crop'"):
+        perturbations.compose(perturbations.random_crop, "crop")
+
+
 @pytest.mark.parametrize(
     "function",
     [
