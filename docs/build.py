@@ -100,7 +100,10 @@ def as_written(annotation: Any, names: Mapping[str, Any], places: Mapping[int, s
 
 def build(folder: pathlib.Path) -> None:
     """Writes the pages of all public modules."""
-    import pdoc
+    try:
+        import pdoc
+    except ImportError:
+        sys.exit("docs/build.py needs pdoc: pip install 'robustjax[docs]'.")
 
     places = {}
     for module in modules():

@@ -95,6 +95,5 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
         findings = _sanity.check(target, found, steps, certificate, check_key)
 
     # Report.
-    rows = _report.tabulate(folder, target.label, clean, found, certificate)
-    _report.report(folder, config, target, rows, clean, found, steps, certificate, findings, stopwatch)
-    return rows
+    evaluation = _report.Evaluation(target, clean, found, steps, certificate, findings)
+    return _report.report(folder, config, evaluation, stopwatch)

@@ -14,6 +14,7 @@ from experiments.common.targets import ALPHA, NUM_ESTIMATION, Target
 from robustjax import certification
 
 INTERVAL_BATCH = 250
+KEPT = ("answer", "correct", "queries", "seconds")
 
 Found = dict[tuple[str, float, str], dict[str, np.ndarray]]
 """By norm, radius and attack: what the attack left."""
@@ -32,7 +33,7 @@ def attack(
         answers = target.answers(key, target.image)
         arrays = {"id": target.id, "label": target.label, "answer": answers, "correct": answers == target.label}
         files.write_arrays(folder / "clean.npz", arrays)
-    clean = files.read_arrays(folder / "clean.npz")["correct"]
+    clean = files.read_arrays(folder / "clean.npz", "correct")["correct"]
     for number, (norm, epsilon, name) in enumerate(jobs, 1):
         path = folder / f"{norm}-{epsilon:g}-{name}.npz"
         if not path.exists():
@@ -46,7 +47,7 @@ def attack(
             files.write_arrays(path, {**arrays, "epsilon": epsilon, "correct": correct})
             runtimes.log(f"{where}: {name}, robust accuracy {correct.mean():.3f}, {arrays['seconds']:.1f} s")
             watch("attacking", len(jobs), number, {"robust accuracy": float(correct.mean())})
-        found[norm, epsilon, name] = files.read_arrays(path, leave_out=("x_adv",))
+        found[norm, epsilon, name] = files.read_arrays(path, *KEPT, leave_out=("x_adv",))
     return clean, found
 
 
@@ -71,9 +72,9 @@ def steps_of(
     found = {}
     for norm, epsilons in radii.items():
         path = folder / f"steps-{norm}.npz"
-        if not path.exists() or files.read_arrays(path)["epsilon"].tolist() != list(epsilons):
+        if not path.exists() or files.read_arrays(path, "epsilon")["epsilon"].tolist() != list(epsilons):
             files.write_arrays(path, _sanity.over_steps(target, key, norm, epsilons))
-        found[norm] = files.read_arrays(path)
+        found[norm] = files.read_arrays(path, "loss", "correct")
     return found
 
 
@@ -87,7 +88,7 @@ def certificate_of(
         image, logits_fn = target.classifier.place(target.image), target.classifier.logits_fn()
         certificate = certification.certify(keys, logits_fn, image, measure, **settings)
         files.write_arrays(path, certificate._asdict())
-    return certification.Certificate(**files.read_arrays(path))
+    return certification.Certificate(**files.read_arrays(path, *certification.Certificate._fields))
 
 
 def verified_of(target: Target, epsilons: tuple[float, ...]) -> certification.Certificate:

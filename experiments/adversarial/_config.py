@@ -8,7 +8,7 @@ from typing import Literal
 
 from etils import epath
 
-from experiments.common import adversaries, checks, folders
+from experiments.common import adversaries, checks, folders, settings
 from experiments.common.command_line import Number
 
 Norm = Literal["linf", "l2", "l1"]
@@ -17,21 +17,9 @@ SAME = ("norms", "epsilons", "attacks", "batch_size", "certify_intervals")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Product, settings.Splits):
     """Settings of a run; every radius is in units of [0, 1] pixels, in its norm."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
-    train_split: str = "train"
-    """Images to train on, in TFDS syntax. To choose settings: 'train[:90%]' here, 'train[90%:]' in --test-split."""
-    test_split: str | None = None
-    """Images to attack, in TFDS syntax. None: the test split of the data set."""
-    model: str = "cnn"
-    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
-    recipe: str | None = None
-    """Training recipe: digits, mnist, mnist_short, cohen_cifar10 or cohen_imagenet. None: the data set's recipe."""
     num_epochs: int | None = None
     """Passes over the training images. None: as in the recipe, but 25 for adversarial training on digits."""
     training: Literal[*adversaries.TRAINING] | None = None  # pyrefly: ignore
@@ -54,8 +42,6 @@ class Config:
     """Maximum number of images to attack, evenly spaced. None: all, but 64 of digits."""
     batch_size: int | None = None
     """Images that are attacked at once. None: at most 250."""
-    checkpoint: str | None = None
-    """Run folder of another experiment on the same data set. Its model is attacked; nothing is trained."""
     smoothed: bool = False
     """Attack the smoothed classifier, with gradients averaged over noise, and compare with its certificates."""
     sigma: float = 0.5
@@ -66,19 +52,12 @@ class Config:
     """Also verify by interval bounds, in linf; these are informative only after --training intervals."""
     seed: int = 0
     """Seed of initialisation, batch order, training and attacks."""
-    results_dir: str = "results"
-    """Parent folder of all runs."""
-    name: str | None = None
-    """Name of the run folder. None: composed of data set, model and training."""
-    overwrite: bool = False
-    """Delete the run in the folder and start again."""
-    figure_format: Literal["png", "pdf"] = "png"
-    """File format of figures."""
     list: bool = False
     """List all attacks with their references, and exit."""
 
     def __post_init__(self):
-        checks.at_least(1, self, "num_epochs", "train_steps", "num_images", "batch_size", "samples")
+        super().__post_init__()
+        checks.at_least(1, self, "train_steps", "num_images", "batch_size", "samples")
         checks.positive(self, "sigma", "train_epsilon", "epsilons")
         checks.not_negative(self, "beta")
         checks.seed(self)

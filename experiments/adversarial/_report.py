@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from experiments.adversarial import _sanity
+from experiments.adversarial._attack import Found
 from experiments.common import adversaries, files, runtimes, tables
 from experiments.common.targets import ALPHA, NUM_ESTIMATION, NUM_PREDICTION, Target
 from robustjax import certification, metrics, plotting
@@ -20,23 +21,28 @@ COLUMNS = (
 COLUMNS_OF_GRID = 8
 
 
-def tabulate(
-    folder: epath.Path,
-    label: np.ndarray,
-    clean: np.ndarray,
-    found: dict[tuple[str, float, str], dict],
-    certificate: certification.Certificate | None,
-) -> list[dict[str, Any]]:
+class Evaluation(NamedTuple):
+    """What a run finds: whether each image is classified correctly without attack, and what the rest of it returns."""
+
+    target: Target
+    clean: np.ndarray
+    found: Found
+    steps: dict[str, dict[str, np.ndarray]]
+    certificate: certification.Certificate | None
+    findings: list[_sanity.Finding]
+
+
+def tabulate(folder: epath.Path, of: Evaluation) -> list[dict[str, Any]]:
     """A row for each norm, radius and attack, and for the parts of AutoAttack; writes metrics.csv."""
-    rows = []
-    for (norm, epsilon, name), arrays in found.items():
+    rows, clean, certificate = [], of.clean, of.certificate
+    for (norm, epsilon, name), arrays in of.found.items():
         row: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {"norm": norm, "epsilon": epsilon, "attack": name}
         row |= {"num_images": clean.size, "clean_accuracy": float(clean.mean())}
         row |= {"robust_accuracy": float(arrays["correct"].mean())}
         row |= {"queries": int(arrays["queries"]), "seconds": float(arrays["seconds"])}
         if certificate is not None:
             row["abstained"] = float((arrays["answer"] == certification.ABSTAIN).mean())
-            row["certified_accuracy"] = float(metrics.certified_accuracy(certificate, label, (epsilon,))[0])
+            row["certified_accuracy"] = float(metrics.certified_accuracy(certificate, of.target.label, (epsilon,))[0])
         rows.append(row)
         for i, part in enumerate(arrays.get("part", ())):
             of_part = {"attack": f"{name}: {part}", "robust_accuracy": float(arrays["part_accuracy"][i])}
@@ -46,7 +52,7 @@ def tabulate(
     return rows
 
 
-def tables_of(rows: list[dict], found: dict[tuple[str, float, str], dict], about: str) -> list[tables.Table]:
+def tables_of(rows: list[dict], found: Found, about: str) -> list[tables.Table]:
     """Robust accuracy of each norm, and what is left after each part of AutoAttack."""
     made = []
     for norm in dict.fromkeys(row["norm"] for row in rows):
@@ -77,16 +83,9 @@ def tables_of(rows: list[dict], found: dict[tuple[str, float, str], dict], about
     return made
 
 
-def figures_of(
-    folder: epath.Path,
-    target: Target,
-    clean: np.ndarray,
-    found: dict[tuple[str, float, str], dict],
-    steps: dict[str, dict[str, np.ndarray]],
-    certificate: certification.Certificate | None,
-) -> dict[str, Any]:
+def figures_of(folder: epath.Path, of: Evaluation) -> dict[str, Any]:
     """Robust accuracy over the radius, adversarial images, and the loss over the steps of PGD, for each norm."""
-    drawn = {}
+    drawn, (target, clean, found, steps, certificate, _) = {}, of
     for norm in dict.fromkeys(norm for norm, _, _ in found):
         epsilons = sorted({epsilon for n, epsilon, _ in found if n == norm})
         names = list(dict.fromkeys(name for n, _, name in found if n == norm))
@@ -101,10 +100,9 @@ def figures_of(
         if fooled.size:
             title = f"{strongest}, {norm} epsilon {adversaries.text_of(epsilon)}"
             drawn[f"images_{norm}"] = _grid(target, fooled, arrays, title)
-    for norm, of in steps.items():
-        curves = {
-            f"{norm} {adversaries.text_of(e)}": (_sanity.STEPS, loss) for e, loss in zip(of["epsilon"], of["loss"])
-        }
+    for norm, more in steps.items():
+        pairs = zip(more["epsilon"], more["loss"], strict=True)
+        curves = {f"{norm} {adversaries.text_of(e)}": (_sanity.STEPS, loss) for e, loss in pairs}
         drawn[f"loss_over_steps_{norm}"] = plotting.loss_over_steps(curves, title="PGD without random starts")
     return drawn
 
@@ -124,23 +122,12 @@ def _grid(target: Target, rows: np.ndarray, arrays: dict, title: str) -> Any:
     )
 
 
-def report(
-    folder: epath.Path,
-    config: Any,
-    target: Target,
-    rows: list[dict],
-    clean: np.ndarray,
-    found: dict[tuple[str, float, str], dict],
-    steps: dict[str, dict[str, np.ndarray]],
-    certificate: certification.Certificate | None,
-    findings: list[_sanity.Finding],
-    stopwatch: runtimes.Stopwatch,
-) -> None:
-    """Prints the tables and findings; writes metrics.json, report.md and figures."""
-    origin = f", {config.training} training"
+def report(folder: epath.Path, config: Any, of: Evaluation, stopwatch: runtimes.Stopwatch) -> list[dict[str, Any]]:
+    """Prints the tables and findings; writes metrics.csv, metrics.json, report.md and figures; returns the rows."""
+    rows, origin = tabulate(folder, of), f", {config.training} training"
     if config.checkpoint:
         origin = f" from {epath.Path(config.checkpoint).resolve().name}"
-    about, count = f"{config.dataset} {config.model}{origin}", len(target.id)
+    about, count = f"{config.dataset} {config.model}{origin}", len(of.clean)
     notes = [
         f"{count:,} images: two standard errors of an accuracy are at most {1 / np.sqrt(count):.3f}. Queries: the most "
         "gradient steps, or for Square model calls, per image. Seconds: for all radii, including compilation."
@@ -153,14 +140,15 @@ def report(
             f"Smoothed with sigma {config.sigma:g}: a prediction takes {NUM_PREDICTION:,} draws; abstaining (at most "
             f"{abstained:.3f} of the images) counts as wrong. Certified with {NUM_ESTIMATION:,} draws, alpha {ALPHA:g}."
         )
-    lines = [(f"**{f.word}**" if f.passed is False else f.word, f.text) for f in findings]
+    lines = [(f"**{f.word}**" if f.passed is False else f.word, f.text) for f in of.findings]
     tables.report(
         folder, config, runtimes.console(), stopwatch, title=f"Robust accuracy: {about}",
         parts=[
-            *tables_of(rows, found, about), *notes, tables.Table("Sanity checks", ("result", "finding"), lines)
+            *tables_of(rows, of.found, about), *notes, tables.Table("Sanity checks", ("result", "finding"), lines)
         ],
-        figures=figures_of(folder, target, clean, found, steps, certificate), figure_format=config.figure_format,
+        figures=figures_of(folder, of), figure_format=config.figure_format,
     )  # fmt: skip
-    checks = [{"result": finding.word, "text": finding.text} for finding in findings]
+    checks = [{"result": finding.word, "text": finding.text} for finding in of.findings]
     summary = {"checks": checks, "seconds": stopwatch.seconds(), "rows": rows}
     files.write_whole(folder / "metrics.json", json.dumps(summary, indent=1) + "\n")
+    return rows

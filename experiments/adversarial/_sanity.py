@@ -22,15 +22,10 @@ Correct = Mapping[tuple[str, float, str], np.ndarray]
 
 
 class Finding(NamedTuple):
-    """The result of a check.
+    """The result of a check."""
 
-    Attributes:
-      passed: None if the check could not be made.
-      text: what was found.
-    """
-
-    passed: bool | None
-    text: str
+    passed: bool | None  # None if the check could not be made
+    text: str  # what was found
 
     @property
     def word(self) -> str:

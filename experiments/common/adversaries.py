@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from experiments.common import tables
+from experiments.common import checks, tables
 from robustjax import attacks, losses
 
 NORMS = ("linf", "l2", "l1")
@@ -20,21 +19,13 @@ DEFAULT_SMOOTHED = ("fgsm", "pgd_20")
 
 
 class Named(NamedTuple):
-    """An attack that can be named.
+    """An attack that can be named."""
 
-    Attributes:
-      make: ``(epsilon, norm) -> attack``.
-      reference: first author, or both of two, and arXiv id.
-      about: its settings.
-      norms: for which it is defined.
-      averages: whether its gradients can be averaged over draws of a random model.
-    """
-
-    make: Callable[[float, Any], Any]
-    reference: str
-    about: str = ""
-    norms: tuple[str, ...] = NORMS
-    averages: bool = False
+    make: Callable[[float, Any], Any]  # ``(epsilon, norm) -> attack``
+    reference: str  # first author, or both of two, and arXiv id
+    about: str = ""  # its settings
+    norms: tuple[str, ...] = NORMS  # for which it is defined
+    averages: bool = False  # whether its gradients can be averaged over draws of a random model
 
 
 def _pgd(steps: int, restarts: int = 1) -> Callable[[float, Any], Any]:
@@ -124,10 +115,7 @@ def default(setting: str, given: Any, dataset: str, norm: str) -> Any:
 def check(names: tuple[str, ...], norms: tuple[str, ...], *, smoothed: bool) -> None:
     """Raises ValueError for a name of no attack, or of one that is not defined for the norms or a smoothed model."""
     for name in names:
-        if name not in ATTACKS:
-            close = difflib.get_close_matches(name, ATTACKS)
-            hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are {', '.join(ATTACKS)}."
-            raise ValueError(f"attacks must be known names, got {name!r}. {hint}")
+        checks.known("attacks", name, ATTACKS)
         if not set(ATTACKS[name].norms) & set(norms):
             raise ValueError(
                 f"attacks must be defined for {' or '.join(norms)}, got {name!r}, which is for "
@@ -173,17 +161,7 @@ def objective_of(
     sigma: float = 0.5,
     num_steps: int,
 ) -> losses.Objective:
-    """The objective of a training by name.
-
-    Args:
-      training: one of ``TRAINING``.
-      norm: of the ball to train for.
-      epsilon: its radius; for the trainings in ``WITHIN``.
-      steps: of PGD.
-      beta: weight of the divergence in trades and mart.
-      sigma: standard deviation of the noise of gaussian training.
-      num_steps: of the training, for schedules.
-    """
+    """The objective of a training by name; ``num_steps`` are those of the training, for schedules."""
     if training == "standard":
         return losses.standard()
     if training == "gaussian":

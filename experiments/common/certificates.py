@@ -24,21 +24,13 @@ _SECONDS_BETWEEN_UPLOADS = 10
 
 
 class Table(NamedTuple):
-    """Certificates of a run, in the order of their images.
+    """Certificates of a run, in the order of their images."""
 
-    Attributes:
-      ids: ``(n,)`` positions in the split.
-      labels: ``(n,)`` true classes.
-      certificate: ``(n,)`` in each field.
-      num_samples: ``(n,)`` noisy copies that were classified, per image.
-      seconds: ``(n,)`` of sampling, per image.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    certificate: certification.Certificate
-    num_samples: np.ndarray
-    seconds: np.ndarray
+    ids: np.ndarray  # ``(n,)`` positions in the split
+    labels: np.ndarray  # ``(n,)`` true classes
+    certificate: certification.Certificate  # ``(n,)`` in each field
+    num_samples: np.ndarray  # ``(n,)`` noisy copies that were classified, per image
+    seconds: np.ndarray  # ``(n,)`` of sampling, per image
 
 
 def line_of(index: int, label: int, certificate: Any, seconds: float) -> str:

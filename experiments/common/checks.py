@@ -5,7 +5,9 @@ None passes; of a tuple, every element is checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import difflib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from robustjax import _validate
@@ -16,19 +18,14 @@ def at_least(minimum: int, config: Any, *names: str) -> None:
     _each(lambda **values: _validate.at_least(minimum, **values), config, names)
 
 
-def positive(config: Any, *names: str) -> None:
-    """Raises ValueError for a field that is not positive and finite."""
-    _each(_validate.positive, config, names)
+def _of_fields(check: Callable[..., None]) -> Callable[..., None]:
+    return lambda config, *names: _each(check, config, names)
 
 
-def not_negative(config: Any, *names: str) -> None:
-    """Raises ValueError for a field that is not finite and at least 0."""
-    _each(_validate.not_negative, config, names)
-
-
-def probability(config: Any, *names: str) -> None:
-    """Raises ValueError for a field that does not lie strictly between 0 and 1."""
-    _each(_validate.probability, config, names)
+positive, not_negative, probability = map(
+    _of_fields, (_validate.positive, _validate.not_negative, _validate.probability)
+)
+"""Raise ValueError for a field that is no such number, as ``(config, *names)``."""
 
 
 def distinct(config: Any, *names: str) -> None:
@@ -42,11 +39,30 @@ def distinct(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be given once each, got {' '.join(texts)}.")
 
 
+def known(field: str, name: str, names: Iterable[str]) -> None:
+    """Raises ValueError for a name that is none of ``names``."""
+    if name not in (names := tuple(names)):
+        close = difflib.get_close_matches(name, names)
+        hint = f"Did you mean {' or '.join(close)}?" if close else f"Known are {', '.join(names)}."
+        raise ValueError(f"{field} must be known names, got {name!r}. {hint}")
+
+
 def seed(config: Any, name: str = "seed") -> None:
     """Raises ValueError for a seed that is no integer of 32 bits."""
     value = getattr(config, name)
     if not 0 <= value < 2**32:
         raise ValueError(f"{name} must lie in [0, 2**32), got {value}.")
+
+
+@contextlib.contextmanager
+def renamed(argument: str, field: str) -> Iterator[None]:
+    """An error about the argument of a function is about the field that holds its value."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(f"{argument} "):
+            raise
+        raise ValueError(field + str(error).removeprefix(argument)) from error
 
 
 def _each(check: Callable[..., None], config: Any, names: tuple[str, ...]) -> None:

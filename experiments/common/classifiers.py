@@ -18,7 +18,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.common import files, folders, runtimes
+from experiments.common import checks, files, folders, runtimes
 from robustjax import data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
 
@@ -30,13 +30,7 @@ BLOCK_BYTES = 2**24
 
 
 class Classifier(NamedTuple):
-    """A model and its trained arrays.
-
-    Attributes:
-      functional: pure functions.
-      state: trained arrays.
-      mesh: devices of this process that hold the arrays, and share what goes through the model; None: one.
-    """
+    """A model and its trained arrays, on the devices of this process that share what goes through it; None: one."""
 
     functional: models.Functional
     state: ModelState
@@ -100,7 +94,8 @@ def images_of(
     theirs: dict[str, Any] = {} if checkpoint is None else folders.settings_of(checkpoint, dataset=dataset, model=model)
     # A model normalises by the statistics of the images on which it was trained.
     splits = (theirs.get("train_split", train_split), test_split or data.splits(dataset).test)
-    parts = [data.load(dataset, split, data_dir) for split in splits]
+    with checks.renamed("name", "dataset"):
+        parts = [data.load(dataset, split, data_dir) for split in splits]
     if theirs.get("classes"):
         parts = [data.select_classes(part, theirs["classes"]) for part in parts]
     if image_size is not None:
@@ -117,7 +112,8 @@ def build(model: str, dataset: data.Dataset, *, dtype: str, key: jax.Array) -> m
         )
     mean, std = data.channel_statistics(dataset)
     settings = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes, "mean": mean, "std": std}
-    return models.functional(models.create(model, key, dtype=jnp.dtype(dtype), **settings))
+    with checks.renamed("name", "model"):
+        return models.functional(models.create(model, key, dtype=jnp.dtype(dtype), **settings))
 
 
 def outputs_of(classifier: Classifier, images: AnyArray, batch_size: int = 500) -> Outputs:

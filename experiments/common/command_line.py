@@ -5,10 +5,14 @@ Lists are tuples, with spaces between their elements: ``--detectors energy knn``
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import io
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -56,6 +60,41 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
+def wrapped(text: str, width: int) -> str:
+    """A docstring for the terminal; a command longer than a line continues below, after a backslash."""
+    lines: list[str] = []
+    for block in text.strip().split("\n\n"):
+        if all(line[:1].isalpha() for line in block.splitlines()):
+            lines += textwrap.wrap(block, width, break_long_words=False, break_on_hyphens=False)
+        else:
+            for line in block.splitlines():
+                parts = textwrap.wrap(line, width - 2, subsequent_indent=8 * " ", break_long_words=False) or [""]
+                lines += [*(f"{part} \\" for part in parts[:-1]), parts[-1]]
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def _parsed(arguments: type, description: str | None) -> dict[str, Any]:
+    """The fields of the command line; help ends the process."""
+    spec = sys.modules["__main__"].__spec__
+    prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+    place, shown = "DESCRIPTION", io.StringIO()  # tyro would put each paragraph on one line
+    shown.isatty = sys.stdout.isatty
+    try:
+        with contextlib.redirect_stdout(shown):
+            return vars(tyro.cli(arguments, description=place, prog=prog, config=(tyro.conf.FlagCreatePairsOff,)))
+    finally:
+        width = min(shutil.get_terminal_size().columns, 120)
+        sys.stdout.write(shown.getvalue().replace(place, wrapped(description or "", width), 1))
+
+
+def _comma_hint(message: str = "") -> str:
+    """Says how lists are written, if the command line has one with commas that the message does not explain."""
+    values = [text.partition("=")[2] if text.startswith("--") else text for text in sys.argv[1:]]
+    named = [v for v in values if "," in v and "=" not in v and (not message or v in message)]
+    return "Lists are separated by spaces, not commas, such as --norms linf l2.\n" if named else ""
+
+
 def arguments(config: type, run: Callable[..., Any]) -> Any:
     """A command line as a dataclass: the fields of ``config`` and, where ``run`` takes a runtime, its fields."""
     parts = {"config": config} | (
@@ -72,17 +111,12 @@ def command_line(config: type, run: Callable[..., Any], description: str | None)
 
 def call(arguments: type, run: Callable[..., Any], description: str | None) -> None:
     """Parses the fields of a dataclass and calls ``run`` with them, as :func:`command_line` does."""
-    spec = sys.modules["__main__"].__spec__
     runtime = runtimes.HERE
     try:
-        prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
         try:
-            parts = vars(
-                tyro.cli(arguments, description=description, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
-            )
+            parts = _parsed(arguments, description)
         except SystemExit as error:
-            if error.code and any("," in text and "=" not in text for text in sys.argv[1:]):
-                sys.stderr.write("Lists are separated by spaces, not commas, such as --norms linf l2.\n")
+            sys.stderr.write(_comma_hint() if error.code else "")
             raise
         runtime = parts.get("runtime", runtime)
         with runtimes.started(runtime):
@@ -96,7 +130,8 @@ def call(arguments: type, run: Callable[..., Any], description: str | None) -> N
             os._exit(0)
         return
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        message = f"error: {error}"
+        hint = "" if "not commas" in str(error) else _comma_hint(str(error))
+        message = f"error: {error}\n{hint}".rstrip()
     except KeyboardInterrupt:
         message = "interrupted; the same command continues from here."
     except jax.errors.JaxRuntimeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
-from experiments.common import classifiers, tables
+from experiments.common import checks, classifiers, tables
 from robustjax import attacks, scoring
 from robustjax.typing import AnyArray, LogitsFn, Outputs
 
@@ -130,10 +129,7 @@ def check(names: tuple[str, ...]) -> None:
     for name in names:
         *combinators, base = name.split("+")
         for part in (*combinators, base):
-            if part not in NAMES:
-                close = difflib.get_close_matches(part, NAMES)
-                hint = f" Did you mean {' or '.join(close)}?" if close else f" Known are {', '.join(NAMES)}."
-                raise ValueError(f"detectors must be known names, got {part!r}.{hint}")
+            checks.known("detectors", part, NAMES)
         if base in COMBINATORS:
             raise ValueError(f"detectors must end in a detector, such as {name}+energy, got {name!r}.")
         if any(part not in COMBINATORS for part in combinators) or (combinators and base in OF_IMAGES):

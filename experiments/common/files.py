@@ -59,13 +59,16 @@ def write_arrays(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def read_arrays(path: epath.PathLike, *, leave_out: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Reads an npz file; ValueError that says what to do for one that is damaged."""
+def read_arrays(path: epath.PathLike, *wanted: str, leave_out: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Reads an npz file; ValueError that says what to do for one that is damaged, or lacks a ``wanted`` array."""
     try:
         with io.BytesIO(epath.Path(path).read_bytes()) as file, np.load(file) as arrays:
-            return {name: arrays[name] for name in arrays if name not in leave_out}
+            found = {name: arrays[name] for name in arrays if name not in leave_out}
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to make it again.") from error
+    if missing := [name for name in wanted if name not in found]:
+        raise ValueError(f"{path} must hold {', '.join(wanted)}, got no {missing[0]}; delete it to make it again.")
+    return found
 
 
 def source_digest() -> str:

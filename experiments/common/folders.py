@@ -33,15 +33,9 @@ def open_run(
 ) -> None:
     """Makes the run folder, or resumes the run in it; the first of many processes does, and the others wait.
 
-    Args:
-      folder: of the run.
-      config: frozen dataclass, written as ``config.json``.
-      same: fields that may differ when a run is resumed, besides ``ALWAYS_SAME``.
-      overwrite: whether an existing run is deleted first.
-      notes: written beside the settings, such as the version; may differ.
-
-    Raises:
-      ValueError: the folder belongs to a run with another config, or holds something else.
+    ``config.json`` holds the config, a dataclass, and ``notes``, such as the version. Notes may differ when a run is
+    resumed, and so may the fields ``same`` and ``ALWAYS_SAME``. ValueError for a folder that belongs to a run with
+    another config, or holds something else; ``overwrite`` deletes an existing run first.
     """
     notes = notes or {}
     if jax.process_index() == 0:

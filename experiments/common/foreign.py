@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from experiments.common import checks
 from robustjax import data
 
 SYNTHETIC = ("textures", "uniform_noise", "gaussian_noise")
@@ -22,33 +23,20 @@ OPEN_SET_CLASSES = {
 
 
 class Foreign(NamedTuple):
-    """A set of out-of-distribution images.
+    """A set of out-of-distribution images."""
 
-    Attributes:
-      group: ``"near"`` or ``"far"``.
-      dataset: images in the shape of the in-distribution images.
-    """
-
-    group: str
-    dataset: data.Dataset
+    group: str  # ``"near"`` or ``"far"``
+    dataset: data.Dataset  # images in the shape of the in-distribution images
 
 
 class Sets(NamedTuple):
-    """All images of a run.
+    """All images of a run."""
 
-    Attributes:
-      train: in-distribution images to fit on.
-      validation: in-distribution images, held out of the training split.
-      test: in-distribution images to score.
-      foreign: out-of-distribution sets by name.
-      outliers: out-of-distribution images to train on, or None.
-    """
-
-    train: data.Dataset
-    validation: data.Dataset
-    test: data.Dataset
-    foreign: dict[str, Foreign]
-    outliers: data.Dataset | None
+    train: data.Dataset  # in-distribution images to fit on
+    validation: data.Dataset  # in-distribution images, held out of the training split
+    test: data.Dataset  # in-distribution images to score
+    foreign: dict[str, Foreign]  # out-of-distribution sets by name
+    outliers: data.Dataset | None  # out-of-distribution images to train on, or None
 
 
 def parsed(name: str) -> tuple[str, str]:
@@ -88,7 +76,8 @@ def open_sets(
         ``classes`` to hold some out, or cannot be opened.
     """
     splits = data.splits(dataset)
-    known, validation, test = (data.load(dataset, split, data_dir) for split in splits)
+    with checks.renamed("name", "dataset"):
+        known, validation, test = (data.load(dataset, split, data_dir) for split in splits)
     everything = test
     if classes:
         known, validation, test = (data.select_classes(part, classes) for part in (known, validation, test))
@@ -125,7 +114,8 @@ def open_sets(
         if name in SYNTHETIC:
             return data.synthetic(name, test.image_shape, min(max_images, len(test)), seed=seed)
         base, split = part_of[name]
-        foreign = data.load(base, split, data_dir)
+        with checks.renamed("name", "outliers" if name == outliers else "near and far"):
+            foreign = data.load(base, split, data_dir)
         return data.match_images(foreign, test.image_shape, invert=base.split(":")[0] in INVERTED)
 
     foreign = {name: Foreign("near" if name in near else "far", opened(name)) for name in names}

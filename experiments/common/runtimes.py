@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import os
 import platform
 import signal
@@ -265,13 +266,16 @@ def watching(runtime: Runtime, folder: epath.Path, settings: Mapping[str, Any]) 
         yield watch
 
 
+def _extra(name: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"log {name} needs {module}: pip install 'robustjax[{name}]'.") from error
+
+
 @contextlib.contextmanager
 def _tensorboard(folder: epath.Path, settings: Mapping[str, Any]) -> Iterator[Any]:
-    try:
-        from tensorboardX import SummaryWriter  # pyrefly: ignore[missing-import]
-    except ImportError as error:
-        raise ValueError("log tensorboard needs tensorboardX: pip install 'robustjax[tensorboard]'.") from error
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+    with _extra("tensorboard", "tensorboardX").SummaryWriter(str(folder / "tensorboard")) as writer:
         writer.add_text("config", "\n".join(f"    {name}: {value}" for name, value in settings.items()))
 
         def log(phase: str, step: int, numbers: Mapping[str, float]) -> None:
@@ -283,13 +287,9 @@ def _tensorboard(folder: epath.Path, settings: Mapping[str, Any]) -> Iterator[An
 
 @contextlib.contextmanager
 def _wandb(folder: epath.Path, settings: Mapping[str, Any]) -> Iterator[Any]:
-    try:
-        import wandb  # pyrefly: ignore[missing-import]
-    except ImportError as error:
-        raise ValueError("log wandb needs wandb: pip install 'robustjax[wandb]'.") from error
     place = None if is_remote(folder) else str(folder)  # W&B writes only to local disks
-    with wandb.init(project="robustjax", dir=place, name=folder.name, config=dict(settings)) as run:
-        known = set()
+    settings, known = dict(settings), set()
+    with _extra("wandb", "wandb").init(project="robustjax", dir=place, name=folder.name, config=settings) as run:
 
         def log(phase: str, step: int, numbers: Mapping[str, float]) -> None:
             if phase not in known:  # each phase counts its own steps

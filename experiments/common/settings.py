@@ -6,7 +6,7 @@ To change a default, a ``Config`` repeats the field without its docstring; its p
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from experiments.common import checks
 from robustjax import data
@@ -57,6 +57,22 @@ class Training(Model):
 
     recipe: str | None = None
     """Training recipe: digits, mnist, mnist_short, cohen_cifar10 or cohen_imagenet. None: the data set's recipe."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Product(Training):
+    """The same, or a model of another run; and the run folder."""
+
+    checkpoint: str | None = None
+    """Run folder of another experiment on the same data set. Its model is used; nothing is trained."""
+    results_dir: str = "results"
+    """Parent folder of all runs."""
+    name: str | None = None
+    """Name of the run folder. None: composed of the data set, the model and other settings."""
+    overwrite: bool = False
+    """Delete the run in the folder and start again."""
+    figure_format: Literal["png", "pdf"] = "png"
+    """File format of figures."""
 
 
 def shared(config: Any, other: type) -> dict[str, Any]:

@@ -17,17 +17,11 @@ from experiments.common import files, runtimes
 
 
 class Table(NamedTuple):
-    """A table of texts.
+    """A table of texts."""
 
-    Attributes:
-      title: one line above it.
-      headers: of the columns; the first column names the rows.
-      rows: cells; one between ``**`` is printed bold.
-    """
-
-    title: str
-    headers: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    title: str  # one line above it
+    headers: Sequence[str]  # of the columns; the first column names the rows
+    rows: Sequence[Sequence[str]]  # cells; one between ``**`` is printed bold
 
 
 def mean_and_sd(values: Any, form: str = ".3f") -> str:
@@ -93,16 +87,8 @@ def report(
 ) -> None:
     """Prints tables and sentences; writes them with the figures and the settings of ``config`` to ``report.md``.
 
-    Args:
-      folder: of the run.
-      config: dataclass whose fields are the settings.
-      console: where it is printed.
-      stopwatch: of the call.
-      title: of the report.
-      parts: printed and written, in this order.
-      details: written only.
-      figures: Matplotlib figures by name, written to ``figures/NAME.FORMAT``.
-      figure_format: ``png`` or ``pdf``.
+    ``parts`` are printed and written in this order, ``details`` only written; the Matplotlib figures go to
+    ``figures/NAME.FORMAT``.
     """
     text = [f"# {title}"]
     for part in parts:

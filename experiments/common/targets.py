@@ -23,25 +23,15 @@ NUM_PREDICTION, NUM_ESTIMATION = 1000, 10_000
 
 
 class Target(NamedTuple):
-    """A model and the images on which it is attacked.
+    """A model and the images on which it is attacked."""
 
-    Attributes:
-      classifier: the model.
-      id: ``(n,)``, positions in the split.
-      image: ``(n, height, width, channels)``.
-      label: ``(n,)``.
-      batch_size: images that are attacked at once.
-      measure: of a smoothed model, else None.
-      samples: draws behind each gradient of a smoothed model, else None.
-    """
-
-    classifier: classifiers.Classifier
-    id: np.ndarray
-    image: np.ndarray
-    label: np.ndarray
-    batch_size: int
-    measure: certification.Measure | None = None
-    samples: int | None = None
+    classifier: classifiers.Classifier  # the model
+    id: np.ndarray  # ``(n,)``, positions in the split
+    image: np.ndarray  # ``(n, height, width, channels)``
+    label: np.ndarray  # ``(n,)``
+    batch_size: int  # images that are attacked at once
+    measure: certification.Measure | None = None  # of a smoothed model, else None
+    samples: int | None = None  # draws behind each gradient of a smoothed model, else None
 
     def first(self, most: int) -> Target:
         """At most ``most`` of the images, evenly spaced."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from etils import epath
 
-from experiments.common import checks, detectors, folders, foreign
+from experiments.common import checks, detectors, folders, foreign, settings
 
 TRAINING = ("standard", "logit_norm", "mixup", "cutmix", "outlier_exposure", "energy_bounded")
 NEED_OUTLIERS = ("outlier_exposure", "energy_bounded")
@@ -18,13 +18,9 @@ UNSAFE = str.maketrans({"/": "-", ":": "-", "[": "_", "]": "", "%": "pct", " ": 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Product):
     """Settings of a run."""
 
-    dataset: str = "digits"
-    """In-distribution data: digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
     classes: tuple[int, ...] = ()
     """In-distribution labels; the other classes are the set held_out. Default: 0 to 5 for digits, else all."""
     open_set: int | None = None
@@ -37,37 +33,22 @@ class Config:
     Default: textures uniform_noise permuted_pixels."""
     detectors: tuple[str, ...] = ()
     """Detectors, combined with +, such as energy knn react+energy. Default: all of --list."""
-    model: str = "cnn"
-    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
-    recipe: str | None = None
-    """Training recipe: digits, mnist, mnist_short, cohen_cifar10 or cohen_imagenet. None: the data set's recipe."""
-    num_epochs: int | None = None
-    """Passes over the training images. None: as in the recipe."""
     training: Literal[*TRAINING] = "standard"  # pyrefly: ignore
     """Training objective; outlier_exposure and energy_bounded need --outliers."""
     outliers: str | None = None
     """Outliers to train on: a synthetic set, NAME or NAME@SPLIT; never from a stored split that is tested."""
-    checkpoint: str | None = None
-    """Run folder of another experiment on the same data set. Its model is scored; nothing is trained."""
     seeds: int = 3
     """Number of repetitions, with seeds 0, 1, ..., each with its own model."""
     positive: Literal["ood", "id"] = "ood"
     """Positive class of the FPR@95TPR in the tables; metrics.csv has both."""
-    results_dir: str = "results"
-    """Parent folder of all runs."""
-    name: str | None = None
-    """Name of the run folder. None: composed of data set, model and training."""
-    overwrite: bool = False
-    """Delete the run in the folder and start again."""
-    figure_format: Literal["png", "pdf"] = "png"
-    """File format of figures."""
     figure_detectors: int | None = 8
     """Number of detectors in histograms and ROC curves, the best by AUROC. None: all."""
     list: bool = False
     """List all detectors with their references, and exit."""
 
     def __post_init__(self):
-        checks.at_least(1, self, "num_epochs", "seeds", "figure_detectors")
+        super().__post_init__()
+        checks.at_least(1, self, "seeds", "figure_detectors")
         checks.distinct(self, "classes", "near", "far", "detectors")
         detectors.check(self.detectors)
         if (self.training in NEED_OUTLIERS) != (self.outliers is not None):

@@ -10,12 +10,12 @@ from etils import epath
 
 from experiments.common import files, foreign, runtimes, subsets, tables
 from experiments.ood._config import UNSAFE
-from experiments.ood._score import MAX_IMAGES
+from experiments.ood._score import MAX_IMAGES, SECONDS
 from robustjax import data, metrics, plotting
 
 GROUPS = ("near", "far")
 METRICS = metrics.DetectionMetrics._fields
-COLUMNS = ("seed", "detector", "set", "group", "num_in", "num_out", *METRICS, "fit_seconds", "score_seconds")
+COLUMNS = ("seed", "detector", "set", "group", "num_in", "num_out", *METRICS, *SECONDS)
 NUM_ENDS = 16
 """Images at each end of a detector's scores."""
 
@@ -27,7 +27,7 @@ def tabulate(folder: epath.Path, scores: Scores, sets: dict[str, foreign.Foreign
     """One row of metrics for each seed, detector and set; writes metrics.csv and the scores of each set."""
     rows: list[dict[str, Any]] = []
     for (seed, name), of in scores.items():
-        seconds = {key: float(of[key]) for key in ("fit_seconds", "score_seconds")}
+        seconds = {key: float(of[key]) for key in SECONDS}
         for part, (group, _) in sets.items():
             values = metrics.detection_metrics(of["in"], of[part])
             sizes = {"num_in": of["in"].size, "num_out": of[part].size}

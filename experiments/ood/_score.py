@@ -15,6 +15,7 @@ from robustjax.typing import Batch
 
 # Maximum number of rows that detectors are fitted on, and of images of each set that are scored.
 MAX_TRAIN, MAX_IMAGES = 50_000, 10_000
+SECONDS = ("fit_seconds", "score_seconds")
 
 
 def score_sets(
@@ -49,7 +50,7 @@ def score_sets(
         except ValueError as error:
             runtimes.log(f"{folder.parent.name}: {name} is left out: {error}")
             continue
-        seconds = {"fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted}
+        seconds = dict(zip(SECONDS, (fitted - started, time.perf_counter() - fitted), strict=True))
         files.write_arrays(path, scores | seconds)
         runtimes.log(f"{folder.parent.name}: {name}, {sum(seconds.values()):.1f} s")
     probabilities = np.asarray(jax.nn.softmax(parts["in"].outputs.logits))
@@ -62,7 +63,10 @@ def score_sets(
 def scores_of(folder: epath.Path) -> dict[tuple[int, str], dict[str, np.ndarray]]:
     """All scores of a run on disk, by seed and detector, in order."""
     paths = [path for seed in files.files(folder, "seed-*") for path in files.files(seed / "scores", "*.npz")]
-    found = {(int(path.parts[-3].removeprefix("seed-")), path.stem): files.read_arrays(path) for path in paths}
+    found = {
+        (int(path.parts[-3].removeprefix("seed-")), path.stem): files.read_arrays(path, "in", *SECONDS)
+        for path in paths
+    }
     return dict(sorted(found.items(), key=lambda item: item[0]))
 
 

@@ -14,15 +14,10 @@ from robustjax import losses, models, training
 
 def objective_of(name: str, num_classes: int) -> losses.Objective:
     """The objective by name; the model of ``energy_bounded`` is fine-tuned afterwards."""
-    objectives = {
-        "standard": lambda: losses.standard(),
-        "logit_norm": lambda: losses.logit_norm(),
-        "mixup": lambda: losses.mixup(num_classes=num_classes),
-        "cutmix": lambda: losses.cutmix(num_classes=num_classes),
-        "outlier_exposure": lambda: losses.outliers.outlier_exposure(),
-        "energy_bounded": lambda: losses.standard(),
-    }
-    return objectives[name]()
+    if name in ("mixup", "cutmix"):
+        return getattr(losses, name)(num_classes=num_classes)
+    others = {"logit_norm": losses.logit_norm, "outlier_exposure": losses.outliers.outlier_exposure}
+    return others.get(name, losses.standard)()
 
 
 def classifier_of(

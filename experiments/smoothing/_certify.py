@@ -26,17 +26,8 @@ def certify_images(
 ) -> None:
     """Certifies the images without a certificate in ``folder``; each group is on disk before the next one begins.
 
-    A group has an image for each step of the axis ``data`` of the mesh; of several processes each takes its share.
-
-    Args:
-      folder: of the run.
-      key: typed PRNG key; each image has its own.
-      certify: what to do with a group.
-      test: images.
-      ids: ``(n,)`` positions of the images to certify.
-      radius: at which progress is reported.
-      mesh: devices of this process.
-      watch: receives the progress.
+    ``ids`` are positions in ``test``. A group has an image for each step of the axis ``data`` of the mesh; of several
+    processes each takes its share. ``watch`` receives the share that is certified at ``radius``.
     """
     size, path = mesh.shape["data"], folder / "certificates.csv"
     process, processes = jax.process_index(), jax.process_count()
@@ -52,10 +43,7 @@ def certify_images(
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     certified = int(((certificate.label == labels) & (certificate.radius >= radius)).sum())
     compiled, last_line, count, total = False, time.perf_counter(), len(done), len(done) + len(left)
-    with (
-        certificates.writer(folder, process, processes) as write,
-        command_line.progress_bar(runtimes.console()) as bar,
-    ):
+    with certificates.writer(folder, process, processes) as write, command_line.progress_bar(runtimes.console()) as bar:
         task = bar.add_task("", total=total, completed=len(done), task_name="certifying")
         for start in range(0, len(left), size):
             group = left[start : start + size]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from etils import epath
 
-from experiments.common import checks, folders, smoothers
+from experiments.common import checks, folders, settings, smoothers
 from experiments.common.command_line import Number
 from robustjax import certification, losses
 
@@ -21,21 +21,11 @@ SAME = ("radii", "compare")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.Product, settings.Splits):
     """Settings of a run; radii and sigma are in units of [0, 1] pixels."""
 
-    dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with images and labels."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
-    train_split: str = "train"
-    """Images to train on, in TFDS syntax. To choose settings: 'train[:90%]' here, 'train[90%:]' in --test-split."""
-    test_split: str | None = None
-    """Images to certify, in TFDS syntax. None: the test split of the data set."""
     image_size: int | None = None
     """Resize images to N x N pixels. None: keep their size."""
-    model: str = "cnn"
-    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which the model computes; parameters, noise and logits are float32."""
     sigma: float = 0.25
@@ -62,12 +52,6 @@ class Config:
     """Round noisy copies to N steps per grey level (1/255), such as 16. None: plain float32 addition."""
     dual: bool = False
     """Smooth and classify the two halves of a checkerboard of pixels separately; they share the draws of an image."""
-    checkpoint: str | None = None
-    """Run folder of another experiment on the same data set. Its model is certified; nothing is trained."""
-    recipe: str | None = None
-    """Training recipe: digits, mnist, mnist_short, cohen_cifar10 or cohen_imagenet. None: the data set's recipe."""
-    num_epochs: int | None = None
-    """Passes over the training images; the learning-rate schedule is scaled to fit. None: as in the recipe."""
     learning_rate: float | None = None
     """Initial learning rate. None: as in the recipe."""
     num_selection: int = 100
@@ -90,20 +74,13 @@ class Config:
     """Radii of the table, in [0, 1] pixels. Default: up to the largest that can be certified."""
     seed: int = 0
     """Seed of initialisation, batch order, training noise and smoothing noise."""
-    results_dir: str = "results"
-    """Parent folder of all runs."""
-    name: str | None = None
-    """Name of the run folder. None: composed of data set, model and noise."""
-    overwrite: bool = False
-    """Delete the run in the folder and start again."""
-    figure_format: Literal["png", "pdf"] = "png"
-    """File format of figures."""
     compare: tuple[str, ...] = ()
     """Compare these finished run folders in one table and one figure; nothing is trained or certified."""
 
     def __post_init__(self):
-        checks.at_least(1, self, "num_selection", "num_estimation", "skip", "num_images", "num_epochs", "batch_size")
-        checks.at_least(1, self, "grid", "image_size")
+        super().__post_init__()
+        checks.at_least(1, self, "num_selection", "num_estimation", "skip", "num_images", "batch_size", "grid")
+        checks.at_least(1, self, "image_size")
         checks.positive(self, "sigma", "learning_rate")
         checks.not_negative(self, "train_sigma", "radii", "target_radius")
         checks.probability(self, "alpha")
@@ -135,8 +112,8 @@ class Config:
     def objective(self, *, num_steps: int) -> losses.Objective:
         """The training objective of the base classifier."""
         sigma = self.sigma if self.train_sigma is None else self.train_sigma
-        settings = {name: getattr(self, name) for name in smoothers.SETTINGS}
-        objective = smoothers.objective_of(self.noise, sigma, self.training, **settings)
+        given = {name: getattr(self, name) for name in smoothers.SETTINGS}
+        objective = smoothers.objective_of(self.noise, sigma, self.training, **given)
         return smoothers.warmed_up(self.training, objective, self.train_warmup, num_steps)
 
     def folder(self) -> epath.Path:

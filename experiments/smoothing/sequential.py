@@ -265,10 +265,7 @@ def row_of(kind: str, value: float, found: dict[str, np.ndarray]) -> dict[str, A
 def tables_of(rows: list[dict], norm: str) -> list[tables.Table]:
     """A table for the target radii and one for the tolerances, means over runs."""
     found = []
-    for kind, asked, measured in (
-        ("target_radius", f"{norm} radius", "certified"),
-        ("tolerance", "tolerance", "ACR"),
-    ):
+    for kind, asked, measured in (("target_radius", f"{norm} radius", "certified"), ("tolerance", "tolerance", "ACR")):
         body = []
         for value in dict.fromkeys(row["value"] for row in rows if row["question"] == kind):
             chosen = [row for row in rows if (row["question"], row["value"]) == (kind, value)]
