@@ -1,6 +1,7 @@
 """The pages of docs/build.py: what stands on them, in which order, and signatures as a person writes them."""
 
 import inspect
+import sys
 from typing import Literal
 
 import pytest
@@ -42,6 +43,12 @@ def test_a_class_under_a_lower_case_name_is_a_function_of_its_settings():
     sections = [line for line in pgd.__doc__.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert sections == ["Args:", "Returns:", "Example:", "Reference:"]
     assert "  A function ``(key, logits_fn, x, labels)``. " in pgd.__doc__
+
+
+def test_without_pdoc_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pdoc", None)
+    with pytest.raises(SystemExit, match=r"needs pdoc: pip install 'robustjax\[docs\]'"):
+        build.build(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,28 @@ WITHOUT = {
 }
 """Functions without an example; the list only shrinks."""
 
+SLOW = {
+    "attacks": "apgd at_budget carlini_wagner expectation_over_transformation fab square worst_of",
+    "certification": "certify_sequential diffusion_denoised dual sample_counts",
+    "certification.conformal": "smoothed_scores",
+    "certification.halfspaces": "disagreement_bound learn null_thresholds statistics tester_learner",
+    "certification.mixing": "mixture",
+    "certification.multimodal": "radius",
+    "certification.prototypes": "radius",
+    "losses": "boosted_cross_entropy conformal_training mixing_training multimodal_margin prototype_margin",
+    "losses.adversarial": "adversarial_training awp logit_pairing trades",
+    "losses.denoising": "diffusion",
+    "losses.rrcm": "consistency_pretraining pretrained_model",
+    "losses.smoothing": "macer smoothadv smoothmix",
+    "metrics": "bootstrap_interval",
+    "models": "image_functional resnet18 resnet20 wide_resnet",
+    "models.prototypes": "classifier log_detections log_probabilities radius",
+    "perturbations": "cutmix standard_normal",
+    "scoring": "add_class ensemble fit_temperature kl_matching nac nearest_class neuron_states",
+    "training": "fit",
+}
+"""By module, functions that compile for half a second or longer: their examples run with the tests marked slow."""
+
 MODULES = {module.__name__: module for module in build.modules()}
 
 
@@ -47,12 +69,24 @@ def prepared(name: str) -> dict:
     return run(name, MODULES[name].__doc__ or "", around)
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_give_what_they_show(name):
+def run_examples(name: str, *, slow: bool) -> None:
+    long = SLOW.get(name.removeprefix("robustjax."), "").split()
     with np.printoptions():  # the examples set their own
         names = prepared(name)
         for function, text in functions(MODULES[name]).items():
-            run(function, text, names)
+            if (function.rpartition(".")[2] in long) == slow:
+                run(function, text, names)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_give_what_they_show(name):
+    run_examples(name, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_examples_that_take_long_give_what_they_show(name):
+    run_examples(f"robustjax.{name}", slow=True)
 
 
 def test_every_public_function_has_an_example():
@@ -60,6 +94,7 @@ def test_every_public_function_has_an_example():
     assert len(texts) > 150
     without = {name for name, text in texts.items() if ">>> " not in text}
     assert without == {*WITHOUT}
+    assert {f"robustjax.{module}.{name}" for module, names in SLOW.items() for name in names.split()} <= {*texts}
 
 
 def test_a_wrong_example_fails():

@@ -63,6 +63,7 @@ def test_every_norm_has_its_own_radii():
     config = adversarial.Config(norms=("l2", "linf")).resolved()
     assert config.radii() == {"l2": (0.25, 0.5, 1.0), "linf": (0.1, 0.2, 0.3)}
     assert (config.train_norm, config.train_epsilon) == ("l2", 0.75)
+    assert adversarial.Config(dataset="mnist", norms=("l2",)).resolved().radii() == {"l2": (1.0, 1.5, 2.0)}
     assert adversarial.Config(smoothed=True).resolved().norms == ("l2",)
     for names, smoothed in ((adversaries.DEFAULT, False), (adversaries.DEFAULT_SMOOTHED, True)):
         jobs = adversarial.Config(smoothed=smoothed, norms=("l2",)).resolved().jobs()

@@ -16,6 +16,21 @@ def test_recipes_are_those_of_the_literature_unless_named():
         classifiers.recipe_of("svhn_cropped", None)
 
 
+@pytest.mark.parametrize("name", ["dataset", "model"])
+def test_what_is_unknown_is_named_by_its_setting(name):
+    settings = {"model": "mlp", "dataset": "digits", name: "images.npz"}
+    wanted = {"dataset": "dataset must look like mnist, .*", "model": "model must be one of mlp, lenet, .*, resnet50, "}
+    splits = {"checkpoint": None, "train_split": "test", "test_split": None, "image_size": 12}
+
+    def build():
+        train, _ = classifiers.images_of(data_dir=None, **splits, **settings)
+        assert train.image_shape == (12, 12, 1)
+        classifiers.build(settings["model"], train, dtype="float32", key=jax.random.key(0))
+
+    with pytest.raises(ValueError, match=f"^{wanted[name]}got '?.*images.npz'"):
+        build()
+
+
 def test_the_learning_rate_is_the_one_given():
     recipe = classifiers.recipe_of("mnist", None, 0.1)
     assert recipe == dataclasses.replace(training.RECIPES["mnist"], learning_rate=0.1)

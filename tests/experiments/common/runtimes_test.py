@@ -1,5 +1,6 @@
 """Devices, processes, signals and watchers: none of them changes a certificate."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import pytest
@@ -19,7 +21,7 @@ from experiments.common import certificates, files, folders, runtimes
 from robustjax import training
 
 ROOT = pathlib.Path(__file__).parents[3]
-TINY = {"model": "mlp", "num_epochs": 10, "num_images": 6, "skip": 50, "num_estimation": 300, "sigma": 0.3}
+TINY = {"model": "mlp", "num_epochs": 10, "num_images": 6, "num_estimation": 300, "sigma": 0.3}
 PARALLEL = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}  # as in this process, so that training rounds alike
 
 
@@ -131,6 +133,21 @@ def test_sigusr1_prints_the_progress(tmp_path, capfd):
     assert second.endswith(" s since the start")
 
 
+def test_a_trace_is_begun_once_and_ended_after_its_seconds_or_with_the_run(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", calls.append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("end"))
+    for seconds, wanted in ((0, ["run/trace", "end", 2]), (1000, ["run/trace", 2, "end"])):
+        monkeypatch.setattr(runtimes, "TRACE_SECONDS", seconds)
+        with runtimes.watching(runtimes.Runtime(profile=True), epath.Path("run"), {}) as watch:
+            for step in range(3):
+                watch("certifying", 3, step, {})
+            calls.append(step)
+        assert calls == wanted
+        calls.clear()
+
+
+@pytest.mark.slow
 def test_a_trace_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(runtimes, "TRACE_SECONDS", 0)
     with runtimes.watching(runtimes.Runtime(profile=True), epath.Path(tmp_path), {}) as watch:
@@ -156,6 +173,28 @@ def test_tensorboard_has_the_numbers(tmp_path):
     assert found["training/loss"] == (50, 0.25)
 
 
+def test_wandb_has_the_numbers_of_each_phase_by_its_own_steps(monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def init(**settings):
+        seen.append(settings)
+        define = lambda name, step_metric: seen.append((name, step_metric))
+        yield types.SimpleNamespace(define_metric=define, log=seen.append)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with runtimes.watching(runtimes.Runtime(log=("wandb",)), epath.Path("run"), {"sigma": 0.5}) as watch:
+        for step in (50, 100):
+            watch("training", 100, step, {"loss": 0.25})
+    assert seen == [
+        {"project": "robustjax", "dir": "run", "name": "run", "config": {"sigma": 0.5}},
+        ("training/*", "training/step"),
+        {"training/loss": 0.25, "training/step": 50},
+        {"training/loss": 0.25, "training/step": 100},
+    ]
+
+
+@pytest.mark.slow
 def test_wandb_works_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -199,7 +238,8 @@ def processes(results, count, *flags, **settings):
     return [start(results, *place, str(i), *flags, environment=environment, **settings) for i in range(count)]
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_many_processes_leave_what_one_leaves(finished, tmp_path, count):
     started = processes(tmp_path, count)
     words = [process.communicate(timeout=300) for process in started]

@@ -10,15 +10,17 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from experiments import ood
-from experiments.common import detectors, foreign
+from experiments.common import classifiers, detectors, foreign
 from experiments.ood import _config, _report, _score, _train
-from robustjax import data, losses, metrics
+from robustjax import losses, metrics
 
-TINY = {"model": "mlp", "num_epochs": 1, "seeds": 1}
+SMALL = {"model": "mlp", "num_epochs": 2, "seeds": 1, "detectors": ("msp",)}
 
 
 def read(path):
@@ -148,42 +150,26 @@ def test_objectives_are_those_of_their_names():
     assert all(_train.objective_of(name, 6) == objective for name, objective in wanted.items())
 
 
-@pytest.mark.parametrize("training", _config.NEED_OUTLIERS)
-def test_trainings_with_outliers_run(training, tmp_path):
-    settings = {**TINY, "num_epochs": 2, "detectors": ("msp",), "results_dir": str(tmp_path)}
-    config = ood.Config(training=training, outliers="gaussian_noise", **settings)
-    rows = ood.run(config)
-    assert all(0 <= row["auroc"] <= 1 for row in rows)
+def test_training_with_outliers_runs(tmp_path):
+    config = ood.Config(training="outlier_exposure", outliers="gaussian_noise", **SMALL, results_dir=str(tmp_path))
+    assert all(0 <= row["auroc"] <= 1 for row in ood.run(config))
     assert json.loads((config.folder() / "metrics.json").read_text())["accuracy"][0] > 0.2
 
 
-def test_parts_of_a_set_are_tested_under_their_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(foreign, "overlap", lambda *_: False)  # digits stand in for a foreign set
-    far = ("digits@train[:20]", "digits@train[20:50]")
-    rows = ood.run(ood.Config(far=far, **TINY, detectors=("energy",), results_dir=str(tmp_path)))
-    sizes = {row["set"]: row["num_out"] for row in rows}
-    assert [sizes[name] for name in far] == [20, 30]
-    assert len(list(tmp_path.glob("ood/*/scores/digits@train_*.npz"))) == 2
+def test_a_model_with_bounded_energy_is_fine_tuned(tmp_path):
+    names = {"near": (), "far": ("uniform_noise",), "outliers": "gaussian_noise"}
+    sets = foreign.open_sets("digits", None, classes=range(6), **names, max_images=500, seed=0)
+    functional = classifiers.build("mlp", sets.train, dtype="float32", key=jax.random.key(0))
+    settings = {"recipe": classifiers.recipe_of("digits", None), "num_epochs": 2, "key": jax.random.key(1), "seed": 0}
+    tuned = _train.classifier_of("energy_bounded", functional, sets, epath.Path(tmp_path), **settings)
+    before = classifiers.restored(str(tmp_path), functional)
+    inside, outside = sets.test[:100].image, sets.outliers[:100].image
+    gap = lambda classifier: _train.mean_energy(classifier, outside) - _train.mean_energy(classifier, inside)
+    assert gap(tuned) > gap(before)
+    assert tuned.accuracy(sets.test, np.arange(100)) > 0.2
 
 
-@pytest.mark.data
-def test_tfds_sets_are_opened(data_dir, tmp_path, monkeypatch):
-    splits = data.splits
-    few = data.Splits("train[:1000]", "train[90%:91%]", "test[:500]")
-    monkeypatch.setattr(data, "splits", lambda name: few if name == "mnist" else splits(name))
-    monkeypatch.setattr(_score, "MAX_IMAGES", 200)
-    config = ood.Config(
-        dataset="mnist", data_dir=data_dir, near=("fashion_mnist",), far=("omniglot", "cifar10"), **TINY,
-        detectors=("energy",), results_dir=str(tmp_path),
-    )  # fmt: skip
-    rows = ood.run(config)
-    assert {row["set"]: row["num_out"] for row in rows} == {"fashion_mnist": 200, "omniglot": 200, "cifar10": 200}
-    report = (config.folder() / "report.md").read_text()
-    for line in ("fashion_mnist (near): 8,000", "omniglot (far): 5,840", "cifar10 (far): 10,000"):
-        assert f"- {line} images\n" in report
-
-
-def test_what_cannot_be_fitted_is_left_out(tmp_path, capsys, monkeypatch):
+def test_parts_of_a_set_are_tested_and_what_cannot_be_fitted_is_left_out(tmp_path, capsys, monkeypatch):
     fit = detectors.fit
 
     def unfit(name, context):
@@ -192,9 +178,14 @@ def test_what_cannot_be_fitted_is_left_out(tmp_path, capsys, monkeypatch):
         return fit(name, context)
 
     monkeypatch.setattr(detectors, "fit", unfit)
-    settings = {**TINY, "results_dir": str(tmp_path)}
-    rows = ood.run(ood.Config(detectors=("she", "msp"), **settings))
+    monkeypatch.setattr(foreign, "overlap", lambda *_: False)  # digits stand in for a foreign set
+    monkeypatch.setattr(_score, "MAX_IMAGES", 25)
+    far = ("digits@train[:20]", "digits@train[20:50]")
+    settings = {**SMALL, "far": far, "results_dir": str(tmp_path)}
+    rows = ood.run(ood.Config(**settings | {"detectors": ("she", "msp")}))
     assert {row["detector"] for row in rows} == {"msp"}
+    assert [{row["set"]: row["num_out"] for row in rows}[name] for name in far] == [20, 25]
+    assert len(list(tmp_path.glob("ood/*/scores/digits@train_*.npz"))) == 2
     assert "she is left out: no row of class 3." in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match="detectors could not be fitted, none of she"):
-        ood.run(ood.Config(detectors=("she",), name="other", **settings))
+        ood.run(ood.Config(**settings | {"detectors": ("she",), "name": "other"}))

@@ -43,17 +43,17 @@ def test_smoothing_goes_all_the_way_and_never_reads_more_than_a_batch(tmp_path, 
         noting = lambda ids: read[split].append(len(ids)) or dataset.read(ids)
         return dataclasses.replace(dataset, read=noting)
 
-    monkeypatch.setitem(_conventions._IMAGE_SIZES, "imagenet2012", 32)
+    monkeypatch.setitem(_conventions._IMAGE_SIZES, "imagenet2012", 16)
     monkeypatch.setitem(
         training.RECIPES, "cohen_imagenet", dataclasses.replace(training.RECIPES["cohen_imagenet"], batch_size=8)
     )
     monkeypatch.setattr(classifiers, "CACHED_BYTES", 0)
-    monkeypatch.setattr(classifiers, "BLOCK_BYTES", 2 * 4 * 32 * 32 * 3)
+    monkeypatch.setattr(classifiers, "BLOCK_BYTES", 2 * 4 * 16 * 16 * 3)
     monkeypatch.setattr(data, "load", load)
     config = smoothing.Config(
         dataset="imagenet2012",
         data_dir=stand_in(tmp_path, train=17, validation=201),
-        model="lenet",
+        model="mlp",
         skip=100,
         num_epochs=1,
         num_selection=10,
