@@ -42,10 +42,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
     jobs, radii = config.jobs(), config.radii()
 
     # Data.
-    train, test = classifiers.images_of(
-        config.dataset, config.data_dir, model=config.model, checkpoint=config.checkpoint,
-        train_split=config.train_split, test_split=config.test_split,
-    )  # fmt: skip
+    train, test = config.images()
 
     # Model: of another run, or trained.
     train_key, attack_key, check_key, certify_key = jax.random.split(jax.random.key(config.seed), 4)

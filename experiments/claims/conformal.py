@@ -202,10 +202,7 @@ def covered(
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     """Trains, fine-tunes, attacks and scores with one seed, or does what is left of it."""
-    train, test = classifiers.images_of(
-        config.dataset, config.data_dir, model=config.model, checkpoint=config.checkpoint,
-        train_split=config.train_split, test_split=config.test_split,
-    )  # fmt: skip
+    train, test = config.images()
     images, recipe = images_of(config, test), classifiers.recipe_of(config.dataset, config.recipe)
     model_key, train_key, attack_key, score_key = jax.random.split(jax.random.key(seed), 4)
     functional = classifiers.build(config.model, train, dtype="float32", key=model_key)

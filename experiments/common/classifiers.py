@@ -18,7 +18,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.common import checks, files, folders, runtimes
+from experiments.common import checks, files, runtimes
 from robustjax import data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
 
@@ -74,34 +74,6 @@ def recipe_of(dataset: str, recipe: str | None, learning_rate: float | None = No
         raise ValueError(f"recipe must be one of {known}, got {recipe!r}.")
     found = training.RECIPES[name]
     return found if learning_rate is None else dataclasses.replace(found, learning_rate=learning_rate)
-
-
-def images_of(
-    dataset: str,
-    data_dir: str | None,
-    *,
-    model: str,
-    checkpoint: str | None,
-    train_split: str,
-    test_split: str | None,
-    image_size: int | None = None,
-) -> tuple[data.Dataset, data.Dataset]:
-    """Images to train on and images to test on, of the classes and the training split that a checkpoint knows.
-
-    Raises:
-      ValueError: the checkpoint belongs to another data set or model, or one of these cannot be opened.
-    """
-    theirs: dict[str, Any] = {} if checkpoint is None else folders.settings_of(checkpoint, dataset=dataset, model=model)
-    # A model normalises by the statistics of the images on which it was trained.
-    splits = (theirs.get("train_split", train_split), test_split or data.splits(dataset).test)
-    with checks.renamed("name", "dataset"):
-        parts = [data.load(dataset, split, data_dir) for split in splits]
-    if theirs.get("classes"):
-        parts = [data.select_classes(part, theirs["classes"]) for part in parts]
-    if image_size is not None:
-        shape = (image_size, image_size, parts[0].image_shape[-1])
-        parts = [data.match_images(part, shape) for part in parts]
-    return parts[0], parts[1]
 
 
 def build(model: str, dataset: data.Dataset, *, dtype: str, key: jax.Array) -> models.Functional:

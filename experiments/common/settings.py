@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from experiments.common import checks
+from experiments.common import checks, folders
 from robustjax import data
 
 
@@ -32,9 +32,23 @@ class Splits(Data):
     """Images to test on, in TFDS syntax. None: the test split of the data set."""
 
     def images(self) -> tuple[data.Dataset, data.Dataset]:
-        """Images to train on, and images to test on."""
-        splits = self.train_split, self.test_split or data.splits(self.dataset).test
-        train, test = (data.load(self.dataset, split, self.data_dir) for split in splits)
+        """Images to train on and images to test on, of an ``image_size``; as a ``checkpoint`` knows them, if given.
+
+        Raises:
+          ValueError: the checkpoint belongs to another data set or model, or one of these cannot be opened.
+        """
+        checkpoint, size = getattr(self, "checkpoint", None), getattr(self, "image_size", None)
+        theirs: dict[str, Any] = {}
+        if checkpoint is not None:
+            theirs = folders.settings_of(checkpoint, dataset=self.dataset, model=getattr(self, "model", None))
+        # A model normalises by the statistics of the images on which it was trained.
+        splits = theirs.get("train_split", self.train_split), self.test_split or data.splits(self.dataset).test
+        with checks.renamed("name", "dataset"):
+            train, test = (data.load(self.dataset, split, self.data_dir) for split in splits)
+        if theirs.get("classes"):
+            train, test = (data.select_classes(part, theirs["classes"]) for part in (train, test))
+        if size is not None:
+            train, test = (data.match_images(part, (size, size, train.image_shape[-1])) for part in (train, test))
         return train, test
 
 

@@ -41,10 +41,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
         return {}
 
     # Data.
-    train, test = classifiers.images_of(
-        config.dataset, config.data_dir, model=config.model, checkpoint=config.checkpoint,
-        train_split=config.train_split, test_split=config.test_split, image_size=config.image_size,
-    )  # fmt: skip
+    train, test = config.images()
     ids = np.arange(0, len(test), config.skip)[: config.num_images]
 
     # Noise, and how far it can certify.

@@ -115,10 +115,8 @@ def run(config: Config) -> list[dict]:
     """
     stopwatch, of_runs = runtimes.Stopwatch(), settings_of(config.runs)
     settings = of_runs[0]
-    train, test = classifiers.images_of(
-        settings["dataset"], config.data_dir, model=settings["model"], checkpoint=config.runs[0],
-        train_split=settings["train_split"], test_split=settings["test_split"], image_size=settings["image_size"],
-    )  # fmt: skip
+    of_images = {name: settings[name] for name in ("dataset", "train_split", "test_split", "image_size")}
+    train, test = smoothing.Config(**of_images, data_dir=config.data_dir).images()
     noise, sigma, grid, norm = (settings[name] for name in ("noise", "sigma", "grid", "norm"))
     measure = smoothers.measure_of(noise, sigma, grid, norm, math.prod(train.image_shape))
     largest = smoothers.largest_radius(measure, num_estimation=config.max_samples, alpha=config.alpha)

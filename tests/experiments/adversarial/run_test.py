@@ -63,8 +63,7 @@ def test_a_run_leaves_its_folder(finished):
 def test_rows_are_those_of_the_images(finished):
     config, rows, folder = finished
     clean = files.read_arrays(folder / "adversarial" / "clean.npz")
-    settings = {"checkpoint": None, "train_split": "train", "test_split": None}
-    train, test = classifiers.images_of("digits", None, model="mlp", **settings)
+    train, test = config.images()
     image = np.asarray(test[clean["id"]].image)
     functional = classifiers.build("mlp", train, dtype="float32", key=jax.random.key(1))
     logits_fn = classifiers.restored(str(folder), functional).logits_fn()

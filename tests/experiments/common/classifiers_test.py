@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from experiments import smoothing
 from experiments.common import classifiers, runtimes
 from robustjax import data, training
 
@@ -20,10 +21,9 @@ def test_recipes_are_those_of_the_literature_unless_named():
 def test_what_is_unknown_is_named_by_its_setting(name):
     settings = {"model": "mlp", "dataset": "digits", name: "images.npz"}
     wanted = {"dataset": "dataset must look like mnist, .*", "model": "model must be one of mlp, lenet, .*, resnet50, "}
-    splits = {"checkpoint": None, "train_split": "test", "test_split": None, "image_size": 12}
 
     def build():
-        train, _ = classifiers.images_of(data_dir=None, **splits, **settings)
+        train, _ = smoothing.Config(image_size=12, **settings).images()
         assert train.image_shape == (12, 12, 1)
         classifiers.build(settings["model"], train, dtype="float32", key=jax.random.key(0))
 
