@@ -1,7 +1,9 @@
 """What has to be set before JAX touches a device: strictness, and less time for compiling."""
 
+import functools
 import gc
 import importlib.metadata
+import inspect
 import os
 import pathlib
 import sys
@@ -47,19 +49,28 @@ def data_dir() -> str:
 
 
 @pytest.fixture
-def unchecked(monkeypatch):
+def unchecked():
     """Takes the run-time type checker off for one test: a wrong type meets our own error, as it does for users."""
-    import inspect
+    found = _checked(frozenset(name for name in sys.modules if name.startswith("robustjax")))
+    for owner, name, _, plain in found:
+        setattr(owner, name, plain)
+    yield
+    for owner, name, checked, _ in found:
+        setattr(owner, name, checked)
 
-    def plain(function):
-        return inspect.unwrap(function, stop=lambda f: not hasattr(f, "__wrapped__") or hasattr(f, "lower"))
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("robustjax"):
-            for attribute, value in list(vars(module).items()):
-                if inspect.isfunction(value) and value.__module__.startswith("robustjax"):
-                    monkeypatch.setattr(module, attribute, plain(value))
-                if inspect.isclass(value) and value.__module__ == name:
-                    for method, function in list(vars(value).items()):
-                        if inspect.isfunction(function):
-                            monkeypatch.setattr(value, method, plain(function))
+@functools.cache
+def _checked(names):
+    """Functions and methods of these modules: who has them, their name, and they with and without the checker."""
+
+    def of(owner, belongs):
+        functions = [(name, f) for name, f in vars(owner).items() if inspect.isfunction(f) and belongs(f)]
+        plain = lambda f: inspect.unwrap(f, stop=lambda f: not hasattr(f, "__wrapped__") or hasattr(f, "lower"))
+        return [(owner, name, f, plain(f)) for name, f in functions if plain(f) is not f]
+
+    found = []
+    for module in map(sys.modules.get, names):
+        found += of(module, lambda f: f.__module__.startswith("robustjax"))
+        classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+        found += [entry for c in classes for entry in of(c, lambda f: True)]
+    return found

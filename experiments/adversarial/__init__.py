@@ -45,7 +45,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
     train, test = config.images()
 
     # Model: of another run, or trained.
-    train_key, attack_key, check_key, certify_key = jax.random.split(jax.random.key(config.seed), 4)
+    train_key, attack_key, check_key, certify_key, steps_key = jax.random.split(jax.random.key(config.seed), 5)
     model_key, train_key = jax.random.split(train_key)
     functional = classifiers.build(config.model, train, dtype="float32", key=model_key)
     given = recipe = None
@@ -58,7 +58,6 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
     with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         if given is not None:
             classifier = given
-            classifiers.keep_to(classifier, folder)
         else:
             assert recipe is not None
             objective = adversaries.objective_of(
@@ -71,6 +70,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
                 num_epochs=config.num_epochs, seed=config.seed, runtime=runtime,
                 watch=functools.partial(watch, "training"),
             )  # fmt: skip
+        classifiers.keep_to(folder, [classifier], [test])
         if jax.process_index() != 0:
             return []
 
@@ -87,7 +87,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
             steps = {}
             certificate = _attack.certificate_of(folder / "certificates.npz", target, measure, certify_key)
         else:
-            steps = _attack.steps_of(folder / "checks", target, radii, check_key)
+            steps = _attack.steps_of(folder / "checks", target, radii, steps_key)
             certificate = _attack.verified_of(target, radii["linf"]) if config.certify_intervals else None
         findings = _sanity.check(target, found, steps, certificate, check_key)
 

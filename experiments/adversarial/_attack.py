@@ -30,7 +30,7 @@ def attack(
     """
     found: Found = {}
     if not (folder / "clean.npz").exists():
-        answers = target.answers(key, target.image)
+        answers = target.answers(jax.random.fold_in(key, zlib.crc32(b"clean")), target.image)
         arrays = {"id": target.id, "label": target.label, "answer": answers, "correct": answers == target.label}
         files.write_arrays(folder / "clean.npz", arrays)
     clean = files.read_arrays(folder / "clean.npz", "correct")["correct"]

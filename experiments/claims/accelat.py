@@ -58,17 +58,18 @@ def measure(config: Config, seed: int) -> _frame.Numbers:
     digits, test = data.load("digits", "train").arrays(), data.load("digits", "test").arrays()
     rows = len(digits.label) * 9 // 10
     train, validation = Batch(*(a[:rows] for a in digits)), Batch(*(a[rows:] for a in digits))
-    functional = models.functional(models.create(config.model, jax.random.key(seed), image_shape=(8, 8, 1)))
+    model_key, train_key, attack_key = jax.random.split(jax.random.key(seed), 3)
+    functional = models.functional(models.create(config.model, model_key, image_shape=(8, 8, 1)))
     attack = attacks.pgd(epsilon=config.epsilon, steps=config.train_steps, keep="last")
     evaluation, optimizer = attacks.pgd(epsilon=config.epsilon, steps=20), _optimizer(config.learning_rate)
     step = training.make_step(losses.adversarial.adversarial_training(attack=attack), optimizer)
 
     def accuracy(model, batch):
         logits_fn = classifiers.Classifier(functional, model).logits_fn()
-        return attacks.robust_accuracy(jax.random.key(7), evaluation, logits_fn, batch.image, batch.label)
+        return attacks.robust_accuracy(attack_key, evaluation, logits_fn, batch.image, batch.label)
 
     def curve(rule):
-        state = training.init(jax.random.key(seed), functional.state, optimizer)
+        state = training.init(train_key, functional.state, optimizer)
         accelat = training.accelat(learning_rate=config.learning_rate)
         update = jax.jit(accelat.update)
         controller, rate, order, found = accelat.init(), config.learning_rate, np.random.default_rng(seed), []

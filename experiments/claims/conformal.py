@@ -204,7 +204,7 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     """Trains, fine-tunes, attacks and scores with one seed, or does what is left of it."""
     train, test = config.images()
     images, recipe = images_of(config, test), classifiers.recipe_of(config.dataset, config.recipe)
-    model_key, train_key, attack_key, score_key = jax.random.split(jax.random.key(seed), 4)
+    model_key, train_key, attack_key, score_key, tune_key = jax.random.split(jax.random.key(seed), 5)
     functional = classifiers.build(config.model, train, dtype="float32", key=model_key)
     trained = functools.partial(_small.train, place, seed, train)
     if config.checkpoint is None:
@@ -212,7 +212,6 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
         base = trained("checkpoints", functional, objective, recipe, train_key, config.num_epochs)
     else:
         base = classifiers.restored(config.checkpoint, functional, place.runtime)
-        classifiers.keep_to(base, place.folder)
     models = {"gaussian": base}
     if config.rct:
         mesh = place.runtime.global_mesh()
@@ -220,7 +219,8 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
         head = _OfHead(learning_rate=config.rct_learning_rate, batch_size=size, num_epochs=config.rct_epochs)
         objective = losses.conformal_training(sigma=config.sigma, epsilon=config.epsilon, alpha=config.alpha)
         before = functional._replace(state=base.state)
-        models["rct"] = trained("rct", before, objective, head, jax.random.key(seed))
+        models["rct"] = trained("rct", before, objective, head, tune_key)
+    classifiers.keep_to(place.folder, [*models.values()], [test])
     found: dict[str, dict[str, float]] = {}
     if jax.process_index() != 0:
         return found

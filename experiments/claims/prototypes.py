@@ -111,7 +111,7 @@ def _within_images(updates: Any, params: Any) -> Any:
     return {**updates, "components": jnp.clip(old + updates["components"], 0.0, 1.0) - old}
 
 
-def untrained(config: Config, train: data.Dataset, seed: int) -> models.Functional:
+def untrained(config: Config, train: data.Dataset, seed: int, key: jax.Array) -> models.Functional:
     """The network before training, from some images of each class."""
     labels, rng = np.asarray(train[:].label), np.random.default_rng(seed)
     members = [np.flatnonzero(labels == c) for c in range(train.num_classes)]
@@ -121,7 +121,7 @@ def untrained(config: Config, train: data.Dataset, seed: int) -> models.Function
         )
     start = train[np.concatenate([rng.choice(ids, config.num_components, replace=False) for ids in members])]
     kind = {"reasoning": config.reasoning, "num_reasonings": config.num_reasonings, "num_classes": train.num_classes}
-    return models.functional(models.prototypes.classifier(jax.random.key(seed), start.image, start.label, **kind))
+    return models.functional(models.prototypes.classifier(key, start.image, start.label, **kind))
 
 
 @jax.jit(static_argnames="attack")
@@ -234,15 +234,17 @@ def smoothed(config: Config, seed: int, place: _frame.Place) -> dict[str, Any]:
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     """Trains, certifies and attacks a network for each loss, or does what is left of it."""
     train, test = (images.cached() for images in config.images())
-    train_key, attack_key = jax.random.split(jax.random.key(seed))
+    train_key, attack_key, model_key = jax.random.split(jax.random.key(seed), 3)
     recipe = _Recipe(
         algorithm="adam", learning_rate=config.learning_rate, schedule="cosine", batch_size=config.batch_size,
         num_epochs=config.num_epochs,
     )  # fmt: skip
     trained = {}
     for loss in config.losses:
-        began, functional, objective = time.perf_counter(), untrained(config, train, seed), objective_of(config, loss)
+        began = time.perf_counter()
+        functional, objective = untrained(config, train, seed, model_key), objective_of(config, loss)
         classifier = _small.train(place, seed, train, f"{loss}/checkpoints", functional, objective, recipe, train_key)
+        classifiers.keep_to(place.folder / loss, [classifier], [test])
         trained[loss] = classifier, time.perf_counter() - began
     beside = {"smoothing": smoothed(config, seed, place)} if config.smoothing is not None else {}
     if jax.process_index() != 0:

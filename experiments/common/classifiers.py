@@ -8,7 +8,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.common import checks, files, runtimes
+from experiments.common import checks, files, runtimes, subsets
 from robustjax import data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
 
@@ -132,25 +132,38 @@ def restored(checkpoint: str, functional: models.Functional, runtime: runtimes.R
     return Classifier(functional, runtimes.on_mesh(state, mesh), mesh)
 
 
-def keep_to(classifier: Classifier, folder: epath.Path) -> None:
-    """Records which restored model a run uses; ValueError if the run began with another one."""
+def keep_to(folder: epath.Path, used: Sequence[Classifier], images: Sequence[data.Dataset] = ()) -> None:
+    """Records what the results in a folder are of: weights, and data sets by their size and some of their images.
+
+    Raises:
+      ValueError: the folder holds results of other weights or images.
+    """
     if jax.process_index() != 0:
         return
-    path = folder / "model.json"
-    arrays = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(classifier.state))
-    ours = {"crc32": zlib.crc32(arrays)}
+    path, leaves = folder / "model.json", jax.tree.leaves([classifier.state for classifier in used])
+    some = [part for dataset in images for part in dataset[subsets.evenly(len(dataset), 8)][:2]]
+    ours = {"crc32": _digest(leaves), "images": _digest([*some, *map(len, images)])}
     if not path.exists():
         files.write_whole(path, json.dumps(ours) + "\n")
         return
     try:
-        theirs = json.loads(path.read_bytes())
-    except ValueError as error:
+        theirs = dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); pass --overwrite to start again.") from error
-    if theirs != ours:
+    if theirs["crc32"] != ours["crc32"]:
         raise ValueError(
-            f"checkpoint must hold the model that the run in {folder} began with, but its model has changed: trained "
-            "again, or its last checkpoint is damaged; choose another --name, or pass --overwrite to start again."
+            f"checkpoint must hold the model that the run in {folder} began with, but its weights have changed: "
+            "trained again, or the last checkpoint is damaged; choose another --name, or pass --overwrite."
         )
+    if theirs.get("images", ours["images"]) != ours["images"]:
+        raise ValueError(
+            f"data_dir must hold the images that the run in {folder} began with, but some have changed; choose another "
+            "--name, or pass --overwrite to start again."
+        )
+
+
+def _digest(arrays: Iterable[Any]) -> int:
+    return functools.reduce(lambda found, array: zlib.crc32(np.asarray(array).tobytes(), found), arrays, 0)
 
 
 @functools.cache  # equal ones share compiled steps

@@ -90,7 +90,7 @@ class Target(NamedTuple):
                 jax.random.fold_in(key, 0), self.classifier.logits_fn(), self.classifier.place(self.image), self.label,
                 on_attack=on_attack, resume=resume,
             )  # fmt: skip
-        return {**_arrays_of(evaluation, correct), "answer": self.answers(key, evaluation.x_adv)}
+        return {**_arrays_of(evaluation, correct), "answer": self.answers(jax.random.fold_in(key, 1), evaluation.x_adv)}
 
 
 @functools.cache  # one function for each architecture and measure, so that compiled programs are shared

@@ -56,13 +56,13 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
             model_key, train_key = jax.random.split(jax.random.key(seed))
             if given is not None:
                 classifier = given
-                classifiers.keep_to(classifier, place)
             else:
                 assert recipe is not None
                 classifier = _train.classifier_of(
                     config.training, build(key=model_key), sets, place, recipe=recipe, num_epochs=config.num_epochs,
                     key=train_key, seed=seed, runtime=runtime, watch=functools.partial(watch, f"training seed {seed}"),
                 )  # fmt: skip
+            classifiers.keep_to(place, [classifier], [sets.test, *(of.dataset for of in sets.foreign.values())])
             trained.append(classifier)
         if jax.process_index() != 0:
             return []

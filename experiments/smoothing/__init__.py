@@ -66,14 +66,14 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
     parts = [("checkpoints", functional, train_key)]
     if config.dual:
         first, second = smoothers.halves_of(functional)
-        parts = [("checkpoints-0", first, train_key), ("checkpoints-1", second, jax.random.fold_in(train_key, 1))]
+        first_key, second_key = jax.random.split(train_key)
+        parts = [("checkpoints-0", first, first_key), ("checkpoints-1", second, second_key)]
     folder, bases, trained = config.folder(), [], {}
     folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         for place, part, key in parts:
             if given is not None:
                 base = given
-                classifiers.keep_to(base, folder)
             else:
                 assert recipe is not None
                 num_steps = classifiers.num_steps(recipe, config.num_epochs, len(train))
@@ -84,6 +84,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
                     watch=functools.partial(watch, "training"),
                 )  # fmt: skip
             bases.append(base)
+        classifiers.keep_to(folder, bases, [test])
 
         # Certificates.
         certify = smoothers.procedure(

@@ -138,7 +138,7 @@ def run(config: Config) -> list[dict]:
         task = bar.add_task("", total=len(ids) * len(config.runs), task_name="certifying")
         for i, (run_folder, classifier) in enumerate(zip(config.runs, restored, strict=True)):
             _keep_to(of_runs[i], folder / f"run-{i}", run_folder)
-            classifiers.keep_to(classifier, folder / f"run-{i}")
+            classifiers.keep_to(folder / f"run-{i}", [classifier], [test])
             key, found = jax.random.split(jax.random.key(of_runs[i]["seed"]), 3)[2], []  # the draws of the run itself
             for start in range(0, len(ids), BLOCK):
                 path, block = folder / f"run-{i}" / f"{start}.npz", ids[start : start + BLOCK]

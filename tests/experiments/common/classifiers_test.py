@@ -99,10 +99,13 @@ def test_the_model_of_a_run_is_its_fine_tuned_one(classifier, tmp_path, monkeypa
 
 def test_a_run_keeps_to_the_model_it_began_with(classifier, tmp_path):
     other = classifier._replace(state=jax.tree.map(lambda a: a + 1, classifier.state))
+    digits, folder = data.load("digits", "test"), epath.Path(tmp_path)
     for _ in range(2):
-        classifiers.keep_to(classifier, epath.Path(tmp_path))
+        classifiers.keep_to(folder, [classifier], [digits])
     with pytest.raises(ValueError, match="checkpoint must hold the model that the run in .* began with"):
-        classifiers.keep_to(other, epath.Path(tmp_path))
+        classifiers.keep_to(folder, [other], [digits])
+    with pytest.raises(ValueError, match="data_dir must hold the images that the run in .* began with"):
+        classifiers.keep_to(folder, [classifier], [data.load("digits", "train")])
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ValueError, match=r"model.json cannot be read \(.*\); pass --overwrite"):
-        classifiers.keep_to(classifier, epath.Path(tmp_path))
+        classifiers.keep_to(folder, [classifier], [digits])
