@@ -62,6 +62,14 @@ def at_least(minimum: int, **values: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
 
 
+def images(**values: Any) -> None:
+    """Raises ValueError unless ``value`` has the shape (batch, height, width, channels)."""
+    for name, value in values.items():
+        if getattr(value, "ndim", None) != 4:
+            got = getattr(value, "shape", type(value).__name__)
+            raise ValueError(f"{name} must have shape (batch, height, width, channels), got {got}.")
+
+
 def labels(labels: Any, batch: int, classes: int) -> None:
     """Raises ValueError unless ``labels`` are integers ``(batch,)`` from 0 to ``classes - 1``."""
     if getattr(labels, "shape", None) != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -71,6 +79,67 @@ def labels(labels: Any, batch: int, classes: int) -> None:
         low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
         if low < 0 or high >= classes:
             raise ValueError(f"labels must be 0 to {classes - 1}, got values from {low} to {high}.")
+
+
+def probabilities(**values: Any) -> None:
+    """Raises ValueError unless ``value`` is a floating array of rows that are at least 0 and sum to 1."""
+    for name, value in values.items():
+        if getattr(value, "ndim", None) != 2 or not jnp.issubdtype(value.dtype, jnp.floating):
+            got = f"{value.dtype} of shape {value.shape}" if hasattr(value, "ndim") else type(value).__name__
+            raise ValueError(f"{name} must be floating (batch, classes), got {got}.")
+        if isinstance(value, jax.core.Tracer):
+            continue
+        rows = np.asarray(value, np.float64)
+        with np.errstate(invalid="ignore"):  # infinite logits of both signs have no sum
+            total = rows.sum(-1)
+        # Each entry of a row may be rounded by half a unit, which is more than 1e-3 in bfloat16.
+        wrong = ~(np.abs(total - 1) <= max(1e-3, float(jnp.finfo(value.dtype).eps))) | (rows < 0).any(-1)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(
+                f"{name} must be >= 0 with rows that sum to 1, got row {row} with sum {total[row]:.6g} and least value "
+                f"{rows[row].min(initial=np.inf):.6g}: expected probabilities, got logits?"
+            )
+
+
+def untargeted(attack: Any) -> None:
+    """Raises ValueError for an attack that is targeted, also inside another, where labels are the true classes."""
+    if getattr(attack, "targeted", False):
+        raise ValueError(f"attack must not be targeted where labels are the true classes, got {attack!r}.")
+    parts = getattr(attack, "attacks", ())
+    for part in (getattr(attack, "attack", None), *(parts if isinstance(parts, tuple) else ())):
+        if part is not None:
+            untargeted(part)
+
+
+DEPENDS_ON_BATCH = (
+    "logits_fn must answer each input by itself, got other logits for the same inputs in another batch: leave the "
+    "training mode, in which batch normalisation computes its statistics anew."
+)
+
+
+def unlike(x: Any) -> Any:
+    """Other images of the same shape, black and white: each number moves by at least a half."""
+    return (x <= 0.5).astype(x.dtype)
+
+
+def same_rows(logits: Any, others: Any) -> Any:
+    """Which rows are equal up to 1 % of their largest logit; what is not finite is reported elsewhere."""
+    return ~(abs(logits - others) > 0.01 * abs(logits).max(-1, keepdims=True)).any(-1)
+
+
+def in_range(x: Any, input_range: tuple[float, float] | None) -> None:
+    """Raises ValueError for inputs on the host outside the range; None takes all."""
+    if input_range is None:
+        return
+    low, high = (number(value) for value in input_range)
+    if not -math.inf <= low < high <= math.inf:
+        raise ValueError(f"input_range must be (low, high) with low < high, or None, got {input_range!r}.")
+    if x.size and not ((x >= low) & (x <= high)).all():
+        raise ValueError(
+            f"x must lie in [{low:g}, {high:g}], got values from {x.min():g} to {x.max():g}: radii are in these units; "
+            "input_range=None takes inputs of any range."
+        )
 
 
 def floating(ndim: int, **values: Any) -> None:

@@ -53,7 +53,7 @@ class APGD:
     statistics.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images.
+      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of steps for each restart.
       loss: ``"ce"`` (or ``"cross_entropy"``), ``"dlr"``, ``"margin"``, or ``(logits, labels) -> (batch,)``.
@@ -88,6 +88,7 @@ class APGD:
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)
         _ball.check_norm(self.norm)
+        _ball.check_epsilon(self.epsilon, self.norm)
         loss_of(self.loss)
         _validate.probability(rho=self.rho)
 
@@ -111,7 +112,7 @@ class APGDTargeted:
     model answers any wrong class; see :func:`apgd` for the steps.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images.
+      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of steps for each target and restart.
       num_targets: number of targets; if it exceeds the number of wrong classes, all of them are tried, with a warning.
@@ -136,6 +137,7 @@ class APGDTargeted:
         check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)
         check_settings(num_targets=self.num_targets)
         _ball.check_norm(self.norm)
+        _ball.check_epsilon(self.epsilon, self.norm)
         _validate.probability(rho=self.rho)
 
     def __call__(

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _validate, losses
 from robustjax._precision import in_float32
+from robustjax.attacks import _ball
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray
 
@@ -142,13 +143,15 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
     """
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     samples = getattr(attack, "samples", None)
-    labels_are_classes = not callable(getattr(attack, "loss", None))
+    loss = getattr(attack, "loss", None)
+    labels_are_classes = not callable(loss) or loss in LOSSES.values()
     if getattr(x, "ndim", 0) and not x.shape[0]:  # none of the results for one black image
         one = (np.zeros((1, *a.shape[1:]), a.dtype) for a in (x, labels))
         return jax.tree.map(lambda a: a[:0], run(attack, jax.random.key(0), logits_fn, *one, *traced))
     check_inputs(key, logits_fn, x, labels, samples=samples, labels_are_classes=labels_are_classes)
     epsilon = getattr(attack, "epsilon", None)
     if epsilon is not None:
+        _ball.check_epsilon(epsilon, getattr(attack, "norm", None), math.prod(x.shape[1:]))
         attack = dataclasses.replace(attack, epsilon=0.0)
         epsilon = epsilon if isinstance(epsilon, jax.core.Tracer) else _float32_below(epsilon)
     try:

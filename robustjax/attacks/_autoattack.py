@@ -85,7 +85,7 @@ class AutoAttack:
     over devices as x is.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images.
+      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       version: ``"standard"``, or ``"rand"`` for random models ``(key, x) -> logits``, which are called with one key and
         one input at a time and evaluated by their mean probabilities over 20 fresh draws.
@@ -105,6 +105,7 @@ class AutoAttack:
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, batch_size=self.batch_size)
         _ball.check_norm(self.norm)
+        _ball.check_epsilon(self.epsilon, self.norm)
         if self.version not in ("standard", "rand"):
             raise ValueError(f"version must be standard or rand, got {self.version!r}.")
 

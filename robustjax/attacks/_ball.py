@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
+from robustjax import _validate
 from robustjax.perturbations import standard_normal
 
 Norm = Literal["linf", "l2", "l1"]
@@ -25,6 +26,16 @@ def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
     """Raises ValueError for an unknown norm."""
     if norm not in norms:
         raise ValueError(f"norm must be one of {', '.join(norms)}, got {norm!r}.")
+
+
+def check_epsilon(epsilon: object, norm: str | None, size: int | float = math.inf) -> None:
+    """Raises ValueError for a ball that reaches beyond all images of ``size`` numbers, such as 8 for 8/255 in linf."""
+    farthest = {"linf": 1.0, "l2": math.sqrt(size), "l1": size}.get(norm or "", math.inf)
+    if not isinstance(epsilon, jax.core.Tracer) and _validate.number(epsilon) > farthest:
+        raise ValueError(
+            f"epsilon must be at most {farthest:g}, the largest {norm} distance of images in [0, 1], got {epsilon!r}: "
+            "a distance in 256 levels is divided by 255."
+        )
 
 
 def per_row(values: Shaped[Array, " batch"], x: Float[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:

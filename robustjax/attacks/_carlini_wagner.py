@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,9 @@ class CarliniWagner:
     .. math:: \min_w \lVert z - x \rVert_2^2 + c\, \max\bigl(f_y(z) - \max_{k \ne y} f_k(z) + \kappa,\ 0\bigr),
               \qquad z = (\tanh w + 1) / 2
 
-    by Adam, starting from x for each c. c grows tenfold until the model is fooled; after that, c is the middle between
-    the largest c that failed and the smallest c that succeeded. The nearest point that fools the model is returned. All
+    by Adam, starting from x for each c, or a little inside the box where w is beyond ``steps * learning_rate``, from
+    where Adam would not come back. c grows tenfold until the model is fooled; after that, c is the middle between the
+    largest c that failed and the smallest c that succeeded. The nearest point that fools the model is returned. All
     steps are taken, whereas the authors' code ends a round once the objective no longer falls. The model must return
     logits, not probabilities; with batch normalisation it must use its running statistics.
 
@@ -70,7 +72,9 @@ class CarliniWagner:
         """Runs the whole search, traceable."""
         model = Model(logits_fn, losses.margin, labels, targeted=self.targeted)
         optimizer = optax.adam(self.learning_rate)
-        start = jnp.arctanh((2 * x - 1) * _INSIDE)
+        # No farther out than the steps lead back: the change of variables has hardly a slope at the ends of the box.
+        limit = min(_INSIDE, math.tanh(self.steps * self.learning_rate))
+        start = jnp.arctanh(jnp.clip((2 * x - 1) * _INSIDE, -limit, limit))
         infinite, nobody = jnp.full(x.shape[0], jnp.inf, x.dtype), jnp.zeros(x.shape[0], bool)
 
         def search(_, state):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _validate, losses
+from robustjax.attacks import _ball
 from robustjax.attacks._attack import (
     Attack,
     better,
@@ -71,6 +73,7 @@ class WorstOf:
     def __post_init__(self):
         if not self.attacks or not all(callable(attack) for attack in self.attacks):
             raise ValueError(f"attacks must be one or more functions, got {self.attacks!r}.")
+        _validate.untargeted(self)
 
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
@@ -105,7 +108,7 @@ def worst_of(*attacks: Attack) -> WorstOf:
       The attack.
 
     Raises:
-      ValueError: there are no attacks, or one is not a function.
+      ValueError: there are no attacks, or one is not a function, or is targeted.
 
     Example:
       >>> attack = attacks.worst_of(attacks.fgsm(epsilon=0.15), attacks.pgd(epsilon=0.15, steps=3))
@@ -170,6 +173,7 @@ class AtBudget:
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs, or the inputs themselves where none is near enough."""
+        _ball.check_epsilon(self.epsilon, getattr(self.attack, "norm", None), math.prod(np.shape(x)[1:]))
         return self._within(self.attack(key, logits_fn, x, labels), x)
 
     def attempt(self, number, *arguments):
@@ -222,8 +226,8 @@ def robust_accuracy(
 
     Args:
       key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
-      attack: ``(key, logits_fn, x, labels) -> x_adv``.
-      logits_fn: ``x -> logits``, deterministic.
+      attack: ``(key, logits_fn, x, labels) -> x_adv``, not targeted, because labels are the true classes.
+      logits_fn: ``x -> logits``, deterministic, and each row independently: checked on the first block.
       x: ``(batch, ...)``, float32 in [0, 1].
       labels: ``(batch,)``, integer.
       batch_size: inputs attacked at once, rounded up to a multiple of the devices that x is sharded over.
@@ -232,8 +236,9 @@ def robust_accuracy(
       The accuracy in [0, 1].
 
     Raises:
-      ValueError: inputs of the wrong kind, or no inputs; logits that are not finite, for the inputs or for the
-        adversarial inputs; or adversarial inputs outside [0, 1].
+      ValueError: inputs of the wrong kind, or no inputs; a targeted attack; logits that are not finite, for the inputs
+        or for the adversarial inputs; logits that change with the other inputs of a block, as in training mode; or
+        adversarial inputs outside [0, 1].
 
     Example:
       >>> attack = attacks.fgsm(epsilon=0.15)
@@ -241,6 +246,7 @@ def robust_accuracy(
       0.5
     """
     _validate.at_least(1, batch_size=batch_size)
+    _validate.untargeted(attack)
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     check_inputs(key, logits_fn, x, labels)
     if not x.shape[0]:
@@ -256,10 +262,13 @@ def robust_accuracy(
             raise ValueError(f"attack must return inputs in [0, 1], {attack!r} did not.")
         stands = np.ones(batch_size, bool)
         for kind, points in (("inputs", block), ("adversarial inputs", adversarial)):
-            finite, fooled = (np.asarray(a) for a in _judged(logits_fn, points, block_labels))
+            finite, fooled, logits = _judged(logits_fn, points, block_labels)
+            finite, fooled = np.asarray(finite), np.asarray(fooled)
             if not finite.all():
                 raise ValueError(f"logits_fn must return finite logits, got NaN or infinity for {kind}.")
             stands &= ~fooled
+            if not correct and points is block:
+                _check_each_row(logits_fn, np.asarray(logits), sharding, *rows_of_block)
         correct.append(stands)
     return float(np.concatenate(correct)[: x.shape[0]].mean())
 
@@ -267,7 +276,16 @@ def robust_accuracy(
 @jax.jit
 def _judged(logits_fn, x, labels):
     logits = logits_fn(x)
-    return jnp.isfinite(logits).all(-1), is_fooled(logits, labels)
+    return jnp.isfinite(logits).all(-1), is_fooled(logits, labels), logits
+
+
+def _check_each_row(logits_fn, logits, sharding, keys, x, labels):
+    """Raises ValueError if the first half of a block has other logits beside other inputs: one more call."""
+    half = -(-len(x) // 2)
+    _, beside_others, labels = placed(sharding, keys, np.concatenate([x[:half], _validate.unlike(x[half:])]), labels)
+    others = np.asarray(_judged(logits_fn, beside_others, labels)[2])
+    if not _validate.same_rows(logits[:half], others[:half]).all():
+        raise ValueError(_validate.DEPENDS_ON_BATCH)
 
 
 def blocks_of(size: int, *arrays: Any) -> Any:

@@ -69,6 +69,8 @@ class FAB:
         check_settings(steps=self.steps, num_targets=self.num_targets, restarts=self.restarts)
         check_settings(epsilon=0.0 if self.epsilon is None else self.epsilon)
         _ball.check_norm(self.norm)
+        if self.epsilon is not None:
+            _ball.check_epsilon(self.epsilon, self.norm)
         _validate.probability(alpha_max=self.alpha_max, beta=self.beta)
         if not 1 <= _validate.number(self.eta) < math.inf:
             raise ValueError(f"eta must be at least 1 and finite, got {self.eta!r}.")

@@ -28,7 +28,7 @@ class PGD:
     fools the model. A model with batch normalisation must use its running statistics.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images.
+      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of gradients for each restart.
       step_size: eta; None is ``2.5 * epsilon / steps``.
@@ -68,6 +68,7 @@ class PGD:
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)
         _ball.check_norm(self.norm)
+        _ball.check_epsilon(self.epsilon, self.norm)
         loss_of(self.loss)
         _validate.probability(quantile=self.quantile)
         if not isinstance(self.random_start, bool):
@@ -139,7 +140,7 @@ class FGSM:
     largest gradients, each of which moves as far as [0, 1] allows.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images.
+      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       loss: as for :func:`pgd`.
       targeted: labels are the classes that the attack aims at, and the loss is minimised.
@@ -164,6 +165,7 @@ class FGSM:
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, samples=self.samples)
         _ball.check_norm(self.norm)
+        _ball.check_epsilon(self.epsilon, self.norm)
         loss_of(self.loss)
 
     def __call__(
@@ -198,7 +200,7 @@ class MomentumIterative:
     As published, it starts at x and returns the last point.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images.
+      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
       norm: ``"linf"`` or ``"l2"``.
       steps: number of gradients.
       step_size: eta; None is ``epsilon / steps``.
@@ -228,6 +230,7 @@ class MomentumIterative:
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, samples=self.samples)
         _ball.check_norm(self.norm, ("linf", "l2"))
+        _ball.check_epsilon(self.epsilon, self.norm)
         loss_of(self.loss)
         if self.step_size is not None:
             _validate.positive(step_size=self.step_size)

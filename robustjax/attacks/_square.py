@@ -30,7 +30,7 @@ class Square:
     first point that fools the model, and has its own random places and signs.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images.
+      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       queries: number of queries of each restart, including the start.
       initial_fraction: area of the first squares, as a share of the image.
@@ -65,6 +65,7 @@ class Square:
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, queries=self.queries, restarts=self.restarts, samples=self.samples)
         _ball.check_norm(self.norm)
+        _ball.check_epsilon(self.epsilon, self.norm)
         if not 0 < _validate.number(self.initial_fraction) <= 1:
             raise ValueError(f"initial_fraction must be above 0 and at most 1, got {self.initial_fraction!r}.")
 

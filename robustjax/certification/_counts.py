@@ -17,8 +17,8 @@ from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray, LogitsFn
 
 
-@functools.partial(jax.jit, static_argnames=("measure", "batch_size", "sharding"))
-def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, sharding=None):
+@functools.partial(jax.jit, static_argnames=("measure", "batch_size", "checked", "sharding"))
+def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, checked=False, sharding=None):
     """Counts votes of draws ``edges[g] <= index < edges[g + 1]``: (batch, groups, classes).
 
     The number of draws is an argument of the compiled program (a loop with a traced end, because the length of a scan
@@ -26,6 +26,9 @@ def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, shardi
     images, and devices with the same images take turns with the blocks. With ``bounds``, the rows of a ``Rule``, an
     image stops at the first of the looks ``edges[2:]`` at which the rule stops the votes for the winner of the first
     group; the counts of later groups are then incomplete.
+
+    If ``checked``, the first image of each device is drawn for one more block, its first, half of which is replaced by
+    other images. The second result, (batch,), is not 0 where that changed the logits of the other half.
     """
     noisy = jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jnp.float32)
     logits = jax.eval_shape(logits_fn, noisy)
@@ -39,8 +42,10 @@ def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, shardi
     num_classes = logits.shape[1]
 
     def of_images(keys, logits_fn, x, edges, bounds, turn=0, turns=1, shared=()):
+        beside_others = jnp.arange(batch_size) >= -(-batch_size // 2)
+
         def of_image(args):
-            image_key, image = args
+            image_key, image, twice = args
 
             def stopped(counts, blocks):
                 if bounds is None:
@@ -50,23 +55,36 @@ def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, shardi
                 return ((edges[2:] - edges[0] <= blocks * batch_size) & stops(count, *bounds)).any()
 
             def block(state):
-                i, counts, _ = state
-                draws = edges[0] + (turn + i * turns) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+                i, counts, _, before, depends = state
+                place = jnp.maximum(i, 0) if checked else i
+                draws = edges[0] + (turn + place * turns) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, draws)
-                logits = logits_fn(jax.vmap(measure.sample, (0, None))(keys, image))
+                noisy = jax.vmap(measure.sample, (0, None))(keys, image)
+                if checked:
+                    replaced = (beside_others & (i < 0)).reshape(-1, *(1,) * image.ndim)
+                    noisy = jnp.where(replaced, _validate.unlike(noisy), noisy)
+                logits = logits_fn(noisy)
                 # A row that is not finite is an error of the model: it votes for no class (argmax would elect one).
                 votes = jax.nn.one_hot(logits.argmax(-1), num_classes, dtype=bool)
                 votes &= jnp.isfinite(logits).all(-1, keepdims=True)
                 member = (edges[:-1, None] <= draws[None]) & (draws[None] < edges[1:, None])
+                if checked:
+                    member &= i >= 0
+                    depends |= twice & (i == 0) & ~(_validate.same_rows(logits, before) | beside_others).all()
+                    before = logits
                 counts += (member[:, :, None] & votes[None]).sum(1, dtype=jnp.int32)
-                return i + 1, counts, stopped(counts, (i + 1) * turns)
+                return i + 1, counts, stopped(counts, (i + 1) * turns), before, depends
 
             blocks = (edges[-1] - edges[0] - 1) // batch_size + 1  # in this order, which cannot overflow
             rounds = (blocks - 1) // turns + 1  # the same for all devices that take turns: they may wait for each other
-            start = (jnp.int32(0), jnp.zeros((edges.size - 1, num_classes), jnp.int32), jnp.zeros((), bool))
-            return jax.lax.while_loop(lambda state: (state[0] < rounds) & ~state[2], block, start)[1]
+            no, none = jnp.zeros((), bool), jnp.zeros((edges.size - 1, num_classes), jnp.int32)
+            before = jnp.zeros(logits.shape if checked else 0, logits.dtype)
+            start = (-twice.astype(jnp.int32), none, no, before, no)
+            _, counts, _, _, depends = jax.lax.while_loop(lambda s: (s[0] < rounds) & ~s[2], block, start)
+            return counts, depends.astype(jnp.int32)
 
-        return jax.lax.map(of_image, (keys, x))
+        twice = (jnp.arange(x.shape[0]) == 0) & checked
+        return jax.lax.map(of_image, (keys, x, twice))
 
     keys = image_keys(key, x)
     if sharding is None:
@@ -99,7 +117,9 @@ def check_measure(measure: object) -> None:
         raise ValueError(f"measure must be a smoothing measure such as gaussian(0.5), got {measure!r}.")
 
 
-def count_votes(key, logits_fn, x, measure, edges, batch_size, bounds=None) -> Int[Array, "batch groups classes"]:
+def count_votes(
+    key, logits_fn, x, measure, edges, batch_size, bounds=None, checked=False
+) -> tuple[Int[Array, "batch groups classes"], Int[Array, " batch"]]:
     if not isinstance(x, (jax.Array, np.ndarray)) or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be a floating array, got {getattr(x, 'dtype', type(x).__name__)}.")
     if x.ndim < 2:
@@ -113,9 +133,16 @@ def count_votes(key, logits_fn, x, measure, edges, batch_size, bounds=None) -> I
     if not isinstance(edges[-1], jax.core.Tracer) and edges[-1] > np.iinfo(np.int32).max:
         raise ValueError(f"num_samples must keep draw indices within int32, got {edges[-1]} draws.")
     edges = jnp.asarray(edges, jnp.int32)
-    return _votes(
-        key, logits_fn, x, edges, bounds, measure=measure, batch_size=int(batch_size), sharding=sharding_of_images(x)
-    )
+    settings = {"measure": measure, "batch_size": int(batch_size), "sharding": sharding_of_images(x)}
+    return _votes(key, logits_fn, x, edges, bounds, checked=checked, **settings)
+
+
+def counts_on_host(key, logits_fn, x, measure, edges, batch_size, bounds=None) -> np.ndarray:
+    """``count_votes`` on the host; ValueError for a model whose logits change with the rest of a block."""
+    counts, depends = count_votes(key, logits_fn, x, measure, edges, batch_size, bounds, checked=True)
+    if np.asarray(depends).any():
+        raise ValueError(_validate.DEPENDS_ON_BATCH)
+    return np.asarray(counts)
 
 
 def sample_counts(
@@ -173,14 +200,17 @@ def sample_counts(
     _validate.at_least(1, num_samples=num_samples)
     _validate.at_least(0, first_sample=first_sample)
     edges = (first_sample, first_sample + num_samples)
-    return count_votes(key, logits_fn, x, measure, edges, batch_size)[:, 0]
+    return count_votes(key, logits_fn, x, measure, edges, batch_size)[0][:, 0]
 
 
-def check_on_host(key: Array, x: AnyArray) -> None:
+def check_on_host(key: Array, x: AnyArray, input_range: tuple[float, float] | None) -> None:
     if isinstance(x, jax.core.Tracer) or isinstance(key, jax.core.Tracer):
         raise ValueError("x and key must be concrete: bounds are computed on the host. Under jit, use sample_counts.")
-    if isinstance(x, (jax.Array, np.ndarray)) and not np.isfinite(np.asarray(x)).all():
-        raise ValueError("x must be finite, got NaN or infinity in it.")
+    if isinstance(x, (jax.Array, np.ndarray)) and jnp.issubdtype(x.dtype, jnp.floating):
+        x = np.asarray(x)
+        if not np.isfinite(x).all():
+            raise ValueError("x must be finite, got NaN or infinity in it.")
+        _validate.in_range(x, input_range)
 
 
 def check_all_voted(counts: np.ndarray, num_samples: int | np.ndarray) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _validate
 from robustjax.certification._binomial import binomial_lower_bound
-from robustjax.certification._counts import check_all_voted, check_on_host, count_votes
+from robustjax.certification._counts import check_all_voted, check_on_host, counts_on_host
 from robustjax.certification._measures import Gaussian, resolved
 from robustjax.certification._smoothing import ABSTAIN
 from robustjax.perturbations import image_keys
@@ -105,6 +105,7 @@ def dual(
     num_estimation: int = 100_000,
     alpha: float = 0.001,
     batch_size: int | None = None,
+    input_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> DualCertificate:
     r"""Certifies a dual smoothed classifier around each input.
 
@@ -126,12 +127,14 @@ def dual(
       num_estimation: draws for each half that bound its probability.
       alpha: probability, for each input, that its certificate is wrong.
       batch_size: noisy copies in one call; see ``sample_counts``.
+      input_range: the smallest and the largest number that x may hold; None for any.
 
     Returns:
       A ``DualCertificate`` of host arrays.
 
     Raises:
-      ValueError: for an argument that is not as above, and for logits that are not finite.
+      ValueError: for an argument that is not as above, and for logits that are not finite or that change with the other
+        copies in a block, see ``certify``.
 
     Guarantee:
       As ``certify``, for the classifier above.
@@ -160,14 +163,13 @@ def dual(
     mask = checkerboard(*x.shape[1:3]) if mask is None else np.asarray(mask)
     if mask.shape != x.shape[1:3] or mask.dtype != bool:
         raise ValueError(f"mask must be bool of shape {x.shape[1:3]}, got {mask.dtype} of {mask.shape}.")
-    check_on_host(key, x)
+    check_on_host(key, x, input_range)
     _validate.key(key, x.shape[0])
     edges, keys, halves = (0, num_selection, num_selection + num_estimation), image_keys(key, jnp.asarray(x)), []
     for i, (logits_fn, pixels) in enumerate(zip(logits_fns, (mask, ~mask), strict=True)):
         of_half = jax.tree_util.Partial(_of_half, _validate.as_pytree(logits_fn=logits_fn), pixels[None, ..., None])
-        counts = np.asarray(
-            count_votes(jax.vmap(jax.random.fold_in, (0, None))(keys, i), of_half, x, measure, edges, batch_size)
-        )
+        keys_of_half = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        counts = counts_on_host(keys_of_half, of_half, x, measure, edges, batch_size)
         check_all_voted(counts[:, 0], num_selection)
         check_all_voted(counts[:, 1], num_estimation)
         halves.append(counts)

@@ -89,6 +89,8 @@ def lipschitz_radius(
     classes = logits.shape[-1]
     if labels is not None:
         _validate.labels(labels, *logits.shape)
+    if jnp.shape(constants) not in ((), (classes, classes)):
+        raise ValueError(f"constants must be one number or ({classes}, {classes}), got shape {jnp.shape(constants)}.")
     if not isinstance(constants, jax.core.Tracer):
         known = np.broadcast_to(np.asarray(constants), (classes, classes))[~np.eye(classes, dtype=bool)]
         if not (known >= 0).all():

@@ -42,7 +42,8 @@ def mix(
       ``(batch, classes)`` log-probabilities; for alpha 0 and 1, exactly the log-probabilities of one classifier.
 
     Raises:
-      ValueError: for an alpha outside [0, 1], scales that are not positive, or logits of different shapes.
+      ValueError: for an alpha outside [0, 1] or of another shape, scales that are not positive, or logits of different
+        shapes.
 
     Example:
       >>> print(mixing.mix(jnp.array([[9.0, 0.0]]), jnp.array([[0.0, 1.0]]), alpha=0.9))
@@ -60,6 +61,8 @@ def mix(
         )
     if not isinstance(alpha, jax.core.Tracer) and not ((np.asarray(alpha) >= 0) & (np.asarray(alpha) <= 1)).all():
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}.")
+    if jnp.shape(alpha) not in ((), standard_logits.shape[:1]):
+        raise ValueError(f"alpha must be one number or ({standard_logits.shape[0]},), got shape {jnp.shape(alpha)}.")
     share = jnp.asarray(alpha, jnp.float32).reshape(-1, 1)
     standard = jax.nn.log_softmax(standard_scale * standard_logits)
     robust = jax.nn.log_softmax(robust_scale * robust_logits)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
-from robustjax.certification._counts import check_all_voted, check_measure, check_on_host, count_votes
+from robustjax.certification._counts import check_all_voted, check_measure, check_on_host, counts_on_host
 from robustjax.certification._measures import Measure
 from robustjax.certification._smoothing import ABSTAIN
 from robustjax.certification._stopping import lower_bounds, needed_probability, radius_rule, stops, target_rule
@@ -50,6 +50,7 @@ def certify_sequential(
     futility: float = 0.05,
     tolerance: float = 0.05,
     batch_size: int | None = None,
+    input_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> SequentialCertificate:
     r"""Certifies the smoothed classifier around each input, and stops drawing as soon as the answer is known.
 
@@ -89,13 +90,15 @@ def certify_sequential(
       tolerance: without a target, the share of the radius that may be lost compared to ``certify`` with
         ``max_samples``, at the observed share of votes.
       batch_size: noisy copies in one call of ``logits_fn``; see ``sample_counts``.
+      input_range: the smallest and the largest number that x may hold; None for any.
 
     Returns:
       A ``SequentialCertificate`` of host arrays.
 
     Raises:
       ValueError: for an argument that is not as above, for a target beyond the reach of the noise, and for
-        logits that are not finite among the draws behind an answer.
+        logits that are not finite among the draws behind an answer, or that change with the other copies in a block,
+        see ``certify``.
 
     Guarantee:
       As ``certify``: for every single input, over the draws, with probability at least 1 - alpha the label is what the
@@ -135,9 +138,9 @@ def certify_sequential(
             f"not exceed {needed:.6g}.",
             stacklevel=2,
         )
-    check_on_host(key, x)
+    check_on_host(key, x, input_range)
     edges = np.concatenate([[0, num_selection], num_selection + rule.looks.astype(np.int64)])
-    counts = np.asarray(count_votes(key, logits_fn, x, measure, edges, batch_size, np.stack(rule[1:])))
+    counts = counts_on_host(key, logits_fn, x, measure, edges, batch_size, np.stack(rule[1:]))
     label = counts[:, 0].argmax(-1).astype(np.int32)
     votes = np.take_along_axis(counts[:, 1:], label[:, None, None], axis=-1)[..., 0].cumsum(-1)
     look = stops(votes, *rule[1:]).argmax(-1)  # votes are whole up to the first look that stops, and used no further

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from robustjax import _validate
 from robustjax.certification._binomial import binomial_lower_bound, sign_test_p_value
-from robustjax.certification._counts import check_all_voted, check_on_host, count_votes, sample_counts
+from robustjax.certification._counts import check_all_voted, check_on_host, counts_on_host
 from robustjax.certification._measures import Measure
 from robustjax.typing import AnyArray, LogitsFn
 
@@ -45,6 +45,7 @@ def certify(
     num_estimation: int = 100_000,
     alpha: float = 0.001,
     batch_size: int | None = None,
+    input_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> Certificate:
     r"""Certifies the smoothed classifier around each input.
 
@@ -61,12 +62,14 @@ def certify(
       num_estimation: draws that bound its probability.
       alpha: probability, for each input, that its certificate is wrong.
       batch_size: noisy copies in one call of ``logits_fn``; see ``sample_counts``.
+      input_range: the smallest and the largest number that x may hold; None for any.
 
     Returns:
       A ``Certificate`` of host arrays.
 
     Raises:
-      ValueError: for an argument that is not as above, and for logits that are not finite.
+      ValueError: for an argument that is not as above, for logits that are not finite, and for a model whose logits
+        change with the other copies in a block, as in training mode: one block more is drawn of the first input.
 
     Guarantee:
       For every input, over the draws: with probability at least 1 - alpha, the label is what the smoothed classifier
@@ -92,9 +95,9 @@ def certify(
             "does not exceed 1/2.",
             stacklevel=2,
         )
-    check_on_host(key, x)
+    check_on_host(key, x, input_range)
     edges = (0, num_selection, num_selection + num_estimation)
-    counts = np.asarray(count_votes(key, logits_fn, x, measure, edges, batch_size))
+    counts = counts_on_host(key, logits_fn, x, measure, edges, batch_size)
     check_all_voted(counts[:, 0], num_selection)
     check_all_voted(counts[:, 1], num_estimation)
     return certificate_from_counts(counts[:, 0], counts[:, 1], measure, alpha=alpha)
@@ -109,6 +112,7 @@ def predict(
     num_samples: int = 1000,
     alpha: float = 0.001,
     batch_size: int | None = None,
+    input_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> np.ndarray:
     """Predicts with the smoothed classifier, or abstains.
 
@@ -120,12 +124,14 @@ def predict(
       num_samples: draws for each input.
       alpha: probability, for each input, of returning another class than the smoothed classifier's.
       batch_size: noisy copies in one call of ``logits_fn``; see ``sample_counts``.
+      input_range: the smallest and the largest number that x may hold; None for any.
 
     Returns:
       ``(batch,)`` int32 host array of classes and ``ABSTAIN``.
 
     Raises:
-      ValueError: for an argument that is not as above, and for logits that are not finite.
+      ValueError: for an argument that is not as above, for logits that are not finite, and for a model whose logits
+        change with the other copies in a block, as in training mode: one block more is drawn of the first input.
 
     Guarantee:
       For every single input, over the draws: a class other than the smoothed classifier's is returned with
@@ -146,8 +152,8 @@ def predict(
             "exceeds it.",
             stacklevel=2,
         )
-    check_on_host(key, x)
-    counts = np.asarray(sample_counts(key, logits_fn, x, measure, num_samples=num_samples, batch_size=batch_size))
+    check_on_host(key, x, input_range)
+    counts = counts_on_host(key, logits_fn, x, measure, (0, num_samples), batch_size)[:, 0]
     check_all_voted(counts, num_samples)
     return prediction_from_counts(counts, alpha=alpha)
 

@@ -74,7 +74,7 @@ def radius(
       ``(batch,)`` radii in units of the inputs, negative where y is not the answer.
 
     Raises:
-      ValueError: scores are not floating or not finite, labels are not classes, shapes do not fit, the modality does
+      ValueError: scores, weights or bias are not finite, labels are not classes, shapes do not fit, the modality does
         not exist, or a constant is negative or NaN.
 
     Guarantee:
@@ -102,6 +102,9 @@ def radius(
         raise ValueError(
             f"weights and bias must have shapes {shape} and {shape[1:]}, got {weights.shape} and {bias.shape}."
         )
+    for name, value in (("weights", weights), ("bias", bias)):
+        if not isinstance(value, jax.core.Tracer) and not np.isfinite(np.asarray(value)).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity.")
     if constants.shape not in (shape, shape[:1]):
         raise ValueError(f"constants must have shape {shape} or {shape[:1]}, got {constants.shape}.")
     if not isinstance(constants, jax.core.Tracer) and not (np.asarray(constants) >= 0).all():

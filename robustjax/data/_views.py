@@ -26,13 +26,16 @@ def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
       The images with these labels, in their order, with ``len(classes)`` classes.
 
     Raises:
-      ValueError: if ``classes`` is empty, names a class twice, or names one that the data set lacks or has no image of.
+      ValueError: if ``classes`` is empty, holds other values than integers, names a class twice, or names one that the
+        data set lacks or has no image of.
 
     Example:
       >>> even = data.select_classes(data.load("digits", "test"), [0, 2, 4, 6, 8])
       >>> even.num_classes, np.unique(even[:].label).tolist()
       (5, [0, 1, 2, 3, 4])
     """
+    if not all(isinstance(c, (int, np.integer)) and not isinstance(c, bool) for c in classes):
+        raise ValueError(f"classes must be integers, got {list(classes)}.")
     classes = [int(c) for c in classes]
     if not classes or len(set(classes)) < len(classes):
         raise ValueError(f"classes must be one or more distinct labels, got {classes}.")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from robustjax._precision import in_float32, log_softmax
-from robustjax.losses._classification import check_logits_and_labels, cross_entropy
+from robustjax.losses._classification import check_logits_and_labels, cross_entropy, of_label
 
 
 def margin(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
@@ -17,7 +17,7 @@ def margin(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]
 
     Args:
       logits: ``(batch, classes)``, floating.
-      labels: ``(batch,)``, integer.
+      labels: ``(batch,)``, integer, in ``0, ..., classes - 1``; a label outside gives NaN.
 
     Returns:
       ``(batch,)`` margins.
@@ -48,7 +48,7 @@ def difference_of_logits_ratio(logits: Float[Array, "..."], labels: Array) -> Fl
 
     Args:
       logits: ``(batch, classes)``, floating, at least 3 classes.
-      labels: ``(batch,)``, integer.
+      labels: ``(batch,)``, integer, in ``0, ..., classes - 1``; a label outside gives NaN.
 
     Returns:
       ``(batch,)`` losses.
@@ -83,8 +83,8 @@ def targeted_difference_of_logits_ratio(
 
     Args:
       logits: ``(batch, classes)``, floating, at least 4 classes.
-      labels: ``(batch,)``, integer.
-      targets: ``(batch,)``, integer, the classes that the attack aims at.
+      labels: ``(batch,)``, integer, in ``0, ..., classes - 1``; a label outside gives NaN.
+      targets: ``(batch,)``, integer, the classes that the attack aims at, likewise.
 
     Returns:
       ``(batch,)`` losses.
@@ -104,9 +104,10 @@ def targeted_difference_of_logits_ratio(
     check_logits_and_labels(logits, targets)
     _at_least_classes(4, "targeted_difference_of_logits_ratio", logits)
     logits = in_float32(logits)
-    of = lambda classes: jnp.take_along_axis(logits, classes[:, None], -1)[:, 0]
     largest = jax.lax.top_k(logits, 4)[0]
-    return (of(targets) - of(labels)) / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12)
+    return (of_label(logits, targets) - of_label(logits, labels)) / (
+        largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12
+    )
 
 
 def kl_divergence(logits: Float[Array, "..."], reference_logits: Float[Array, "..."]) -> Float[Array, " batch"]:
@@ -206,7 +207,7 @@ def entropy(logits: Float[Array, "..."]) -> Float[Array, " batch"]:
 def log_odds_against(logits: Float[Array, "batch classes"], classes: Array) -> Float[Array, " batch"]:
     """``ln((1 - p) / p)`` of one class of each row: by ``softplus``, logarithms of p and of 1 - p that keep digits."""
     below = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    return jax.nn.logsumexp(_without(below, classes), axis=-1) - jnp.take_along_axis(below, classes[:, None], -1)[:, 0]
+    return jax.nn.logsumexp(_without(below, classes), axis=-1) - of_label(below, classes)
 
 
 def _without(values, classes):
@@ -214,8 +215,7 @@ def _without(values, classes):
 
 
 def _right_and_best_wrong(logits, labels):
-    right = jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
-    return right, _without(logits, labels).max(-1)
+    return of_label(logits, labels), _without(logits, labels).max(-1)
 
 
 def _at_least_classes(least: int, name: str, logits: Array) -> None:

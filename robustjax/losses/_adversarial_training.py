@@ -122,6 +122,7 @@ class TRADES:
 
     def __post_init__(self):
         _validate.not_negative(beta=self.beta)
+        _validate.untargeted(self.attack)
         if isinstance(loss := getattr(self.attack, "loss", None), str):
             raise ValueError(f"attack must have loss=losses.kl_divergence, which reads clean logits, got {loss!r}.")
 
@@ -348,6 +349,7 @@ awp = AWP
 
 
 def _attacked(key: Array, apply: Apply, state: ModelState, batch: Batch, attack: Adversary) -> Examples:
+    _validate.untargeted(attack)
     constant_state, constant_images = jax.lax.stop_gradient((state, batch.image))
     logits_fn = jax.tree_util.Partial(_logits_of(apply), constant_state)
     adversarial = attack(jax.random.fold_in(key, 1), logits_fn, constant_images, batch.label)

@@ -52,13 +52,14 @@ def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[A
 
     Args:
       logits: ``(batch, classes)``, floating.
-      label_probabilities: ``(batch, classes)``, rows :math:`q` that sum to 1, of the dtype of the logits.
+      label_probabilities: ``(batch, classes)``, rows :math:`q` that are at least 0 and sum to 1, of the dtype of the
+        logits.
 
     Returns:
       ``(batch,)`` losses, at least the entropy of :math:`q`.
 
     Raises:
-      ValueError: shapes do not fit.
+      ValueError: shapes do not fit, or rows of ``label_probabilities`` do not sum to 1.
 
     Example:
       >>> smoothed = 0.9 * jax.nn.one_hot(labels, 4) + 0.1 / 4  # label smoothing
@@ -71,6 +72,7 @@ def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[A
         raise ValueError(
             f"label_probabilities must be {logits.shape} to match the logits, got shape {label_probabilities.shape}."
         )
+    _validate.probabilities(label_probabilities=label_probabilities)
     return -(in_float32(label_probabilities) * log_softmax(in_float32(logits))).sum(-1)
 
 
@@ -113,6 +115,12 @@ def normalized_cross_entropy(
     scaled = logits / jnp.where(scale == 0, 1, scale)
     norm = jnp.sqrt(jnp.where(scale == 0, 1, jnp.square(scaled).sum(-1, keepdims=True)))
     return cross_entropy(scaled / (tau * norm), labels)
+
+
+def of_label(values: Array, labels: Array) -> Array:
+    """The value of each row at its label, ``(batch,)``; NaN for a label outside ``0, ..., classes - 1``."""
+    found = jnp.take_along_axis(values, labels[:, None], axis=-1)[:, 0]  # NaN beyond the last class
+    return jnp.where(labels < 0, jnp.nan, found)  # -1 would be the last class
 
 
 def check_logits_and_labels(logits: Array, labels: Array) -> None:

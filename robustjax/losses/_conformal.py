@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
+from robustjax.losses._classification import of_label
 from robustjax.losses._objectives import Aux
 from robustjax.losses._smoothing import _images_and_noise, _log_mean_probabilities, _logits_of_copies, _normal_quantile
 from robustjax.typing import Apply, Batch, ModelState
@@ -79,12 +80,12 @@ class ConformalTraining:
         logits, state = _logits_of_copies(apply, state, images, noise)
         mean = _log_mean_probabilities(logits)
         scores = _normal_quantile(mean)
-        of_label = lambda a: jnp.take_along_axis(a, batch.label[:, None], axis=-1)[:, 0]
         rank = max(int(self.alpha * (half + 1)), 1)
-        tau = soft_quantile(of_label(scores)[:half], rank=rank, dispersion=self.dispersion) - self.epsilon / self.sigma
+        clean = of_label(scores, batch.label)[:half]
+        tau = soft_quantile(clean, rank=rank, dispersion=self.dispersion) - self.epsilon / self.sigma
         sets = jax.nn.sigmoid((scores - tau) / self.temperature)
         size = sets[half:].sum(-1)
-        missed = (1 - of_label(sets)[half:]).mean()
+        missed = (1 - of_label(sets, batch.label)[half:]).mean()
         loss = jnp.log(missed + self.size_weight * jnp.maximum(size - self.target_size, 0).mean() + 1e-8)
         accuracy = (mean.argmax(-1) == batch.label).mean(dtype=jnp.float32)
         return loss, Aux(state, {"loss": loss, "accuracy": accuracy, "size": size.mean()})

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from robustjax import _validate
 from robustjax._precision import in_float32
-from robustjax.losses._classification import cross_entropy
+from robustjax.losses._classification import cross_entropy, of_label
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
@@ -36,7 +36,7 @@ def unimodal_margin(scores: Float[Array, "batch modalities classes"], labels: In
       Yang et al. 2024, arXiv 2402.06244.
     """
     scores = in_float32(scores)
-    own = jnp.take_along_axis(scores, labels[:, None, None], axis=-1)
+    own = jax.vmap(of_label, (1, None), 1)(scores, labels)[..., None]
     other = jnp.arange(scores.shape[-1])[None, None] != labels[:, None, None]
     deficits = jnp.where(other, scores - own, -jnp.inf).reshape(scores.shape[0], -1)
     return jnp.logaddexp(jax.nn.logsumexp(deficits, axis=-1), jnp.log(jnp.asarray(1e-5, scores.dtype)))
@@ -65,7 +65,7 @@ def pair_radii(
       ``(batch, classes)``, signed; infinite at y.
     """
     logits = (weights[None] * in_float32(scores)).sum(1) + bias[None]
-    margins = jnp.take_along_axis(logits, labels[:, None], axis=-1) - logits
+    margins = of_label(logits, labels)[:, None] - logits
     slope = jnp.abs(weights) * constants
     slope = slope if modality is None else slope[modality : modality + 1]
     of_pair = slope.T[labels][:, :, None] + slope[None]

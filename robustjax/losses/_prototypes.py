@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from robustjax import _validate, models
 from robustjax._precision import in_float32
+from robustjax.losses._classification import of_label
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
@@ -52,7 +53,7 @@ class PrototypeMargin:
         probabilities = jnp.exp(in_float32(outputs.logits))
         right = jax.nn.one_hot(batch.label, probabilities.shape[-1], dtype=bool)
         wrong = jnp.where(right, -jnp.inf, probabilities).max(-1)
-        loss = jax.nn.relu(wrong - jnp.where(right, probabilities, 0.0).sum(-1) + self.margin).mean()
+        loss = jax.nn.relu(wrong - of_label(probabilities, batch.label) + self.margin).mean()
         accuracy = (outputs.logits.argmax(-1) == batch.label).mean(dtype=jnp.float32)
         return loss, Aux(state, {"loss": loss, "accuracy": accuracy})
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
 from robustjax._precision import in_float32, log_softmax
-from robustjax.losses._classification import cross_entropy, soft_cross_entropy
+from robustjax.losses._classification import cross_entropy, of_label, soft_cross_entropy
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
@@ -154,7 +154,7 @@ class MACER:
         """Returns the loss of ``batch``, and the updated state with metrics."""
         images, noise = _images_and_noise(key, batch.image, self.sigma, self.num_noise)
         logits, state = _logits_of_copies(apply, state, images, noise)
-        log_likelihood = jnp.take_along_axis(_log_mean_probabilities(logits), batch.label[:, None], axis=-1)[:, 0]
+        log_likelihood = of_label(_log_mean_probabilities(logits), batch.label)
         votes = _log_mean_probabilities(self.beta * logits)
         first, second = _normal_quantile(jax.lax.top_k(votes, 2)[0]).T
         xi = first - second

@@ -210,20 +210,12 @@ def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, n
     dtype, (batch, classes) = probabilities.dtype, probabilities.shape
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"probabilities must be floating, got {dtype}.")
+    given = probabilities
     probabilities = probabilities.astype(np.promote_types(np.float32, dtype)) if dtype.itemsize < 4 else probabilities
     bad = int(np.isnan(probabilities).any(axis=1).sum())
     if bad:
         raise ValueError(f"probabilities must have no NaN, got {bad} such rows among {batch}.")
-    with np.errstate(invalid="ignore"):  # infinite logits of both signs have no sum
-        total = probabilities.sum(axis=1, dtype=np.float64)
-    # Each entry of a row may be rounded by half a unit, which is more than 1e-3 in bfloat16.
-    wrong = ~(np.abs(total - 1) <= max(1e-3, float(jnp.finfo(dtype).eps))) | (probabilities < 0).any(axis=1)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise ValueError(
-            f"probabilities must be >= 0 with rows that sum to 1, got row {row} with sum {total[row]:.6g} and least "
-            f"value {probabilities[row].min():.6g}: expected probabilities, got logits?"
-        )
+    _validate.probabilities(probabilities=given)
     if labels.shape != (batch,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be ({batch},) integers, got {labels.dtype} {labels.shape}.")
     if not 0 <= labels.min() <= labels.max() < classes:

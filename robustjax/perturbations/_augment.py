@@ -26,13 +26,14 @@ def random_crop(
       Images of the same shape and dtype.
 
     Raises:
-      ValueError: ``padding`` is negative.
+      ValueError: ``x`` does not have four axes, or ``padding`` is negative.
 
     Example:
       >>> x = jnp.ones((2, 8, 8, 1))
       >>> perturbations.random_crop(jax.random.key(0), x, padding=2).shape
       (2, 8, 8, 1)
     """
+    _validate.images(x=x)
     _validate.at_least(0, padding=padding)
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     offsets = jax.random.randint(key, (x.shape[0], 2), 0, 2 * padding + 1)
@@ -51,6 +52,9 @@ def random_horizontal_flip(
     Returns:
       Images of the same shape and dtype.
 
+    Raises:
+      ValueError: ``x`` does not have four axes.
+
     Example:
       >>> x = jnp.tile(jnp.arange(3.0).reshape(1, 1, 3, 1), (4, 1, 1, 1))  # four images of one row
       >>> print(perturbations.random_horizontal_flip(jax.random.key(0), x)[:, 0, :, 0])
@@ -59,6 +63,7 @@ def random_horizontal_flip(
        [2. 1. 0.]
        [2. 1. 0.]]
     """
+    _validate.images(x=x)
     flip = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))
     return jnp.where(flip, x[:, :, ::-1], x)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from robustjax import _validate
 from robustjax.perturbations._normal import threefry_2x32
 from robustjax.typing import AnyArray
 
@@ -22,11 +23,15 @@ def image_keys(key: Key[Array, "..."], x: Float[AnyArray, "batch ..."]) -> Key[A
     Returns:
       ``(batch,)`` keys. Equal inputs have equal keys.
 
+    Raises:
+      ValueError: ``key`` is neither one typed key nor one for each input.
+
     Example:
       >>> keys = perturbations.image_keys(jax.random.key(0), np.array([[0.1], [0.2], [0.1]]))
       >>> print(keys[0] == keys[2], keys[0] == keys[1])
       True False
     """
+    _validate.key(key, x.shape[0])
     if key.ndim:
         return key
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
+from robustjax import _validate
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
@@ -63,11 +65,15 @@ def standard_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array,
     Returns:
       float32 array of that shape.
 
+    Raises:
+      ValueError: ``key`` is not one typed key.
+
     Example:
       >>> z = perturbations.standard_normal(jax.random.key(0), (1000,))
       >>> f"mean {z.mean():.1f}, standard deviation {z.std():.1f}"
       'mean -0.1, standard deviation 1.0'
     """
+    _validate.key(key)
     if str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.normal(key, shape, jnp.float32)
     size = math.prod(shape)

@@ -180,7 +180,7 @@ def test_an_attack_that_leaves_the_ball_raises(inputs, fakes):
         evaluate(inputs)
     fakes(0.7, 0.0, 0.0)
     with pytest.raises(ValueError, match=r"x_adv must lie in \[0, 1\], got .* to 1.1"):
-        autoattack(epsilon=2.0).evaluate(KEY, corner, inputs[0], inputs[1])
+        autoattack(epsilon=1.0).evaluate(KEY, corner, inputs[0], inputs[1])
 
 
 def test_nothing_that_stands_and_nothing_at_all(inputs, fakes):

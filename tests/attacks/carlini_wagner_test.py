@@ -103,6 +103,17 @@ def test_results_keep_their_promises():
     np.testing.assert_array_equal(adversarial[~near], x[~near])
 
 
+def test_black_and_white_images_are_left_in_as_many_steps_as_others():
+    """From the ends of the box, 200 steps would find nothing."""
+    model, x, _ = linear_problem()
+    x = (x > 0.5).astype(np.float32)
+    labels = np.asarray(model(x)).argmax(-1).astype(np.int32)
+    found, longer = attack(steps=200)(KEY, model, x, labels), attack()(KEY, model, x, labels)
+    np.testing.assert_array_equal(found.success, longer.success)
+    assert found.success.any()
+    np.testing.assert_allclose(found.distance[found.success], longer.distance[found.success], rtol=0.3)
+
+
 @pytest.mark.parametrize("bias", [[9.0, 0], [np.nan, 0]])
 def test_where_nothing_can_be_found(bias):
     _, x, _ = linear_problem()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax import attacks
+from robustjax import attacks, losses
 
 KEY = jax.random.key(0)
 HIDDEN, OUT = (
@@ -157,6 +157,49 @@ def test_a_budget_keeps_what_is_near():
         attacks.at_budget(search, -1.0)
     with pytest.raises(ValueError, match="attacks must be one or more functions"):
         attacks.worst_of()
+
+
+TARGETED = attacks.pgd(epsilon=0.05, targeted=True)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: attacks.robust_accuracy(KEY, TARGETED, network, X, LABELS),
+        lambda: attacks.robust_accuracy(
+            KEY, attacks.at_budget(attacks.carlini_wagner(targeted=True), 0.1), network, X, LABELS
+        ),
+        lambda: attacks.worst_of(PGD, TARGETED),
+        lambda: losses.adversarial.trades(attack=TARGETED),
+    ],
+)
+def test_where_labels_are_the_true_classes_no_attack_is_targeted(call):
+    with pytest.raises(ValueError, match="attack must not be targeted where labels are the true classes, got"):
+        call()
+
+
+def test_a_model_that_depends_on_its_batch_has_no_accuracy():
+    model = lambda x: network(x) - network(x).mean(0, keepdims=True)  # as batch normalisation does in training
+    with pytest.raises(ValueError, match="must answer each input by itself, got other logits .* in another batch"):
+        attacks.robust_accuracy(KEY, attacks.fgsm(epsilon=0.05), model, X, LABELS, batch_size=5)
+
+
+@pytest.mark.parametrize(
+    ("call", "farthest"),
+    [
+        (lambda: attacks.pgd(epsilon=8.0), "1, the largest linf"),
+        (lambda: attacks.autoattack(epsilon=1.1), "1, the largest linf"),
+        (lambda: attacks.pgd(epsilon=128.0, norm="l2")(KEY, network, X, LABELS), "4, the largest l2"),
+        (lambda: attacks.fgsm(epsilon=17.0, norm="l1")(KEY, network, X, LABELS), "16, the largest l1"),
+        (
+            lambda: attacks.at_budget(attacks.deepfool(norm="linf", steps=1), 8.0)(KEY, network, X, LABELS),
+            "1, the largest linf",
+        ),
+    ],
+)
+def test_no_ball_is_larger_than_the_box(call, farthest):
+    with pytest.raises(ValueError, match=f"epsilon must be at most {farthest} distance of images in"):
+        call()
 
 
 EVERY = {

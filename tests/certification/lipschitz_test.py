@@ -70,6 +70,8 @@ def test_bad_input_is_named(unchecked):
             certification.lipschitz_radius(bad, 0.5)
     with pytest.raises(ValueError, match="labels must be 0 to 1, got values from 7 to 7"):
         certification.lipschitz_radius(logits, 0.5, jnp.array([7]))
+    with pytest.raises(ValueError, match=r"constants must be one number or \(2, 2\), got shape \(2,\)"):
+        certification.lipschitz_radius(logits, np.ones(2))
     with pytest.raises(ValueError, match=r"labels must be \(1,\) integers, got int32 of shape \(2,\)"):
         certification.lipschitz_radius(logits, 0.5, jnp.array([0, 1]))
 

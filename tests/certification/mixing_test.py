@@ -79,6 +79,8 @@ def test_no_more_than_half_of_it_certifies_nothing():
     ("call", "message"),
     [
         (lambda: mixing.mix(G, H, alpha=1.5), r"alpha must lie in \[0, 1\], got 1.5"),
+        (lambda: mixing.mix(G, H, alpha=np.full(3, 0.5)), r"alpha must be one number or \(6,\), got shape \(3,\)"),
+        (lambda: mixing.mix(G[:1], H[:1], alpha=np.full(3, 0.5)), r"alpha must be one number or \(1,\), got shape"),
         (lambda: mixing.mix(G, H[:, :3], alpha=0.5), r"must have one shape, got \(6, 4\) and \(6, 3\)"),
         (lambda: mixing.mix(G, H, alpha=0.5, robust_scale=0.0), "robust_scale must be positive and finite, got 0.0"),
         (lambda: mixing.smoothed_radius(1.2, 0.1, alpha=0.9, sigma=0.5), r"first must lie in \[0, 1\], got 1.2"),

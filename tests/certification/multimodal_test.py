@@ -154,6 +154,11 @@ SCORES, WEIGHTS, BIAS = np.ones((5, 2, 3), np.float32), np.ones((2, 3), np.float
             lambda: multimodal.radius(SCORES, WEIGHTS[:1], BIAS, np.ones(2)),
             r"weights and bias must have shapes \(2, 3\)",
         ),
+        (lambda: multimodal.radius(SCORES, np.nan * WEIGHTS, BIAS, np.ones(2)), "weights must be finite, got NaN"),
+        (
+            lambda: multimodal.radius(SCORES, WEIGHTS, np.full_like(BIAS, np.inf), np.ones(2)),
+            "bias must be finite, got NaN or inf",
+        ),
         (lambda: multimodal.radius(SCORES, WEIGHTS, BIAS, np.ones(3)), r"constants must have shape .* got \(3,\)"),
         (lambda: multimodal.radius(SCORES, WEIGHTS, BIAS, -np.ones(2)), "constants must be at least 0, got -1.0"),
         (

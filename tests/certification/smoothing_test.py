@@ -212,7 +212,8 @@ def test_certified_radius_seldom_exceeds_the_true_one():
     alpha, runs, distance = 0.05, 2000, 0.3
     x = np.broadcast_to(0.5 + distance * NORMAL.reshape(4, 4, 1), (runs, 4, 4, 1)).astype(np.float32)
     keys = jax.random.split(jax.random.key(7), runs)
-    cert = certification.certify(keys, half_space, x, MEASURE, num_estimation=500, alpha=alpha, batch_size=600)
+    settings = {"num_estimation": 500, "batch_size": 600, "input_range": None}
+    cert = certification.certify(keys, half_space, x, MEASURE, alpha=alpha, **settings)
     unsound = (cert.radius > distance) | (cert.label == 0)
     assert unsound.sum() > 0  # the bound is close enough to fail now and then
     assert unsound.mean() <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / runs)
@@ -233,12 +234,39 @@ def test_too_few_draws_ever_to_certify_are_told():
         assert (certification.predict(jax.random.key(0), linear, X, MEASURE, num_samples=10) == ABSTAIN).all()
 
 
+def test_a_model_that_depends_on_its_batch_is_refused():
+    """In a block of 3 copies the first 2 are compared; the votes of a model that is right are those of other draws."""
+
+    def normalised(x):
+        logits = linear(x)
+        return (logits - logits.mean(0, keepdims=True)) / (logits.std(0, keepdims=True) + 1e-5)
+
+    settings = {"num_estimation": 40, "batch_size": 3}
+    certify = lambda model: certification.certify(jax.random.key(0), model, X, MEASURE, **settings)
+    for call in (
+        lambda: certify(normalised),
+        lambda: certification.predict(jax.random.key(0), normalised, X, MEASURE, num_samples=40, batch_size=3),
+        lambda: certification.certify_sequential(
+            jax.random.key(0), normalised, X, MEASURE, max_samples=200, batch_size=3
+        ),
+    ):
+        with pytest.raises(ValueError, match="must answer each input by itself, .* in another batch"):
+            call()
+    counts = [
+        certification.sample_counts(jax.random.key(0), linear, X, MEASURE, num_samples=n, first_sample=first)
+        for n, first in ((100, 0), (40, 100))
+    ]
+    for got, expected in zip(certify(linear), certification.certificate_from_counts(*counts, MEASURE)):
+        np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"x": X[0, 0, 0]}, "x must have shape (batch, ...), got (1,)"),
         ({"x": (X * 255).astype(np.uint8)}, "x must be a floating array, got uint8"),
         ({"x": [[1.0]]}, "x must be a floating array, got list"),
+        ({"x": X * 255}, "x must lie in [0, 1], got values from"),
         ({"key": np.zeros(2, np.uint32)}, "key must be a typed key from jax.random.key, got array"),
         ({"key": 0}, "key must be a typed key from jax.random.key, got 0"),
         ({"num_estimation": 0}, "num_estimation must be an integer of at least 1, got 0"),

@@ -26,9 +26,15 @@ def test_classes_and_the_rest_are_a_partition(digits):
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [((), "one or more distinct labels"), ((1, 1), "distinct"), ((3, 10), r"0, \.\.\., 9"), ((-1,), r"0, \.\.\., 9")],
+    [
+        ((), "one or more distinct labels"),
+        ((1, 1), "distinct"),
+        ((3, 10), r"0, \.\.\., 9"),
+        ((-1,), r"0, \.\.\., 9"),
+        ((0.7,), "integers"),
+    ],
 )
-def test_select_classes_refuses(digits, classes, message):
+def test_select_classes_refuses(digits, classes, message, unchecked):
     with pytest.raises(ValueError, match=message):
         data.select_classes(digits, classes)
 

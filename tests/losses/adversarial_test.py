@@ -43,6 +43,16 @@ def test_targeted_difference_of_logits_ratio_by_hand():
     np.testing.assert_allclose(got, [-(4 - 1) / (4 - 0.5)], rtol=1e-6)
 
 
+def test_a_label_outside_gives_nan_and_not_the_loss_of_another_class():
+    logits, labels = jnp.asarray(LOGITS), jnp.asarray([-1, K, 2, -K, 1, 3, 0])
+    outside = [True, True, False, True, False, False, False]
+    for loss in (losses.margin, losses.difference_of_logits_ratio):
+        np.testing.assert_array_equal(np.isnan(loss(logits, labels)), outside)
+    right, targeted = jnp.asarray(LABELS), losses.targeted_difference_of_logits_ratio
+    np.testing.assert_array_equal(np.isnan(targeted(logits, labels, right)), outside)
+    np.testing.assert_array_equal(np.isnan(targeted(logits, right, labels)), outside)
+
+
 def test_kl_divergence_matches_float64_and_the_reference_is_the_distribution_that_weighs():
     reference = LOGITS[::-1].copy()
     p, q = softmax(reference), softmax(LOGITS)

@@ -121,6 +121,7 @@ def test_bad_tau(tau):
     [
         ((4, 3), (4, 2), r"label_probabilities must be \(4, 3\) to match the logits, got shape \(4, 2\)"),
         ((3,), (3,), r"logits must be \(batch, classes\), got shape \(3,\)"),
+        ((4, 3), (4, 3), "label_probabilities must be >= 0 with rows that sum to 1, got row 0 with sum 0"),
     ],
 )
 def test_bad_soft_labels(logits, probabilities, message):

@@ -84,3 +84,10 @@ def test_contract(function):
     assert (compiled(jax.random.key(8), x) != first).any()
     mapped = jax.jit(jax.vmap(function, (0, None)))(keys, x)
     np.testing.assert_allclose(mapped[1], compiled(keys[1], x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["random_crop", "random_horizontal_flip"])
+def test_images_without_channels_are_refused(name, unchecked):
+    augment = getattr(perturbations, name)
+    with pytest.raises(ValueError, match=r"x must have shape \(batch, height, width, channels\), got \(6, 8, 8\)"):
+        augment(jax.random.key(0), jnp.ones((6, 8, 8)))

@@ -53,3 +53,12 @@ def test_normal_follows_the_key():
 def test_another_key_implementation_is_handed_on():
     key = jax.random.key(0, impl="rbg")
     np.testing.assert_array_equal(perturbations.standard_normal(key, (5,)), jax.random.normal(key, (5,)))
+
+
+def test_keys_that_are_not_one_for_each_input_are_refused(unchecked):
+    keys, x = jax.random.split(jax.random.key(0), 3), jnp.ones((4, 2))
+    for wrong, got in ((keys, r"shape \(\) or \(4,\), got \(3,\)"), (jax.random.PRNGKey(0), "typed key")):
+        with pytest.raises(ValueError, match=f"key must .*{got}"):
+            perturbations.image_keys(wrong, x)
+    with pytest.raises(ValueError, match=r"key must have shape \(\), got \(3,\)"):
+        perturbations.standard_normal(keys, (2,))

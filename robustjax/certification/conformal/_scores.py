@@ -1,5 +1,8 @@
 """Scores of nonconformity: ``(probabilities, uniforms) -> (batch, classes)`` in [0, 1], LOWER = the label conforms.
 
+Scores of arrays are float64 on the host, where labels of probability 1e-8 and 1e-9 have scores that differ; the float32
+numbers next to 1 are 6e-8 apart. Under ``jit``, as in ``smoothed_scores``, scores have the dtype of the probabilities.
+
 Bind settings with ``jax.tree_util.Partial(raps, weight=0.1)``: its numbers are arguments of compiled programs, so other
 numbers do not compile again.
 """
@@ -7,7 +10,7 @@ numbers do not compile again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +20,13 @@ from jaxtyping import Array, Float
 from robustjax import _validate
 from robustjax.typing import AnyArray, ArrayLike
 
-ScoreFn: TypeAlias = Callable[[Array, Array], Array]
+ScoreFn: TypeAlias = Callable[[Array, Array], AnyArray]
 """``(probabilities (batch, classes), uniforms (batch,)) -> (batch, classes)`` scores in [0, 1], traceable."""
 
 
 def thr(
     probabilities: Float[AnyArray, "batch classes"], uniforms: Float[AnyArray, " batch"] | None = None
-) -> Float[Array, "batch classes"]:
+) -> Float[AnyArray, "batch classes"]:
     r"""Computes the threshold score (THR, also HPS) of each label.
 
     .. math:: S(x, y) = 1 - \pi_y(x)
@@ -35,6 +38,9 @@ def thr(
     Returns:
       ``(batch, classes)`` in [0, 1], lower where the label conforms.
 
+    Raises:
+      ValueError: for probabilities that are negative or do not sum to 1, such as logits.
+
     Example:
       >>> print(conformal.thr(jnp.array([[0.7, 0.2, 0.1]])))
       [[0.3 0.8 0.9]]
@@ -43,12 +49,13 @@ def thr(
       Sadinle, Lei and Wasserman, arXiv:1609.00451.
     """
     del uniforms
-    return jnp.clip(1 - jnp.asarray(probabilities), 0, 1)  # a softmax may exceed 1 by rounding
+    xp, probabilities = _checked(probabilities)
+    return xp.clip(1 - probabilities, 0, 1)  # a softmax may exceed 1 by rounding
 
 
 def aps(
     probabilities: Float[AnyArray, "batch classes"], uniforms: Float[AnyArray, " batch"]
-) -> Float[Array, "batch classes"]:
+) -> Float[AnyArray, "batch classes"]:
     r"""Computes the score of adaptive prediction sets (APS) of each label.
 
     .. math:: S(x, y) = \sum_{k:\, o_k \le o_y} \pi_k(x) - u\, \pi_y(x)
@@ -63,6 +70,10 @@ def aps(
       ``(batch, classes)`` in [0, 1], lower where the label conforms. For the true probabilities, the
       score of the true label is uniform.
 
+    Raises:
+      ValueError: for probabilities that are negative or do not sum to 1, such as logits, and for
+        uniforms that are not ``(batch,)`` in [0, 1].
+
     Example:
       >>> print(conformal.aps(jnp.array([[0.7, 0.2, 0.1]]), uniforms=jnp.zeros(1)))
       [[0.7 0.9 1. ]]
@@ -70,7 +81,7 @@ def aps(
     Reference:
       Romano, Sesia and Candes, arXiv:2006.02544.
     """
-    return _ranked(probabilities, uniforms)[0]
+    return _ranked(probabilities, uniforms)[1]
 
 
 def raps(
@@ -79,7 +90,7 @@ def raps(
     *,
     weight: float | Array = 0.2,
     k_reg: int | Array = 5,
-) -> Float[Array, "batch classes"]:
+) -> Float[AnyArray, "batch classes"]:
     r"""Computes the regularized score (RAPS) of each label: APS, and a penalty on ranks beyond ``k_reg``.
 
     .. math:: S(x, y) = \frac{1}{1 + w} \Bigl[S_{\mathrm{APS}}(x, y) + w\, \frac{\max(0, o_y - k)}{K - k}\Bigr]
@@ -97,7 +108,7 @@ def raps(
       ``(batch, classes)`` in [0, 1], lower where the label conforms.
 
     Raises:
-      ValueError: for a negative weight or k_reg.
+      ValueError: as ``aps``, and for a negative weight or k_reg.
 
     Example:
       >>> print(conformal.raps(jnp.array([[0.7, 0.2, 0.1]]), uniforms=jnp.zeros(1), weight=0.2, k_reg=1))
@@ -109,9 +120,11 @@ def raps(
     """
     _validate.not_negative(weight=weight)
     _validate.at_least(0, k_reg=k_reg)
-    scores, rank = _ranked(probabilities, uniforms)
-    beyond = jnp.maximum(rank - k_reg, 0) / jnp.maximum(scores.shape[-1] - k_reg, 1)
-    return jnp.minimum((scores + weight * beyond.astype(scores.dtype)) / (1 + weight), 1)
+    xp, scores, rank = _ranked(probabilities, uniforms, weight, k_reg)
+    if xp is np:
+        weight, k_reg = float(weight), int(k_reg)
+    beyond = xp.maximum(rank - k_reg, 0) / xp.maximum(scores.shape[-1] - k_reg, 1)
+    return xp.minimum((scores + weight * beyond.astype(scores.dtype)) / (1 + weight), 1)
 
 
 def ptt(
@@ -163,11 +176,28 @@ def _transformed(holdout, score, temperature, bias, probabilities, uniforms):
     return jax.nn.sigmoid((rank - bias) / temperature)
 
 
-def _ranked(probabilities, uniforms) -> tuple[Array, Array]:
-    """APS, and the rank of each label from 1."""
-    probabilities, uniforms = jnp.asarray(probabilities), jnp.asarray(uniforms)
-    order = jnp.argsort(-probabilities, axis=-1, stable=True)
-    rank = jnp.argsort(order, axis=-1)
-    total = jnp.take_along_axis(jnp.cumsum(jnp.take_along_axis(probabilities, order, -1), -1), rank, -1)
-    scores = total - uniforms[:, None].astype(total.dtype) * probabilities
-    return jnp.clip(scores, 0, 1), rank + 1
+def _checked(probabilities: Any, *others: Any) -> tuple[Any, Any]:
+    """NumPy and float64 probabilities, or ``jax.numpy`` and the probabilities as they are if anything is traced."""
+    if not isinstance(probabilities, jax.Array):
+        probabilities = np.asarray(probabilities)
+    _validate.probabilities(probabilities=probabilities)
+    if any(isinstance(value, jax.core.Tracer) for value in (probabilities, *others)):
+        return jnp, jnp.asarray(probabilities)
+    return np, np.asarray(probabilities, np.float64)
+
+
+def _ranked(probabilities: Any, uniforms: Any, *settings: Any) -> tuple[Any, Any, Any]:
+    """NumPy or ``jax.numpy``, APS, and the rank of each label from 1."""
+    xp, probabilities = _checked(probabilities, uniforms, *settings)
+    uniforms = xp.asarray(uniforms)
+    if uniforms.shape != probabilities.shape[:1]:
+        raise ValueError(f"uniforms must be ({probabilities.shape[0]},), got shape {uniforms.shape}.")
+    if xp is np and not ((uniforms >= 0) & (uniforms <= 1)).all():
+        raise ValueError(f"uniforms must lie in [0, 1], got values from {uniforms.min()} to {uniforms.max()}.")
+    order = xp.argsort(-probabilities, axis=-1, stable=True)
+    rank = xp.argsort(order, axis=-1)
+    # From the small end: next to 1, float32 would round the probabilities of all later labels away.
+    ascending = xp.flip(xp.take_along_axis(probabilities, order, -1), -1)
+    later = xp.flip(xp.pad(xp.cumsum(ascending, -1)[:, :-1], ((0, 0), (1, 0))), -1)
+    scores = 1 - xp.take_along_axis(later, rank, -1) - uniforms[:, None].astype(probabilities.dtype) * probabilities
+    return xp, xp.clip(scores, 0, 1), rank + 1

@@ -113,7 +113,9 @@ def split_conformal(calibration: ArrayLike, labels: ArrayLike, scores: ArrayLike
       array([[ True, False],
              [ True,  True]])
     """
-    return prediction_sets(scores, conformal_quantile(_of_labels(calibration, labels), alpha=alpha))
+    threshold = conformal_quantile(_of_labels(calibration, labels), alpha=alpha)
+    _same_classes(np.asarray(calibration), scores=np.asarray(scores))
+    return prediction_sets(scores, threshold)
 
 
 def rscp(
@@ -164,8 +166,9 @@ def rscp(
       arXiv:2404.19651. Differs from the authors' code in the quantile, which interpolates there.
     """
     shift = _checked_shift(measure, epsilon)
-    threshold = conformal_quantile(_of_labels(_mean(calibration=calibration), labels), alpha=alpha)
-    return _robust_sets(_mean(test=test), threshold, shift)
+    clean, mean = _mean(calibration=calibration), _mean(test=test)
+    _same_classes(clean, test=mean)
+    return _robust_sets(mean, conformal_quantile(_of_labels(clean, labels), alpha=alpha), shift)
 
 
 def rscp_plus(
@@ -228,9 +231,11 @@ def rscp_plus(
     copies = np.unique(np.asarray(calibration.num_samples))
     if copies.size != 1:
         raise ValueError(f"calibration.num_samples must be one number for all inputs, got {copies}.")
-    clean = conformal_quantile(_of_labels(_mean(calibration=calibration), labels), alpha=float(left))
-    threshold = 1 - hoeffding_lower_bound(1 - min(clean, 1.0), copies[0], beta)
-    mean, num_samples = _mean(test=test), np.asarray(test.num_samples)[:, None]
+    clean, mean = _mean(calibration=calibration), _mean(test=test)
+    _same_classes(clean, test=mean)
+    quantile = conformal_quantile(_of_labels(clean, labels), alpha=float(left))
+    threshold = 1 - hoeffding_lower_bound(1 - min(quantile, 1.0), copies[0], beta)
+    num_samples = np.asarray(test.num_samples)[:, None]
     if bound == "bernstein":
         lower = empirical_bernstein_lower_bound(mean, test.variance, num_samples, beta)
     elif bound == "hoeffding":
@@ -264,7 +269,18 @@ def _mean(**scores: SmoothedScores) -> np.ndarray:
     mean = np.asarray(value.mean, np.float64)
     if mean.ndim != 2 or not ((mean >= 0) & (mean <= 1)).all():
         raise ValueError(f"{name}.mean must be (batch, classes) in [0, 1], got shape {mean.shape}.")
+    for field, wanted in (("variance", mean.shape), ("num_samples", mean.shape[:1])):
+        if np.shape(getattr(value, field)) != wanted:
+            raise ValueError(f"{name}.{field} must have shape {wanted}, got {np.shape(getattr(value, field))}.")
     return mean
+
+
+def _same_classes(calibration: np.ndarray, **scores: np.ndarray) -> None:
+    ((name, value),) = scores.items()
+    if value.shape[1:] != calibration.shape[1:]:
+        raise ValueError(
+            f"{name} must have the {calibration.shape[-1]} classes of calibration, got shape {value.shape}."
+        )
 
 
 def _of_labels(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:

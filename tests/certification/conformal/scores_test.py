@@ -1,5 +1,8 @@
 """Scores beside their definitions, one label at a time."""
 
+import math
+from fractions import Fraction
+
 import jax
 import numpy as np
 import pytest
@@ -25,7 +28,7 @@ def of_all(by_hand):
 
 
 def test_thr():
-    np.testing.assert_array_equal(conformal.thr(PROBABILITIES), 1 - PROBABILITIES)
+    np.testing.assert_array_equal(conformal.thr(PROBABILITIES), 1 - PROBABILITIES.astype(np.float64))
 
 
 def test_aps():
@@ -40,6 +43,23 @@ def test_aps_of_the_true_label_is_uniform():
     labels = (p.cumsum(1) < rng.uniform(size=(4000, 1))).sum(1)
     scores = conformal.aps(p.astype(np.float32), rng.uniform(size=4000).astype(np.float32))
     assert stats.kstest(np.asarray(scores)[np.arange(4000), labels], "uniform").pvalue > 0.001
+
+
+def test_scores_of_confident_models_are_exact_and_do_not_tie():
+    """Nine classes that follow the first at leads of 18 to 20: in float32, sums from the large end are all 1."""
+    logits = -np.random.default_rng(2).uniform(18, 20, (60, 10)).astype(np.float32)
+    logits[:, 0] = 0
+    logits[-2:] = [[30, *[0] * 9], [-17, 0, -16, *[-40] * 7]]
+    powers = [[Fraction(math.exp(value)) for value in row] for row in logits.tolist()]
+    exact = [[power / sum(row) for power in row] for row in powers]
+    probabilities, zeros = np.asarray(jax.nn.softmax(logits)), np.zeros(60, np.float32)
+    for score, by_hand in ((conformal.aps, aps_by_hand), (conformal.thr, lambda p, u, y: 1 - p[y])):
+        missing = [[float(1 - by_hand(row, 0, y)) for y in range(10)] for row in exact]  # of 1, where float64 is fine
+        np.testing.assert_allclose(1 - score(probabilities, zeros), missing, rtol=1e-5, atol=1e-15)
+    scores, third = conformal.aps(probabilities, zeros)[:58], logits[:58].argsort(-1)[:, -3]
+    sizes = conformal.split_conformal(scores[:29], third[:29], scores[29:], alpha=0.3).sum(-1)
+    assert 2 < sizes.mean() < 3.5
+    np.testing.assert_allclose(jax.jit(conformal.aps)(probabilities, zeros)[:58], scores, atol=1e-7)
 
 
 @pytest.mark.parametrize("k_reg", [0, 2, 7, 9])
@@ -93,6 +113,12 @@ def test_settings_are_arguments_of_programs():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: conformal.thr(np.array([[8.0, 3, -2]])), "probabilities must be >= 0 .* sum 9 .* got logits"),
+        (lambda: conformal.aps(np.array([[0.9, 0.3]]), np.zeros(1)), "probabilities must .* row 0 with sum 1.2"),
+        (lambda: conformal.raps(np.array([[1.5, -0.5]]), np.zeros(1)), "probabilities must .* least value -0.5"),
+        (lambda: conformal.aps(PROBABILITIES[0], UNIFORMS), r"probabilities must be floating .* of shape \(7,\)"),
+        (lambda: conformal.aps(PROBABILITIES, UNIFORMS[:1]), r"uniforms must be \(40,\), got shape \(1,\)"),
+        (lambda: conformal.aps(PROBABILITIES, 2 + UNIFORMS), r"uniforms must lie in \[0, 1\], got values from 2"),
         (lambda: conformal.raps(PROBABILITIES, UNIFORMS, weight=-0.1), "weight must be at least 0"),
         (lambda: conformal.raps(PROBABILITIES, UNIFORMS, k_reg=-1), "k_reg must be an integer of at least 0"),
         (lambda: conformal.ptt([], conformal.thr), "holdout_scores must be a vector of finite"),
@@ -100,6 +126,7 @@ def test_settings_are_arguments_of_programs():
         (lambda: conformal.ptt([0.5], conformal.thr, temperature=0.0), "temperature must be positive"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

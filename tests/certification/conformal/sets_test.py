@@ -181,6 +181,18 @@ LABELS = np.zeros(50, int)
         (lambda: conformal.split_conformal(GOOD.mean, LABELS + 2, GOOD.mean), "labels must lie in 0, ..., 1, got 2"),
         (lambda: conformal.split_conformal(GOOD.mean, LABELS[1:], GOOD.mean), "labels must be (50,) integers, got"),
         (
+            lambda: conformal.split_conformal(GOOD.mean, LABELS, np.ones((3, 5))),
+            "scores must have the 2 classes of calibration, got shape (3, 5)",
+        ),
+        (
+            lambda: conformal.rscp(GOOD, LABELS, exact([[0.5] * 5]), MEASURE),
+            "test must have the 2 classes of calibration, got shape (1, 5)",
+        ),
+        (
+            lambda: conformal.rscp_plus(GOOD, LABELS, GOOD._replace(num_samples=np.full(1, 256)), MEASURE),
+            "test.num_samples must have shape (50,), got (1,)",
+        ),
+        (
             lambda: conformal.rscp(exact([[1.5]] * 50), LABELS, GOOD, MEASURE),
             "calibration.mean must be (batch, classes)",
         ),
