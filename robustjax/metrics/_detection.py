@@ -53,7 +53,7 @@ def auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
       The area in [0, 1], from integer counts: 0.5 for constant scores and 1 for separated ones, without rounding.
 
     Raises:
-      ValueError: if scores are not a vector, are empty, not real, or hold a NaN.
+      ValueError: if scores are not a vector, are empty, not real, or hold a NaN or an integer beyond 2^53.
 
     Example:
       >>> metrics.auroc([0.1, 0.2, 0.3], [0.25, 0.8])  # of six pairs, five are in order
@@ -362,6 +362,11 @@ def _on_host(name: str, scores: ArrayLike) -> np.ndarray:
     if jnp.issubdtype(scores.dtype, jnp.floating):
         scores = scores.astype(np.float32) if scores.dtype.itemsize < 4 else scores
     elif scores.dtype.kind in "biu":
+        if scores.dtype.itemsize == 8 and not -(2**53) <= scores.min() <= scores.max() <= 2**53:
+            raise ValueError(
+                f"{name} must be integers up to 2^53, beyond which float64 would tie them, got values from "
+                f"{scores.min()} to {scores.max()}."
+            )
         scores = scores.astype(np.float64)
     else:
         raise ValueError(f"{name} must be real numbers, got {scores.dtype}.")

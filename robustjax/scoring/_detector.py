@@ -160,6 +160,23 @@ def require(name: str, **values: Any) -> None:
             raise ValueError(f"{argument} must be given to fit {name}, got None.")
 
 
+@jax.jit
+def _largest(values):
+    return jnp.abs(values).max(initial=0.0)
+
+
+def check_scale(name: str, features: AnyArray, *, least: float = 2.0**-40, most: float = 2.0**40) -> None:
+    """Raises ValueError for features whose products would leave float32; all zeros, and traced features, pass."""
+    if isinstance(features, jax.core.Tracer):
+        return
+    largest = float(_largest(features))
+    if largest and not least <= largest <= most:
+        raise ValueError(
+            f"outputs.features must have a largest magnitude from {least:.0e} to {most:.0e} to fit {name}, got "
+            f"{largest:.3g}: multiply features by a power of two, and divide the head's kernel by it."
+        )
+
+
 def check_detectors(name: str, *detectors: Detector) -> None:
     """Raises ValueError if an argument of the named combinator is not a detector."""
     for detector in detectors:

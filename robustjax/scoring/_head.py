@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from robustjax import _validate
-from robustjax.scoring._detector import Detector, cached_by_settings, make_detector, require
+from robustjax.scoring._detector import Detector, cached_by_settings, check_scale, make_detector, require
 from robustjax.scoring._neighbours import nearest
 
 TINY = 1e-12
@@ -72,6 +72,7 @@ def she() -> Detector:
 
     def fit(outputs, labels, head):
         require("she", outputs=outputs, labels=labels)
+        check_scale("she", outputs.features)
         patterns, count = _patterns(outputs, labels)
         missing = np.flatnonzero(np.asarray(count) == 0)
         if missing.size:
@@ -130,6 +131,7 @@ def nnguide(*, k: int = 10) -> Detector:
 
     def fit(outputs, labels, head):
         require("nnguide", outputs=outputs)
+        check_scale("nnguide", outputs.features)
         rows = outputs.features.shape[0]
         if k > rows:
             raise ValueError(f"k must be at most the {rows} training rows, got {k}.")
@@ -184,6 +186,7 @@ def fdbd() -> Detector:
 
     def fit(outputs, labels, head):
         require("fdbd", outputs=outputs, head=head)
+        check_scale("fdbd", outputs.features, least=2.0**-20)
         return _boundaries(head.kernel, outputs.features)
 
     def score(state, outputs):
@@ -245,6 +248,7 @@ def nci(*, alpha: float = 1e-4) -> Detector:
 
     def fit(outputs, labels, head):
         require("nci", outputs=outputs, head=head)
+        check_scale("nci", outputs.features)
         return Collapse(head.kernel.T, outputs.features.mean(0))
 
     def score(state, outputs):

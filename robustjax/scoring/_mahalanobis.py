@@ -14,6 +14,7 @@ from robustjax.scoring._detector import (
     Detector,
     cached_by_settings,
     check_finite,
+    check_scale,
     fitted_shapes,
     make_detector,
     require,
@@ -90,6 +91,7 @@ def mahalanobis() -> Detector:
 
     def fit(outputs, labels, head):
         require("mahalanobis", outputs=outputs, labels=labels)
+        check_scale("mahalanobis", outputs.features)
         return _fit_classes(outputs, labels)[0]
 
     return make_detector(fit, lambda state, outputs: _nearest(state, outputs.features)[1], _fitted_on)
@@ -121,6 +123,7 @@ def relative_mahalanobis() -> Detector:
 
     def fit(outputs, labels, head):
         require("relative_mahalanobis", outputs=outputs, labels=labels)
+        check_scale("relative_mahalanobis", outputs.features)
         return _fit_background(*_fit_classes(outputs, labels))
 
     def score(state, outputs):

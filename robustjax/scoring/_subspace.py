@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from robustjax import _validate
-from robustjax.scoring._detector import Detector, Head, cached_by_settings, make_detector, require
+from robustjax.scoring._detector import Detector, Head, cached_by_settings, check_scale, make_detector, require
 from robustjax.scoring._factor import stacked_factor, triangular_factor
 
 _NOTHING = 1e-5
@@ -72,6 +72,7 @@ def residual(*, principal_dim: int | None = None) -> Detector:
 
     def fit(outputs, labels, head):
         require("residual", outputs=outputs, head=head)
+        check_scale("residual", outputs.features)
         size = _principal_dim(principal_dim, outputs.features)
         return _fit(outputs.features, outputs.features.mean(0), head, size)[0]
 
@@ -109,6 +110,7 @@ def vim(*, principal_dim: int | None = None) -> Detector:
 
     def fit(outputs, labels, head):
         require("vim", outputs=outputs, head=head)
+        check_scale("vim", outputs.features)
         size = _principal_dim(principal_dim, outputs.features)
         subspace, length = _fit(outputs.features, outputs.features.mean(0), head, size)
         distance, logit = _distance(subspace, outputs.features).mean(), outputs.logits.max(-1).mean()

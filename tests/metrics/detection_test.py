@@ -202,6 +202,7 @@ FUNCTIONS = ["auroc", "aupr", "fpr_at_tpr", "detection_error", "detection_metric
         (ONE, ONE[:0], "scores_out must not be empty"),
         (np.ones((3, 2)), ONE, r"scores_in must be a vector, one score per input, got shape \(3, 2\)"),
         (ONE, 1.0, r"scores_out must be a vector, one score per input, got shape \(\)"),
+        (np.array([2**53, 2**53 + 1]), ONE, r"scores_in must be integers up to 2\^53, .* to 9007199254740993"),
         (ONE * 1j, ONE, "scores_in must be real numbers, got complex128"),
     ],
 )

@@ -272,6 +272,18 @@ def test_a_state_of_another_detector_is_refused(name):
             DETECTORS[name]().score(state, outputs(2, rows=40))
 
 
+@pytest.mark.parametrize(
+    "name", ["she", "nnguide", "fdbd", "nci", "mahalanobis", "relative_mahalanobis", "residual", "vim"]
+)
+def test_features_whose_products_leave_float32_are_refused(name):
+    """Times 1e20 or 1e-20, with a head to match, the network is the same, and scores would be constant or infinite."""
+    train = outputs(0)
+    for scale in (2.0**66, 2.0**-66):
+        scaled = train._replace(features=train.features * scale)
+        with pytest.raises(ValueError, match=f"outputs.features must have a largest magnitude .* to fit {name}, got"):
+            getattr(scoring, name)().fit(scaled, labels(), scoring.Head(head().kernel / scale, head().bias))
+
+
 def test_scores_beyond_float32_are_refused():
     near = outputs(2, rows=40)
     huge = near._replace(features=near.features.at[7].set(1e38))
