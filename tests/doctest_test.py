@@ -20,23 +20,33 @@ WITHOUT = {
 """Functions without an example; the list only shrinks."""
 
 SLOW = {
-    "attacks": "apgd at_budget carlini_wagner expectation_over_transformation fab square worst_of",
-    "certification": "certify_sequential diffusion_denoised dual sample_counts",
-    "certification.conformal": "smoothed_scores",
+    "attacks": (
+        "apgd at_budget carlini_wagner diagnose expectation_over_transformation "
+        "fab momentum_iterative robust_accuracy square worst_of"
+    ),
+    "certification": "certify_sequential diffusion_denoised dual lipschitz_radius predict sample_counts",
+    "certification.conformal": "aps smoothed_scores",
     "certification.halfspaces": "disagreement_bound learn null_thresholds statistics tester_learner",
+    "certification.intervals": "certify",
     "certification.mixing": "mixture",
     "certification.multimodal": "radius",
     "certification.prototypes": "radius",
-    "losses": "boosted_cross_entropy conformal_training mixing_training multimodal_margin prototype_margin",
-    "losses.adversarial": "adversarial_training awp logit_pairing trades",
+    "losses": (
+        "augmented boosted_cross_entropy conformal_training cutmix "
+        "mixing_training multimodal_margin multimodal_radius prototype_margin prototype_radius"
+    ),
+    "losses.adversarial": "adversarial_training awp logit_pairing mart trades",
     "losses.denoising": "diffusion",
-    "losses.rrcm": "consistency_pretraining pretrained_model",
-    "losses.smoothing": "macer smoothadv smoothmix",
+    "losses.rrcm": "consistency_pretraining pretrained_model pretraining_state",
+    "losses.smoothing": "consistency macer smoothadv smoothmix stability",
     "metrics": "bootstrap_interval",
     "models": "image_functional resnet18 resnet20 wide_resnet",
     "models.prototypes": "classifier log_detections log_probabilities radius",
-    "perturbations": "cutmix standard_normal",
-    "scoring": "add_class ensemble fit_temperature kl_matching nac nearest_class neuron_states",
+    "perturbations": "compose cutmix image_keys standard_normal",
+    "scoring": (
+        "add_class ensemble fit_temperature kl_matching mahalanobis "
+        "model_ensemble nac nearest_class neuron_states temperature_scaling"
+    ),
     "training": "fit",
 }
 """By module, functions that compile for half a second or longer: their examples run with the tests marked slow."""

@@ -293,7 +293,7 @@ def details(config: Config, results: _frame.Results) -> Sequence[tables.Table | 
 STUDY = _frame.Study(
     measure=measure, config=Config(),
     tiny=Config(
-        train_split="train[:64]", test_split="test[:64]", model="mlp", num_epochs=1, network_epochs=1,
+        train_split="train[:64]", test_split="test[:16]", model="mlp", num_epochs=1, network_epochs=1,
         alphas=(0.0, 1.0), attack="pgd", steps=2, autoattack=False, sigma=0.25, num_selection=1000,
         num_estimation=1000,
     ),

@@ -1,5 +1,7 @@
 """The two steps of CRMT beside their equations, and what each of them moves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +13,22 @@ from robustjax.certification import multimodal
 from robustjax.typing import Batch
 
 RNG = np.random.default_rng(0)
-LABELS = jnp.arange(30) % 3
+LABELS = jnp.asarray(np.arange(30, dtype=np.int32) % 3)
 # The class is written in either half.
 IMAGES = RNG.uniform(0, 0.3, (30, 3, 4, 1))
 IMAGES[np.arange(30), np.asarray(LABELS), 0] += 0.6
 IMAGES[np.arange(30), np.asarray(LABELS), 3] += 0.4
-BATCH = Batch(jnp.asarray(IMAGES, jnp.float32), LABELS, jnp.arange(30))
-MODEL = models.functional(models.multimodal(jax.random.key(0), hidden=8, image_shape=(3, 4, 1), num_classes=3))
-CONSTANTS = tuple((float(c),) * 3 for c in multimodal.lipschitz_constants(MODEL.state.params["kernel"]))
+BATCH = Batch(jnp.asarray(IMAGES.astype(np.float32)), LABELS, jnp.asarray(np.arange(30)))
+
+
+@functools.cache
+def model():
+    return models.functional(models.multimodal(jax.random.key(0), hidden=8, image_shape=(3, 4, 1), num_classes=3))
+
+
+@functools.cache
+def constants():
+    return tuple((float(c),) * 3 for c in multimodal.lipschitz_constants(model().state.params["kernel"]))
 
 
 def test_the_margin_is_its_equation():
@@ -43,23 +53,23 @@ def test_the_first_step_is_its_equation():
 
     @jax.jit
     def program(state):
-        outputs = MODEL.outputs(state, BATCH.image)
+        outputs = model().outputs(state, BATCH.image)
         margin = losses.unimodal_margin(outputs.features.reshape(30, 2, 3), LABELS).mean()
         cross_entropy = losses.cross_entropy(outputs.logits, LABELS).mean()
-        return objective(jax.random.key(1), MODEL.apply, state, BATCH), margin, cross_entropy
+        return objective(jax.random.key(1), model().apply, state, BATCH), margin, cross_entropy
 
-    (loss, aux), margin, cross_entropy = program(MODEL.state)
+    (loss, aux), margin, cross_entropy = program(model().state)
     assert float(loss) == pytest.approx(float(cross_entropy + 0.7 * margin), rel=1e-5)
     assert float(aux.metrics["unimodal_margin"]) == pytest.approx(float(margin), rel=1e-5)
 
 
 def test_the_second_step_is_the_radius_and_moves_the_weights_alone():
-    objective = losses.multimodal_radius(constants=CONSTANTS)
-    of_params = lambda p: objective(jax.random.key(1), MODEL.apply, MODEL.state._replace(params=p), BATCH)
-    (loss, aux), gradient = jax.jit(jax.value_and_grad(of_params, has_aux=True))(MODEL.state.params)
-    params = MODEL.state.params
-    scores = MODEL.outputs(MODEL.state, BATCH.image).features.reshape(30, 2, 3)
-    radius = multimodal.radius(scores, params["weights"], params["bias"], np.asarray(CONSTANTS), labels=LABELS)
+    objective = losses.multimodal_radius(constants=constants())
+    of_params = lambda p: objective(jax.random.key(1), model().apply, model().state._replace(params=p), BATCH)
+    (loss, aux), gradient = jax.jit(jax.value_and_grad(of_params, has_aux=True))(model().state.params)
+    params = model().state.params
+    scores = model().outputs(model().state, BATCH.image).features.reshape(30, 2, 3)
+    radius = multimodal.radius(scores, params["weights"], params["bias"], np.asarray(constants()), labels=LABELS)
     assert float(loss) == pytest.approx(-float(radius.mean()), rel=1e-4)
     assert float(aux.metrics["radius"]) == -float(loss)
     moved = {name for name, value in gradient.items() if float(jnp.abs(value).max()) > 0}
@@ -69,14 +79,14 @@ def test_the_second_step_is_the_radius_and_moves_the_weights_alone():
 def fit(state, objective, optimizer, steps):
     step, state = training.make_step(objective, optimizer), training.init(jax.random.key(2), state, optimizer)
     for _ in range(steps):
-        state, metrics = step(MODEL.apply, state, BATCH)
+        state, metrics = step(model().apply, state, BATCH)
     return state.model, metrics
 
 
 def test_training_makes_each_half_right_and_then_the_radius_larger():
-    first, metrics = fit(MODEL.state, losses.multimodal_margin(rho=2.0), optax.adam(0.02), 120)
+    first, metrics = fit(model().state, losses.multimodal_margin(rho=2.0), optax.adam(0.02), 120)
     assert float(metrics["accuracy"]) > 0.95
-    scores = MODEL.outputs(first, BATCH.image).features.reshape(30, 2, 3)
+    scores = model().outputs(first, BATCH.image).features.reshape(30, 2, 3)
     for m in range(2):
         assert (scores[:, m].argmax(-1) == LABELS).mean() > 0.8
     constants = multimodal.lipschitz_constants(first.params["kernel"])
@@ -85,7 +95,7 @@ def test_training_makes_each_half_right_and_then_the_radius_larger():
     second, _ = fit(first, objective, only, 60)
 
     def mean_radius(state):
-        scores = MODEL.outputs(state, BATCH.image).features.reshape(30, 2, 3)
+        scores = model().outputs(state, BATCH.image).features.reshape(30, 2, 3)
         return float(
             multimodal.radius(scores, state.params["weights"], state.params["bias"], constants, labels=LABELS).mean()
         )

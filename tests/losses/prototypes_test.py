@@ -11,13 +11,16 @@ from robustjax import certification, losses, models
 from robustjax.typing import Batch, ModelState, Outputs
 
 RNG = np.random.default_rng(0)
-IMAGES = jnp.asarray(RNG.uniform(size=(12, 2, 2, 1)), jnp.float32)
-LABELS = jnp.arange(12, dtype=jnp.int32) % 3
+IMAGES = jnp.asarray(RNG.uniform(size=(12, 2, 2, 1)).astype(np.float32))
+LABELS = jnp.asarray(np.arange(12, dtype=np.int32) % 3)
 BATCH = Batch(IMAGES, LABELS, LABELS)
-PROBABILITIES = jnp.asarray(RNG.uniform(size=(12, 3)), jnp.float32)
-MODEL = models.functional(
-    models.prototypes.classifier(jax.random.key(0), IMAGES[:6], np.asarray(LABELS[:6]), num_classes=3)
-)
+PROBABILITIES = jnp.asarray(RNG.uniform(size=(12, 3)).astype(np.float32))
+
+
+@functools.cache
+def model():
+    network = models.prototypes.classifier(jax.random.key(0), IMAGES[:6], np.asarray(LABELS[:6]), num_classes=3)
+    return models.functional(network)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -43,9 +46,9 @@ def test_the_margin_is_between_probabilities():
 @pytest.mark.parametrize(("cancel", "target"), [(True, None), (False, 0.05)])
 def test_the_radius_is_the_certified_one(cancel, target):
     objective = losses.prototype_radius(target=target, cancel=cancel)
-    loss, aux = run(objective, MODEL.apply, MODEL.state)
+    loss, aux = run(objective, model().apply, model().state)
     certified = functools.partial(certification.prototypes.radius, cancel=cancel)
-    radius = np.asarray(jax.jit(certified)(models.prototypes.network(MODEL.state.params), IMAGES, LABELS).radius)
+    radius = np.asarray(jax.jit(certified)(models.prototypes.network(model().state.params), IMAGES, LABELS).radius)
     assert (radius > 0.05).any()
     wanted = -radius if target is None else np.maximum(target - radius, 0)
     assert loss == pytest.approx(wanted.mean(), rel=1e-4)
@@ -58,10 +61,10 @@ def test_steps_down_the_loss_make_the_radius_larger():
 
     @jax.jit
     def step(state):
-        value, gradients = jax.value_and_grad(lambda s: objective(jax.random.key(0), MODEL.apply, s, BATCH)[0])(state)
+        value, gradients = jax.value_and_grad(lambda s: objective(jax.random.key(0), model().apply, s, BATCH)[0])(state)
         return jax.tree.map(lambda p, g: p - 0.2 * g, state, gradients), value
 
-    state, values = MODEL.state, []
+    state, values = model().state, []
     for _ in range(20):
         state, value = step(state)
         values.append(float(value))

@@ -14,9 +14,9 @@ from rich.console import Console
 import robustjax
 from experiments import adversarial, ood
 from experiments.claims import __main__ as claims
-from experiments.claims import _frame, prototypes
+from experiments.claims import _frame, mixing, prototypes
 from experiments.common import files, runtimes
-from robustjax import plotting
+from robustjax import attacks, losses, plotting
 
 ONE = runtimes.Runtime(mesh="data=1")  # programs for one device compile sooner
 
@@ -33,6 +33,29 @@ def quick(monkeypatch):
     monkeypatch.setattr(prototypes, "ATTACK_LOSSES", ("margin",))  # one program less to compile
 
 
+@pytest.fixture
+def shared(monkeypatch):
+    """One program for many, which the slow test below has all: objectives are made, and cross-entropy is minimised.
+
+    Objectives, FAB and the attacks of mixtures have tests of their own.
+    """
+    for module, name in (
+        (losses, "conformal_training"),
+        (losses.adversarial, "adversarial_training"),
+        (losses.smoothing, "gaussian_augmentation"),
+    ):
+        make = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda make=make, **settings: make(**settings) and losses.standard())
+    objective_of, attacks_of = prototypes.objective_of, mixing.attacks_of
+    monkeypatch.setattr(
+        prototypes, "objective_of", lambda config, loss: objective_of(config, loss) and objective_of(config, "margin")
+    )
+    monkeypatch.setattr(mixing, "attacks_of", lambda *args: dict.fromkeys(found := attacks_of(*args), found["ce"]))
+    monkeypatch.setattr(mixing, "_blind", lambda mixture: mixture)
+    far = lambda key, logits_fn, x, labels: (x, np.full(len(x), 9.0))
+    monkeypatch.setattr(attacks, "fab", lambda **settings: far)
+
+
 def measured(study, seed, folder):
     """The numbers and arrays of a seed, without what was timed."""
     place = _frame.Place(folder, ONE, Console(quiet=True), runtimes.Watch([], None))
@@ -41,7 +64,7 @@ def measured(study, seed, folder):
 
 
 @pytest.mark.parametrize("name", claims.names())
-def test_contract(name, tmp_path, quick, monkeypatch):
+def test_contract(name, tmp_path, quick, shared, monkeypatch):
     study = claims.study_of(name)
     assert study.name == name
     run = functools.partial(_frame.run, config=study.tiny, runtime=ONE)

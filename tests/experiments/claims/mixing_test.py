@@ -19,6 +19,14 @@ def test_attacks_are_those_that_the_config_names():
     assert found["autoattack"] == attacks.autoattack(epsilon=8 / 255)
 
 
+def test_an_attack_that_takes_alpha_for_a_constant_sees_its_value_and_no_gradient():
+    network = lambda state, x, *, train=False: (state * x, state)
+    mixture = certification.mixing.mixture(standard=network, robust=network, network=network)
+    blind = lambda state: mixing._blind(mixture).network(state, jnp.float32(3.0))[0]
+    value, gradient = jax.value_and_grad(blind)(2.0)
+    assert (value, gradient) == (6.0, 0.0)
+
+
 def test_a_fixed_mixture_of_the_same_accuracy():
     fixed = [{"clean": clean, "robust": robust} for clean, robust in ((0.9, 0.4), (0.8, 0.6), (1.0, 0.0))]
     at = lambda clean: mixing.at_accuracy(clean, fixed)
