@@ -168,7 +168,6 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_certificates(smoothing_
     command = [sys.executable, "-m", "experiments.smoothing", f"--results-dir={tmp_path}", *flags]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}  # as in this process: training then rounds alike
     seed = random.randrange(10**6)
-    print("seed", seed)
     generator, folder = random.Random(seed), tmp_path / "smoothing" / "digits-mlp-0.3"
     # After the run has begun, somewhere in training; or after a number of certificates.
     moments = ((folder / "config.json", 0, 4), (folder / "certificates.csv", generator.randrange(6), 0.05))
@@ -184,7 +183,7 @@ def test_killed_at_a_random_moment_it_ends_with_the_same_certificates(smoothing_
     process.wait()
     assert ours.folder() == folder
     smoothing.run(ours)
-    assert without_seconds(folder) == without_seconds(config.folder())
+    assert without_seconds(folder) == without_seconds(config.folder()), f"seed {seed}"
 
 
 def test_runs_are_compared(smoothing_run, tmp_path, capfd):
