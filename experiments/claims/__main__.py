@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import pathlib
 import pkgutil
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments import claims
-from experiments.claims import _catalogue, _frame, _verified
+from experiments.claims import _catalogue, _frame, _records, _verified
 from experiments.common import checks, command_line, files, runtimes, tables
 
 RECORDS = pathlib.Path(__file__).parents[2] / "docs" / "claims"
@@ -75,14 +74,14 @@ def listed() -> tables.Table:
     for name in names():
         study, path = study_of(name), RECORDS / f"{name}.json"
         papers = dict.fromkeys(claim.arxiv or claim.paper for claim in study.claims)
-        minutes = f"{json.loads(path.read_text())['seconds'] / 60:.1f}" if path.exists() else "-"
+        minutes = f"{_records.read(path)['seconds'] / 60:.1f}" if path.exists() else "-"
         rows.append([name, ", ".join(papers), str(study.seeds), minutes])
     return tables.Table("Studies", ["name", "papers", "seeds", "minutes"], rows)
 
 
 def catalogue() -> str:
     """The catalogue of methods, of all studies and of the records in :data:`RECORDS`."""
-    records = [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))]
+    records = [_records.read(path) for path in sorted(RECORDS.glob("*.json"))]
     return _catalogue.catalogue({name: study_of(name) for name in names()}, records, _verified.VERIFIED)
 
 

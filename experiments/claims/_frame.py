@@ -25,7 +25,7 @@ import tyro
 from etils import epath
 from rich.console import Console
 
-from experiments.claims import _verdicts
+from experiments.claims import _records, _verdicts
 from experiments.claims._verdicts import Bar as Bar
 from experiments.claims._verdicts import Claim as Claim
 from experiments.common import checks, command_line, files, folders, runtimes, tables
@@ -133,6 +133,8 @@ class Repeat:
 
     def __post_init__(self):
         checks.at_least(1, self, "seeds")
+        if self.record == "":
+            raise ValueError("record must be a folder, such as docs/claims, got ''.")
 
 
 def different(study: Study, config: Any) -> dict[str, Any]:
@@ -168,10 +170,18 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
     """
     stopwatch, console, folder = runtimes.Stopwatch(), runtimes.console(), folder_of(study, config, repeat)
     notes = {"version": importlib.metadata.version("robustjax"), "code": files.source_digest()}
-    record_path = _record_path(study, config, repeat, folder)
+    for claim in study.claims:
+        _verdicts.check(claim, config)
+    record_path = None
+    if repeat.record is not None:
+        if config == study.tiny:
+            raise ValueError(f"record must be left out at the settings of the tests, got {repeat.record}.")
+        name = f"{study.name}-{folder.name}" if different(study, config) else study.name
+        record_path = _records.place(repeat.record, name, repeat.seeds, different(study, config))
     folders.open_run(folder, config, same=SAME, overwrite=repeat.overwrite, notes=notes)
     paths = [folder / "seeds" / f"{seed}.npz" for seed in range(repeat.seeds)]
     missing = [seed for seed, path in enumerate(paths) if not path.exists()]
+    _check_code(study, repeat, folder, {seed: paths[seed] for seed in range(repeat.seeds) if seed not in missing})
     runtimes.barrier("seeds that are there")
     with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         for seed in missing:
@@ -186,19 +196,16 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
             seconds = time.perf_counter() - began
             if jax.process_index() == 0:
                 files.write_arrays(paths[seed], _arrays_of(study, seed, numbers, {**notes, "seconds": seconds}))
-                record_of(study, config, repeat, *read(paths[seed : seed + 1]))  # names a missing number now, not later
+                try:  # a bar without its number is named now, not after the last seed
+                    record_of(study, config, repeat, *read(paths[seed : seed + 1]))
+                except ValueError:
+                    paths[seed].unlink()
+                    raise
                 console.print(f"{study.name}: seed {seed} took {seconds:,.1f} s.", highlight=False)
             runtimes.barrier(f"seed {seed}")
     if jax.process_index() != 0:
         return {}
     results, meta = read(paths)
-    old = [str(seed) for seed, note in enumerate(meta) if note.get("code") != notes["code"]]
-    if old:
-        plural = "s" * (len(old) > 1)
-        console.print(
-            f"{study.name}: seed{plural} {', '.join(old)} in {folder} came from other code than today's; --overwrite "
-            f"measures {'them' if plural else 'it'} again.", highlight=False, soft_wrap=True, markup=False,
-        )  # fmt: skip
     record = record_of(study, config, repeat, results, meta)
     rows = [
         {"arm": arm, "seed": seed, **{k: v[seed] for k, v in of_arm.items() if _is_number(v)}}
@@ -216,21 +223,15 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
     return record
 
 
-def _record_path(study: Study, config: Any, repeat: Repeat, folder: epath.Path) -> epath.Path | None:
-    """Where the record goes; refused before anything is measured if it would replace a record of more seeds."""
-    if repeat.record is None:
-        return None
-    parent = epath.Path(repeat.record)
-    if parent.exists() and not parent.is_dir():
-        raise ValueError(f"record must be a folder, but {parent} is a file.")
-    path = parent / (f"{study.name}-{folder.name}.json" if different(study, config) else f"{study.name}.json")
-    seeds = json.loads(path.read_bytes())["seeds"] if path.exists() else 0
-    if seeds > repeat.seeds:
-        raise ValueError(
-            f"seeds must be at least {seeds}, as in the record {path}, got {repeat.seeds}; "
-            "delete the record to replace it by one of fewer seeds."
-        )
-    return path
+def _check_code(study: Study, repeat: Repeat, folder: epath.Path, paths: Mapping[int, epath.Path]) -> None:
+    """Names seeds that other code has measured; a record is not made of them."""
+    codes = {seed: note.get("code") for seed, path in paths.items() for note in read([path])[1]}
+    old = [str(seed) for seed, code in codes.items() if code != files.source_digest()]
+    if old:
+        message = f"{study.name}: other code than today's measured seed {', '.join(old)} in {folder}; "
+        if repeat.record is not None:
+            raise ValueError(f"{message}record needs seeds of one code: pass --overwrite to measure all again.")
+        runtimes.log(f"{message}--overwrite measures all again.")
 
 
 def _arrays_of(study: Study, seed: int, numbers: Numbers, notes: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -244,7 +245,7 @@ def _arrays_of(study: Study, seed: int, numbers: Numbers, notes: Mapping[str, An
     for arm, of_arm in numbers.items():
         for name, value in of_arm.items():
             value = np.asarray(value)
-            if not (np.issubdtype(value.dtype, np.number) or value.dtype == bool):
+            if not (jax.numpy.issubdtype(value.dtype, np.number) or value.dtype == bool) or value.dtype.kind == "c":
                 raise ValueError(
                     f"{study.name}, seed {seed}, arm {arm!r}: {name!r} must be a number or an array of numbers, "
                     f"got {of_arm[name]!r:.100}."
@@ -261,7 +262,10 @@ def read(paths: Sequence[epath.Path]) -> tuple[Results, list[dict[str, Any]]]:
     """The numbers of all seeds, and what is noted of each: seconds, machine, date and versions."""
     seeds, meta = [], []
     for path in paths:
-        arrays = {tuple(name.rsplit(_SEPARATOR, 1)): array for name, array in files.read_arrays(path).items()}
+        arrays = {
+            tuple(name.rsplit(_SEPARATOR, 1)): array
+            for name, array in files.read_arrays(path, f"{_SEPARATOR}seconds").items()
+        }
         meta.append({name: arrays.pop((arm, name)).item() for arm, name in list(arrays) if arm == ""})
         seeds.append(arrays)
         if not meta[-1] or arrays.keys() != seeds[0].keys():

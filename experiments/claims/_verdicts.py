@@ -88,6 +88,21 @@ class Claim(NamedTuple):
         return self.bars(config) if callable(self.bars) else self.bars
 
 
+def check(claim: Claim, config: Any) -> None:
+    """Raises ValueError for bars that are none, before anything is measured."""
+    bars = claim.bars_of(config)
+    if not isinstance(bars, tuple) or not all(isinstance(bar, Bar) for bar in bars):
+        raise ValueError(f"bars of {claim.method!r} must be a tuple of Bar, got {bars!r:.80}.")
+    for bar in bars:
+        number = not isinstance(bar.other, str)
+        if bar.relation not in (">", "<", ">=", "<="):
+            raise ValueError(f"relation of the bar {bar} must be >, <, >= or <=, got {bar.relation!r}.")
+        if number and (not isinstance(bar.other, (int, float)) or math.isnan(bar.other)):
+            raise ValueError(f"other of a bar on {bar.number} must be an arm or a number, got {bar.other!r}.")
+        if not 0 <= bar.by < math.inf:
+            raise ValueError(f"by of the bar {bar} must be at least 0 and finite, got {bar.by!r}.")
+
+
 def slack(bar: Bar, left: np.ndarray, right: np.ndarray | float) -> np.ndarray:
     """How far each seed is on the right side of a bar.
 

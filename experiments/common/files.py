@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import fnmatch
+import functools
 import hashlib
 import io
 import pathlib
@@ -71,14 +73,24 @@ def read_arrays(path: epath.PathLike, *wanted: str, leave_out: tuple[str, ...] =
     return found
 
 
+@functools.cache
 def source_digest() -> str:
-    """Digest of the source of robustjax and of the experiments, which every measured number depends on."""
+    """Digest of the code of robustjax and of the experiments, without comments and docstrings."""
     digest = hashlib.sha256()
     for package in (robustjax, experiments):
         root = pathlib.Path(package.__path__[0])
         for path in sorted(root.rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+            tree = ast.parse(path.read_bytes())
+            for node in ast.walk(tree):
+                body = vars(node).get("body")
+                if isinstance(body, list):
+                    vars(node)["body"] = [part for part in body if not _is_text(part)]
+            digest.update(f"{path.relative_to(root)}\0{ast.dump(tree)}".encode())
     return digest.hexdigest()[:12]
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def figure_bytes(figure: Any, format: str = "png") -> bytes:

@@ -82,15 +82,16 @@ def test_seeds_that_are_there_are_not_measured_again(tmp_path):
     assert seen == [0, 1, 2, 3, 0]
 
 
-def test_seeds_of_other_code_are_named(tmp_path, monkeypatch, capsys):
+def test_seeds_of_other_code_are_named_and_not_recorded(tmp_path, monkeypatch, capsys):
     run(tmp_path, seeds=1)
     assert "other code" not in capsys.readouterr().out
+    code = files.source_digest()
     monkeypatch.setattr(files, "source_digest", lambda: "changed")
+    with pytest.raises(ValueError, match="measured seed 0 in .*; record needs seeds of one code: pass --overwrite"):
+        run(tmp_path, seeds=2, record=str(tmp_path / "records"))
     record = run(tmp_path, seeds=2)
-    assert "frame_test: seed 0 in" in (out := capsys.readouterr().out)
-    assert "came from other code than today's; --overwrite measures it again" in out
-    monkeypatch.undo()
-    assert record["code"] == f"{files.source_digest()}; changed"
+    assert "other code than today's measured seed 0 in" in capsys.readouterr().out
+    assert record["code"] == f"{code}; changed"
 
 
 def test_a_record_is_not_replaced_by_one_of_fewer_seeds(tmp_path):
@@ -102,6 +103,42 @@ def test_a_record_is_not_replaced_by_one_of_fewer_seeds(tmp_path):
         run(tmp_path, name="other", record=str(records / "frame_test.json"))
     assert not folder_of(tmp_path, "other").exists()  # refused before anything is measured
     assert run(tmp_path, record=str(records), seeds=4)["seeds"] == 4
+    with pytest.raises(ValueError, match="record must be left out at the settings of the tests"):
+        run(tmp_path, config=STUDY.tiny, record=str(records))
+    run(tmp_path, config=Config(gain=2.0), name="x", record=str(records))
+    with pytest.raises(ValueError, match="name must be another one, since .*frame_test-x.json is a record of other"):
+        run(tmp_path / "other", config=Config(gain=3.0), name="x", record=str(records))
+    (records / "frame_test.json").write_text("{}")
+    with pytest.raises(ValueError, match="frame_test.json is no record, it lacks study, seeds"):
+        run(tmp_path, record=str(records))
+    (records / "frame_test.json").write_text('{"study": ')
+    with pytest.raises(ValueError, match="frame_test.json is damaged .* delete it, and record again"):
+        run(tmp_path, record=str(records))
+
+
+@pytest.mark.parametrize(
+    ("bars", "message"),
+    [
+        (_frame.Bar("accuracy", "new", ">", "plain"), "bars of 'New' must be a tuple of Bar"),
+        ((_frame.Bar("accuracy", "new", "=>", "plain"),), "relation of the bar .* must be >, <, >= or <=, got '=>'"),
+        (
+            (_frame.Bar("accuracy", "new", ">", None),),
+            "other of a bar on accuracy must be an arm or a number, got None",
+        ),
+        (
+            (_frame.Bar("accuracy", "new", ">", np.nan),),
+            "other of a bar on accuracy must be an arm or a number, got nan",
+        ),
+        (
+            (_frame.Bar("accuracy", "new", ">", "plain", -0.1),),
+            "by of the bar .* must be at least 0 and finite, got -0.1",
+        ),
+    ],
+)
+def test_bars_that_are_none_are_refused_before_anything_is_measured(bars, message, tmp_path):
+    study = STUDY._replace(claims=(CLAIM._replace(bars=bars),), measure=lambda config, seed: pytest.fail("measured"))
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, study)
 
 
 def test_a_figure_gets_arrays_with_seeds_first(tmp_path):
@@ -129,6 +166,7 @@ def test_what_is_no_measurement_is_refused(numbers, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, STUDY._replace(measure=lambda config, seed: (seen.append(seed), numbers)[1]))
     assert seen == [0]  # after the first seed, not the last
+    assert not (folder_of(tmp_path) / "seeds" / "0.npz").exists()
 
 
 def test_settings_that_do_not_fit_the_data_leave_nothing(tmp_path):
@@ -151,6 +189,9 @@ def test_damaged_seeds_and_other_settings_are_named(tmp_path):
         run(tmp_path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="1.npz is damaged .* delete it to make it again"):
+        run(tmp_path)
+    np.savez(path, x=np.zeros(3))
+    with pytest.raises(ValueError, match="1.npz"):
         run(tmp_path)
     path.unlink()
     assert run(tmp_path)["seeds"] == 3
