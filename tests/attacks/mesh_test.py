@@ -41,7 +41,7 @@ ATTACKS = {
     "apgd_targeted": attacks.apgd_targeted(epsilon=EPSILON, steps=5, num_targets=2),
     "square": attacks.square(epsilon=EPSILON, queries=20),
     "fab": attacks.fab(steps=1, num_targets=1),
-    "carlini_wagner": attacks.carlini_wagner(steps=5, binary_search_steps=2, initial_c=1.0),
+    "carlini_wagner": attacks.carlini_wagner(steps=2, binary_search_steps=2, initial_c=1.0),
     "worst_of": attacks.worst_of(FGSM, attacks.at_budget(attacks.deepfool(steps=5), 0.2)),
 }
 
