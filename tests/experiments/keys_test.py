@@ -63,6 +63,7 @@ def used_twice(found):
     return {key: dict(uses) for key, uses in found.items() if len(uses) > 1 or uses["draw"] > 1}
 
 
+@pytest.mark.slow  # as all of these: other tests would compile again what clear_caches forgets
 def test_a_key_that_is_used_twice_is_found():
     with recorded() as found:
         key = jax.random.key(0)

@@ -68,7 +68,9 @@ def test_a_run_continues_from_attacked_images_and_scores(tmp_path, monkeypatch):
     place = _frame.Place(tmp_path, runtimes.HERE, Console(quiet=True), runtimes.Watch([], None))
     config = conformal.Config(train_split="train[:64]", model="mlp", scores=("thr",), splits=2, rct=False)
     arrays, images = scores_under_the_worst_attack(np.random.default_rng(0), 40)
-    monkeypatch.setattr(classifiers, "train", lambda *args, **settings: (None, {}))
+    monkeypatch.setattr(
+        classifiers, "train", lambda *args, **settings: (classifiers.Classifier(args[1], args[1].state), {})
+    )
     monkeypatch.setattr(conformal, "images_of", lambda *_: images)
     monkeypatch.setattr(conformal, "attacked", lambda *_: np.zeros(1))
     monkeypatch.setattr(conformal, "smoothed", lambda *_: iter([("thr", arrays), ("thr+ptt", arrays)]))

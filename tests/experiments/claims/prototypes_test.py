@@ -77,14 +77,14 @@ def test_components_stay_images():
 
 def test_networks_start_with_images_of_each_class():
     train = data.load("digits", "train[:64]").cached()
-    start = prototypes.untrained(prototypes.STUDY.tiny, train, 0).state.params["components"][...]
+    start = prototypes.untrained(prototypes.STUDY.tiny, train, 0, jax.random.key(0)).state.params["components"][...]
     images = np.asarray(train[:].image).reshape(64, -1)
     distance = np.abs(np.asarray(start)[:, None] - images[None]).max(-1)
     nearest = np.asarray(train[:].label)[distance.argmin(1)]
     assert distance.min(1).max() == 0
     np.testing.assert_array_equal(nearest, np.repeat(np.arange(10), 2))
     with pytest.raises(ValueError, match=r"num_components must be at most \d, the images of the smallest class, got 9"):
-        prototypes.untrained(dataclasses.replace(prototypes.STUDY.tiny, num_components=9), train, 0)
+        prototypes.untrained(dataclasses.replace(prototypes.STUDY.tiny, num_components=9), train, 0, jax.random.key(0))
 
 
 def test_attacks_find_what_is_beyond_the_radius_and_nothing_within(monkeypatch):
