@@ -67,7 +67,9 @@ noise to the logits (`benchmarks.cost.predicted_seconds`):
 
     seconds = overhead + ceil(images / (devices / s)) * ceil(ceil(samples / batch) / s) * seconds_per_block
 
-where s devices share the draws of an image. Predicted from one block, beside the measured time:"""
+where s devices share the draws of an image. Left out is one block more in each call, which checks that the model
+answers each copy by itself; the times below were measured without it. Predicted from one block, beside the measured
+time:"""
 STANDARD = """\
 ### The standard runs
 

@@ -20,7 +20,7 @@ def in_float32(values: Any) -> Any:
 def log_softmax(logits: Float[Array, "... classes"]) -> Float[Array, "... classes"]:
     """As ``jax.nn.log_softmax``, with a small relative error of all values and derivatives next to certainty.
 
-    Where a probability p rounds to 1, log p and the derivative 1 - p round to 0 in the plain form, here they are sums
+    Where a probability p rounds to 1, the plain form rounds log p and the derivative 1 - p to 0. Here they are sums
     over the other classes.
     """
     below = logits - logits.max(-1, keepdims=True)
@@ -34,7 +34,7 @@ def _(primals, tangents):
     (logits,), (change,) = primals, tangents
     log_p = log_softmax(logits)
     p = jnp.exp(log_p)
-    # Of the differences between changes, which are all that counts: to the most probable class, where it is near 1.
+    # Only differences between changes count. A class of p near 1 is the one to which they are taken.
     still = p > 0.6
     change = jnp.where(still, 0, change - jnp.where(still, change, 0).sum(-1, keepdims=True))
     return log_p, change - (p * change).sum(-1, keepdims=True)

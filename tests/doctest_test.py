@@ -79,24 +79,27 @@ def prepared(name: str) -> dict:
     return run(name, MODULES[name].__doc__ or "", around)
 
 
-def run_examples(name: str, *, slow: bool) -> None:
+def tried(name: str, *, slow: bool) -> list[str]:
+    """Runs the examples of a module that take long, or the others; the functions that have them."""
     long = SLOW.get(name.removeprefix("robustjax."), "").split()
     with np.printoptions():  # the examples set their own
         names = prepared(name)
-        for function, text in functions(MODULES[name]).items():
-            if (function.rpartition(".")[2] in long) == slow:
-                run(function, text, names)
+        chosen = {f: text for f, text in functions(MODULES[name]).items() if (f.rpartition(".")[2] in long) == slow}
+        for function, text in chosen.items():
+            run(function, text, names)
+    return [*chosen]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_give_what_they_show(name):
-    run_examples(name, slow=False)
+    module, long = MODULES[name], SLOW.get(name.removeprefix("robustjax."), "").split()
+    assert len(tried(name, slow=False)) == len(functions(module)) - len(long)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_examples_that_take_long_give_what_they_show(name):
-    run_examples(f"robustjax.{name}", slow=True)
+    assert len(tried(f"robustjax.{name}", slow=True)) == len(SLOW[name].split())
 
 
 def test_every_public_function_has_an_example():

@@ -166,7 +166,8 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
       The record, which is also the content of ``metrics.json``; empty in all processes but the first.
 
     Raises:
-      ValueError: the folder belongs to a run with another config, a seed on disk is damaged, or a number is NaN.
+      ValueError: the folder belongs to a run with another config, a seed on disk is damaged, a number is NaN, a bar
+        is none or has no number, or the record would replace one of more seeds or other settings, or is of mixed code.
     """
     stopwatch, console, folder = runtimes.Stopwatch(), runtimes.console(), folder_of(study, config, repeat)
     notes = {"version": importlib.metadata.version("robustjax"), "code": files.source_digest()}

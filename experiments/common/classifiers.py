@@ -150,7 +150,7 @@ def keep_to(folder: epath.Path, used: Sequence[Classifier], images: Sequence[dat
         theirs = dict(json.loads(path.read_bytes()))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); pass --overwrite to start again.") from error
-    if theirs["crc32"] != ours["crc32"]:
+    if theirs.get("crc32") != ours["crc32"]:
         raise ValueError(
             f"checkpoint must hold the model that the run in {folder} began with, but its weights have changed: "
             "trained again, or the last checkpoint is damaged; choose another --name, or pass --overwrite."

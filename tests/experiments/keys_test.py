@@ -1,4 +1,4 @@
-"""No random key is used twice in a run: none is drawn with twice, and none is both split, folded into or drawn with."""
+"""No random key is used twice in a run: a key is drawn with once, or split, or folded into, and never two of these."""
 
 import collections
 import contextlib

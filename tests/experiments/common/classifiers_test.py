@@ -106,6 +106,9 @@ def test_a_run_keeps_to_the_model_it_began_with(classifier, tmp_path):
         classifiers.keep_to(folder, [other], [digits])
     with pytest.raises(ValueError, match="data_dir must hold the images that the run in .* began with"):
         classifiers.keep_to(folder, [classifier], [data.load("digits", "train")])
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(ValueError, match="checkpoint must hold the model"):
+        classifiers.keep_to(folder, [classifier], [digits])
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ValueError, match=r"model.json cannot be read \(.*\); pass --overwrite"):
         classifiers.keep_to(folder, [classifier], [digits])
