@@ -1,6 +1,7 @@
 """Objectives for smoothing beside their equations in float64, their attacks beside closed forms."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +41,8 @@ def noise_of(num_noise, splits=0):
     return np.asarray(_smoothing._images_and_noise(key, BATCH.image, 0.3, num_noise)[1], np.float64)
 
 
-def log_softmax_at(x, noise):
-    logits = (np.asarray(x, np.float64)[:, None] + noise).reshape(*noise.shape[:2], -1) @ KERNEL.astype(np.float64)
+def log_softmax_at(x, noise, kernel=KERNEL):
+    logits = (np.asarray(x, np.float64)[:, None] + noise).reshape(*noise.shape[:2], -1) @ np.asarray(kernel, np.float64)
     return special.log_softmax(logits, -1)
 
 
@@ -50,12 +51,17 @@ def right(values):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def loss(objective, params):
-    return objective(KEY, apply, ModelState(params, {}), BATCH)[0]
+def loss_and_gradient(objective, params):
+    return jax.value_and_grad(lambda params: objective(KEY, apply, ModelState(params, {}), BATCH)[0])(params)
 
 
-def value(objective):
-    return float(loss(objective, STATE.params))
+def compare(objective, equation, rel=1e-5):
+    """The loss, and its slope along a direction, beside an equation in the kernel."""
+    value, gradient = loss_and_gradient(objective, STATE.params)
+    kernel, direction = KERNEL.astype(np.float64), np.cos(np.arange(36.0)).reshape(12, 3)
+    slope = (equation(kernel + 1e-6 * direction) - equation(kernel - 1e-6 * direction)) / 2e-6
+    assert float(value) == pytest.approx(equation(kernel), rel=rel)
+    assert float((gradient["kernel"] * direction).sum()) == pytest.approx(slope, rel=10 * rel)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -64,40 +70,55 @@ def ascend(params, labels, noise, steps, step_size, epsilon, key=KEY):
 
 
 def test_stability_is_its_equation():
-    clean, noisy = log_softmax_at(X, np.zeros((5, 1, 2, 2, 3)))[:, 0], log_softmax_at(X, noise_of(1))[:, 0]
-    expected = -right(clean).mean() - 1.5 * (np.exp(clean) * noisy).sum(-1).mean()
-    assert value(losses.smoothing.stability(sigma=0.3, weight=1.5)) == pytest.approx(expected, rel=1e-5)
+    def equation(kernel):
+        clean = log_softmax_at(X, np.zeros((5, 1, 2, 2, 3)), kernel)[:, 0]
+        return (
+            -right(clean).mean() - 1.5 * (np.exp(clean) * log_softmax_at(X, noise_of(1), kernel)[:, 0]).sum(-1).mean()
+        )
+
+    compare(losses.smoothing.stability(sigma=0.3, weight=1.5), equation)
 
 
 def test_consistency_is_its_equation():
-    log_p = log_softmax_at(X, noise_of(4))
-    mean = np.exp(log_p).mean(1)
-    divergence = (mean[:, None] * (np.log(mean)[:, None] - log_p)).sum(-1).mean()
-    entropy = -(mean * np.log(mean)).sum(-1).mean()
-    expected = -right(log_p).mean() + 3 * divergence + 0.7 * entropy
-    objective = losses.smoothing.consistency(sigma=0.3, num_noise=4, weight=3.0, entropy_weight=0.7)
-    assert value(objective) == pytest.approx(expected, rel=1e-5)
+    def equation(kernel):
+        log_p = log_softmax_at(X, noise_of(4), kernel)
+        mean = np.exp(log_p).mean(1)
+        divergence = (mean[:, None] * (np.log(mean)[:, None] - log_p)).sum(-1).mean()
+        return -right(log_p).mean() + 3 * divergence - 0.7 * (mean * np.log(mean)).sum(-1).mean()
+
+    compare(losses.smoothing.consistency(sigma=0.3, num_noise=4, weight=3.0, entropy_weight=0.7), equation)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 8.0])
 def test_macer_is_its_equation(gamma):
-    log_p = log_softmax_at(X, noise_of(3))
-    votes = special.softmax(2.0 * log_p, -1).mean(1)
-    first, second = np.sort(votes)[:, :-3:-1].T
-    xi = special.ndtri(first) - special.ndtri(second)
-    active = (votes.argmax(-1) == np.asarray(BATCH.label)) & (xi <= gamma)
-    assert active.any()
-    assert not active.all()
-    hinge = np.where(active, 0.15 * (gamma - xi), 0)
-    expected = -np.log(right(np.exp(log_p).mean(1))).mean() + 6 * hinge.mean()
-    objective = losses.smoothing.macer(sigma=0.3, num_noise=3, weight=6.0, beta=2.0, gamma=gamma)
-    assert value(objective) == pytest.approx(expected, rel=1e-4)
+    def equation(kernel):
+        log_p = log_softmax_at(X, noise_of(3), kernel)
+        votes = special.softmax(2.0 * log_p, -1).mean(1)
+        first, second = np.sort(votes)[:, :-3:-1].T
+        xi = special.ndtri(first) - special.ndtri(second)
+        active = (votes.argmax(-1) == np.asarray(BATCH.label)) & (xi <= gamma)
+        assert active.any()
+        assert not active.all()
+        return -np.log(right(np.exp(log_p).mean(1))).mean() + 6 * np.where(active, 0.15 * (gamma - xi), 0).mean()
+
+    compare(losses.smoothing.macer(sigma=0.3, num_noise=3, weight=6.0, beta=2.0, gamma=gamma), equation, rel=1e-4)
 
 
-def test_macer_has_a_gradient_where_votes_are_all_or_nothing():
-    gradient = jax.jit(jax.grad(lambda kernel: loss(ALL[2], {"kernel": kernel})))
+def test_macer_has_a_hinge_and_a_gradient_where_votes_are_all_or_nothing():
+    """The quantiles are kept 1e-7 from 0 and 1: xi is 10.4 at most, and a larger gamma keeps the hinge active."""
+    objective = losses.smoothing.macer(sigma=0.003, num_noise=3, weight=1e4, gamma=20.0)
+    log_p = log_softmax_at(X, noise_of(3) / 100, 100 * KERNEL.astype(np.float64))
+    votes = special.softmax(16 * log_p, -1).mean(1)
+    is_right = votes.argmax(-1) == np.asarray(BATCH.label)
+    assert votes.max(-1).min() > 1 - 1e-9
+    assert 0 < is_right.sum() < 5
+    expected = -right(special.logsumexp(log_p, 1) - math.log(3)).mean()
+    expected += 1e4 * is_right.mean() * 0.0015 * (20 + 2 * special.ndtri(1e-7))
+    value, _ = loss_and_gradient(objective, {"kernel": 100 * KERNEL})
+    assert float(value) == pytest.approx(expected, rel=1e-4)
     for scale in (1e-6, 1e4):
-        assert np.isfinite(gradient(np.float32(scale) * KERNEL)).all()
+        _, gradient = loss_and_gradient(objective, {"kernel": np.float32(scale) * KERNEL})
+        assert np.isfinite(gradient["kernel"]).all()
 
 
 def test_smoothadv_goes_straight_where_the_gradient_is_constant():
@@ -130,7 +151,7 @@ def test_without_a_gradient_the_attack_strays():
 def test_smoothadv_is_cross_entropy_under_noise_at_what_it_found():
     keys, noise = jax.random.split(KEY), noise_of(2, 2)
     found = ascend(STATE.params, BATCH.label, np.float32(noise), 2, 0.2, 0.2, keys[1])
-    assert value(ALL[3]) == pytest.approx(-right(log_softmax_at(found, noise)).mean(), rel=1e-5)
+    compare(ALL[3], lambda kernel: -right(log_softmax_at(found, noise, kernel)).mean())
 
 
 def test_smoothmix_is_its_equation():
@@ -139,15 +160,32 @@ def test_smoothmix_is_its_equation():
     share = np.asarray(jax.random.uniform(keys[2], (5,), maxval=0.5), np.float64)
     assert share.max() > 0.2
     mixed = X + share[:, None, None, None] * (np.asarray(far, np.float64) - X)
-    log_p, log_mixed = log_softmax_at(X, noise), log_softmax_at(mixed, noise)
-    mean = np.exp(log_p).mean(1)
-    target = (1 - share)[:, None] * mean + share[:, None] / 3
-    divergence = (target[:, None] * (np.log(target)[:, None] - log_mixed)).sum(-1).mean(1)
-    is_right = mean.argmax(-1) == np.asarray(BATCH.label)
-    assert is_right.any()
-    assert not is_right.all()
-    expected = -right(log_p).mean() + 5 * np.where(is_right, divergence, 0).mean()
-    assert value(ALL[4]) == pytest.approx(expected, rel=1e-5)
+
+    def equation(kernel):
+        log_p, log_mixed = log_softmax_at(X, noise, kernel), log_softmax_at(mixed, noise, kernel)
+        mean = np.exp(log_p).mean(1)
+        target = (1 - share)[:, None] * mean + share[:, None] / 3
+        divergence = (target[:, None] * (np.log(target)[:, None] - log_mixed)).sum(-1).mean(1)
+        is_right = mean.argmax(-1) == np.asarray(BATCH.label)
+        assert is_right.any()
+        assert not is_right.all()
+        return -right(log_p).mean() + 5 * np.where(is_right, divergence, 0).mean()
+
+    compare(ALL[4], equation)
+
+
+@pytest.mark.parametrize("objective", ALL[3:])
+def test_the_attack_sees_the_model_at_inference_and_the_loss_in_training(objective):
+    modes = []
+
+    def seen(state, x, *, train=False):
+        modes.append(train)
+        return apply(state, x)
+
+    jax.eval_shape(lambda: objective(KEY, seen, STATE, BATCH)[0])
+    assert modes[0] is False
+    assert modes == sorted(modes)
+    assert modes[-1] is True
 
 
 @BY_NAME
