@@ -88,7 +88,8 @@ def fit(
         such as ``gs://bucket/run``; None for no checkpoints.
       checkpoint_every: steps between checkpoints; one more is written at the end.
       keep: number of checkpoints kept.
-      config: settings of the run, kept with its checkpoints; a folder with other settings is refused.
+      config: settings of the run, kept with its checkpoints; a folder with other settings is refused. None resumes with
+        those that the folder has.
       overwrite: whether checkpoints in the folder are deleted first.
       mesh: devices to train on; None for all.
       log_every: steps between rows of the history.
@@ -137,6 +138,7 @@ def fit(
         restored = _checkpoint.restore(folder, state, log)
         if restored is not None:
             _check_same_run(folder, restored, config, num_steps)
+            config = restored.metadata["config"] if config is None else config
             state, columns = restored.state, restored.metadata["history"]
             batches.set_state(restored.metadata["batches"])
             taken = int(state.step)

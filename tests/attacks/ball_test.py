@@ -61,6 +61,11 @@ def test_projection_is_inside_and_leaves_what_is_inside(norm, epsilon):
     assert moved.min() >= 0
     assert moved.max() <= 1
     assert np.linalg.norm(moved - X, ORDER[norm], axis=-1).max() <= epsilon + 1e-6
+    if epsilon < 0.5 and norm != "l2":  # what was outside goes as far as the ball does
+        outside = (z > 0) & (z < 1) if norm == "linf" else np.ones_like(z, bool)
+        far = np.linalg.norm(np.where(outside, np.clip(z, 0, 1) - X, 0), ORDER[norm], axis=-1) >= epsilon
+        assert far.any()
+        np.testing.assert_allclose(np.linalg.norm(moved - X, ORDER[norm], axis=-1)[far], epsilon, atol=2e-6)
     inside = (X + 0.9 * (moved - X)).astype(np.float32)
     np.testing.assert_allclose(project(inside, X, np.float32(epsilon), norm), inside, atol=1e-6)
 

@@ -93,6 +93,16 @@ def test_grid_must_be_positive_and_resolved(grid):
         certification.gaussian(0.5, grid=grid)
 
 
+def test_the_finest_grid_is_what_float32_resolves_six_sigma_out():
+    """Noisy images lie below 1 + 6 sigma = 4, where floats are 2^-22 apart: copies keep their place on the lattice."""
+    finest = 2.0**-22
+    certification.gaussian(0.5, grid=finest)
+    with pytest.raises(ValueError, match="at least 2.4e-07"):
+        certification.gaussian(0.5, grid=finest * (1 - 1e-9))
+    steps = np.arange(2**24 - 100, 2**24 + 1)
+    assert len(np.unique((steps * finest).astype(np.float32))) == len(steps)
+
+
 def test_the_lattice_does_not_hide_what_is_not_finite():
     x = jnp.array([0.5, jnp.nan, jnp.inf], jnp.float32)
     np.testing.assert_array_equal(

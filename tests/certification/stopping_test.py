@@ -60,6 +60,11 @@ def test_looks():
     assert len(looks) == 32
 
 
+def test_counts_stop_at_each_bound_itself():
+    counts = np.arange(1, 9)
+    np.testing.assert_array_equal(counts[_stopping.stops(counts, 3, 5, 7)], [1, 2, 3, 5, 6, 7])
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.83])
 @pytest.mark.parametrize("level", [0.03, 0.2])
 def test_boundary_is_the_largest_that_keeps_its_level_on_every_path(p, level):

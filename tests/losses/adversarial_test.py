@@ -37,6 +37,12 @@ def test_difference_of_logits_ratio_by_hand_and_blind_to_scale_and_offset():
     np.testing.assert_allclose(third, 0, atol=1e-6)
 
 
+def test_ratios_of_equal_logits_are_0():
+    equal, labels = jnp.full((2, 4), 3.0), jnp.asarray([0, 3])
+    np.testing.assert_array_equal(losses.difference_of_logits_ratio(equal, labels), 0)
+    np.testing.assert_array_equal(losses.targeted_difference_of_logits_ratio(equal, labels, labels[::-1]), 0)
+
+
 def test_targeted_difference_of_logits_ratio_by_hand():
     logits = jnp.asarray([[4.0, 3.0, 1.0, 0.0]])
     got = losses.targeted_difference_of_logits_ratio(logits, jnp.asarray([0]), jnp.asarray([2]))

@@ -125,6 +125,16 @@ def test_a_head_without_bias_gives_logits_without():
     np.testing.assert_allclose(test.logits, np.asarray(test.features) @ HEAD.kernel, rtol=1e-4, atol=1e-5)
 
 
+def test_at_equality_dice_drops_and_vra_keeps():
+    """Contributions of 1, ..., 5 have the median 3, which is dropped; features equal to their percentile stay."""
+    train = np.tile(np.arange(1.0, 6.0, dtype=np.float32), (4, 1))
+    alike = scoring.Head(np.ones((5, 2), np.float32))
+    _, head, _ = reached(scoring.dice, train[:1], train, alike, percentile=50.0)
+    np.testing.assert_array_equal(head.kernel, np.repeat([[0], [0], [0], [1], [1]], 2, axis=1))
+    found = shaped(scoring.vra, train[:1], train, alike, low=20.0, high=80.0)
+    np.testing.assert_array_equal(found, train[:1])
+
+
 def test_combinators_nest():
     twice = scoring.react(scoring.scale(scoring.energy()))
     found = twice.score(twice.fit(outputs(TRAIN), None, HEAD), outputs(TEST))

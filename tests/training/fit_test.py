@@ -214,6 +214,8 @@ def test_another_config_is_refused(fit, tmp_path):
         fit(10, folder=tmp_path, config={"sigma": 0.5, "seed": 0})
     assert json.loads((tmp_path / "00000005" / "metadata.json").read_text())["config"] == {"sigma": 0.25, "seed": 0}
     assert fit(10, folder=tmp_path, config={"sigma": 0.25, "seed": 0}, log=len).state.step == 10
+    assert fit(15, folder=tmp_path, log=len).state.step == 15
+    assert json.loads((tmp_path / "00000015" / "metadata.json").read_text())["config"] == {"sigma": 0.25, "seed": 0}
 
 
 def test_a_run_that_is_further_on_is_refused(fit, tmp_path):

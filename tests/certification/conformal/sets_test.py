@@ -126,6 +126,19 @@ def test_rscp_plus_covers_a_model_under_attack():
     assert unmoved[:, 0].mean() < 0.05
 
 
+@pytest.mark.parametrize("bound", ["bernstein", "hoeffding"])
+def test_rscp_plus_bounds_each_input_by_its_own_number_of_copies(bound):
+    rng = np.random.default_rng(7)
+    mean, copies = rng.uniform(size=(4, 200)), np.array([64, 256, 1024, 4096])
+    of = lambda rows: SmoothedScores(mean[rows], mean[rows] * (1 - mean[rows]), copies[rows])
+    clean = exact(rng.uniform(0.2, 0.6, (200, 200)), 1024)
+    sets = lambda rows: conformal.rscp_plus(clean, np.arange(200), of(rows), MEASURE, bound=bound)
+    together = sets(np.arange(4))
+    np.testing.assert_array_equal(together, np.concatenate([sets(np.array([row])) for row in range(4)]))
+    sizes = together.sum(-1)
+    assert (np.diff(sizes) < 0).all()  # more copies of an input leave fewer of its labels
+
+
 def test_without_an_attack_rscp_is_split_conformal_and_ties_stay():
     rng = np.random.default_rng(5)
     calibration, test = (exact(rng.integers(0, 9, (60, 4)) / 8) for _ in range(2))
