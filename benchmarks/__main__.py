@@ -92,7 +92,7 @@ def run(config: Config) -> dict[str, Any]:
     """Runs the parts, prints one table, and returns what was measured; ValueError at the end if a part failed."""
     console, failed, parts, load = Console(highlight=False), [], {}, os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(config.keep_json or scratch)
+        folder = pathlib.Path(config.keep_json or scratch).expanduser()
         for part in (name for name in MODULES if name in config.only):
             console.print(f"{part} ...", soft_wrap=True)
             try:

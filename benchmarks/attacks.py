@@ -17,7 +17,6 @@ import functools
 import importlib
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -211,7 +210,7 @@ def run(config: Config) -> dict[str, Any]:
     settings = dataclasses.asdict(config)
     result = {"machine": here, "settings": settings, "rows": figures, "left_out": left_out}
     if config.json:
-        write_whole(pathlib.Path(config.json), json.dumps(result, indent=1) + "\n")
+        write_whole(config.json, json.dumps(result, indent=1) + "\n")
     return result
 
 

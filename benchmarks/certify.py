@@ -269,7 +269,7 @@ def run(config: Config) -> dict[str, Any]:
     settings = dataclasses.asdict(config)
     result = {"machine": here, "settings": settings, "rows": figures, "peak_mib": peaks, "left_out": left_out}
     if config.json:
-        write_whole(pathlib.Path(config.json), json.dumps(result, indent=1) + "\n")
+        write_whole(config.json, json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -18,7 +18,6 @@ import functools
 import json
 import math
 import os
-import pathlib
 import subprocess
 import sys
 import time
@@ -324,7 +323,7 @@ def run(config: Config) -> dict[str, Any]:
     for sheet in _report.growth_sheets(result):
         console.print(_report.as_table(sheet))
     if config.json:
-        write_whole(pathlib.Path(config.json), json.dumps(result, indent=1) + "\n")
+        write_whole(config.json, json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -70,7 +70,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
                 num_epochs=config.num_epochs, seed=config.seed, runtime=runtime,
                 watch=functools.partial(watch, "training"),
             )  # fmt: skip
-        classifiers.keep_to(folder, [classifier], [test])
+        classifiers.keep_to(folder, classifier.state, [train, test])
         if jax.process_index() != 0:
             return []
 

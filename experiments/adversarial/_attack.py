@@ -47,7 +47,10 @@ def attack(
             files.write_arrays(path, {**arrays, "epsilon": epsilon, "correct": correct})
             runtimes.log(f"{where}: {name}, robust accuracy {correct.mean():.3f}, {arrays['seconds']:.1f} s")
             watch("attacking", len(jobs), number, {"robust accuracy": float(correct.mean())})
-        found[norm, epsilon, name] = files.read_arrays(path, *KEPT, leave_out=("x_adv",))
+        found[norm, epsilon, name] = arrays = files.read_arrays(path, *KEPT, "epsilon", leave_out=("x_adv",))
+        if arrays["epsilon"] != epsilon:  # its name has six digits
+            there = arrays["epsilon"].item()
+            raise ValueError(f"{path} is of epsilon {there}, not {epsilon}; give that one, or delete the file.")
     return clean, found
 
 

@@ -109,7 +109,7 @@ class Config(settings.Product, settings.Splits):
         config = self.resolved()
         parts = [config.dataset.replace("/", "-").replace(":", "-"), config.model]
         if config.checkpoint is not None:
-            parts.append(f"of-{epath.Path(config.checkpoint).resolve().name}")
+            parts.append(f"of-{config.origin}")
         elif config.training in adversaries.WITHIN:
             radius = adversaries.text_of(config.train_epsilon or 0.0).replace("/", "_")
             parts.append(f"{config.training}-{config.train_norm}-{radius}")

@@ -126,7 +126,7 @@ def report(folder: epath.Path, config: Any, of: Evaluation, stopwatch: runtimes.
     """Prints the tables and findings; writes metrics.csv, metrics.json, report.md and figures; returns the rows."""
     rows, origin = tabulate(folder, of), f", {config.training} training"
     if config.checkpoint:
-        origin = f" from {epath.Path(config.checkpoint).resolve().name}"
+        origin = f" from {config.origin}"
     about, count = f"{config.dataset} {config.model}{origin}", len(of.clean)
     notes = [
         f"{count:,} images: two standard errors of an accuracy are at most {1 / np.sqrt(count):.3f}. Queries: the most "

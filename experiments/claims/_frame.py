@@ -150,7 +150,7 @@ def folder_of(study: Study, config: Any, repeat: Repeat) -> epath.Path:
     if len(name) > 80:
         name = f"{name[:70]}-{zlib.crc32(text.encode()):08x}"
     name = repeat.name if repeat.name is not None else "tiny" if config == study.tiny else name
-    return folders.run_folder(str(epath.Path(repeat.results_dir) / "claims"), study.name, name)
+    return folders.run_folder(f"{repeat.results_dir}/claims", study.name, name)
 
 
 def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = runtimes.HERE) -> dict[str, Any]:
@@ -196,7 +196,8 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
                 raise
             seconds = time.perf_counter() - began
             if jax.process_index() == 0:
-                files.write_arrays(paths[seed], _arrays_of(study, seed, numbers, {**notes, "seconds": seconds}))
+                of_seed = {**notes, "seed": seed, "seconds": seconds}
+                files.write_arrays(paths[seed], _arrays_of(study, seed, numbers, of_seed))
                 try:  # a bar without its number is named now, not after the last seed
                     record_of(study, config, repeat, *read(paths[seed : seed + 1]))
                 except ValueError:
@@ -268,6 +269,8 @@ def read(paths: Sequence[epath.Path]) -> tuple[Results, list[dict[str, Any]]]:
             for name, array in files.read_arrays(path, f"{_SEPARATOR}seconds").items()
         }
         meta.append({name: arrays.pop((arm, name)).item() for arm, name in list(arrays) if arm == ""})
+        if str(meta[-1].get("seed", path.stem)) != path.stem:
+            raise ValueError(f"{path} is a copy of seed {meta[-1]['seed']}; delete it to measure its own.")
         seeds.append(arrays)
         if not meta[-1] or arrays.keys() != seeds[0].keys():
             raise ValueError(f"{path} holds other numbers than {paths[0]}; delete the wrong one to measure it again.")

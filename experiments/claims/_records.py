@@ -8,19 +8,15 @@ from typing import Any
 
 from etils import epath
 
+from experiments.common import files
+from robustjax import _paths
+
 HAS = ("study", "seeds", "seconds", "settings", "different", "claims")
 
 
 def read(path: epath.PathLike) -> dict[str, Any]:
     """A record; ValueError that names the file if it holds something else."""
-    try:
-        record = json.loads(epath.Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and record again.") from error
-    lacks = [name for name in HAS if name not in record] if isinstance(record, dict) else HAS
-    if lacks:
-        raise ValueError(f"{path} is no record, it lacks {', '.join(lacks)}; delete it, and record again.")
-    return record
+    return files.read_json(path, *HAS, advice="delete it, and record again")
 
 
 def place(folder: str, name: str, seeds: int, different: Mapping[str, Any]) -> epath.Path:
@@ -29,7 +25,8 @@ def place(folder: str, name: str, seeds: int, different: Mapping[str, Any]) -> e
     Raises:
       ValueError: ``folder`` is a file, or holds a record of that name that has more seeds or other settings.
     """
-    parent, path = epath.Path(folder), epath.Path(folder) / f"{name}.json"
+    parent = _paths.path_of(record=folder)
+    path = parent / f"{name}.json"
     if parent.exists() and not parent.is_dir():
         raise ValueError(f"record must be a folder, but {parent} is a file.")
     if path.exists():

@@ -220,7 +220,7 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
         objective = losses.conformal_training(sigma=config.sigma, epsilon=config.epsilon, alpha=config.alpha)
         before = functional._replace(state=base.state)
         models["rct"] = trained("rct", before, objective, head, tune_key)
-    classifiers.keep_to(place.folder, [*models.values()], [test])
+    classifiers.keep_to(place.folder, [of.state for of in models.values()], [train, test])
     found: dict[str, dict[str, float]] = {}
     if jax.process_index() != 0:
         return found

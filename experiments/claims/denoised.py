@@ -265,9 +265,9 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     key = jax.random.fold_in(jax.random.key(seed), 1)  # the same noise for all methods
     found: dict[str, dict[str, Any]] = {}
     for method in config.methods:
-        path = place.folder / f"{method}.npz"
+        path, logits_fn = place.folder / f"{method}.npz", trained.logits_fn(method)
+        classifiers.keep_to(place.folder / method, logits_fn, [train, test])
         if not path.exists():
-            logits_fn = trained.logits_fn(method)
             if jax.process_index() == 0:
                 files.write_arrays(path, certified(config, key, logits_fn, test, trained.standard.place, group))
                 place.log(f"Seed {seed}: {method} certified.")

@@ -21,12 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 
 from experiments import _small, smoothing
 from experiments.claims import _frame
 from experiments.common import certificates, checks, classifiers, files, settings, subsets, tables
-from robustjax import attacks, certification, data, losses, models, plotting, training
+from robustjax import _paths, attacks, certification, data, losses, models, plotting, training
 
 Loss = Literal["margin", "radius", "published_radius"]
 OWN = {"radius": "mean_radius", "published_radius": "mean_published_radius"}
@@ -84,7 +83,8 @@ class Config(settings.Splits):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must hold at least one value, and each once, got {values}.")
-        if self.smoothing not in (None, "new") and not (epath.Path(self.smoothing) / "certificates.csv").exists():
+        given = None if self.smoothing in (None, "new") else _paths.path_of(smoothing=self.smoothing)
+        if given is not None and not (given / "certificates.csv").exists():
             raise ValueError(
                 f"smoothing must be a run of experiments.smoothing, but {self.smoothing} has no certificates.csv."
             )
@@ -214,7 +214,7 @@ def gains_of(found: _frame.Numbers) -> dict[str, float]:
 
 def smoothed(config: Config, seed: int, place: _frame.Place) -> dict[str, Any]:
     """The numbers of a run of randomized smoothing, which is made or resumed where a new one is asked for."""
-    folder = epath.Path(str(config.smoothing))
+    folder = _paths.path_of(smoothing=config.smoothing)
     if config.smoothing == "new":
         given = settings.shared(config, settings.Splits) | {"sigma": config.sigma, "num_images": config.num_images}
         new = smoothing.Config(**given, num_estimation=1000, seed=seed, results_dir=str(place.folder))
@@ -244,7 +244,7 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
         began = time.perf_counter()
         functional, objective = untrained(config, train, seed, model_key), objective_of(config, loss)
         classifier = _small.train(place, seed, train, f"{loss}/checkpoints", functional, objective, recipe, train_key)
-        classifiers.keep_to(place.folder / loss, [classifier], [test])
+        classifiers.keep_to(place.folder / loss, classifier.state, [train, test])
         trained[loss] = classifier, time.perf_counter() - began
     beside = {"smoothing": smoothed(config, seed, place)} if config.smoothing is not None else {}
     if jax.process_index() != 0:

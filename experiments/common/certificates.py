@@ -52,7 +52,7 @@ def read(folder: epath.Path, log: Callable[[str], None] | None = None) -> Table:
     """
     found: dict[int, tuple] = {}
     for path in _paths(folder):
-        head, *lines = path.read_bytes().decode(errors="replace").split("\n")
+        head, *lines = _lines_of(path)
         damaged = 0
         for line in lines[:-1]:  # after the last newline comes nothing, or half a line
             content, _, checksum = line.rpartition(",")
@@ -99,7 +99,7 @@ def writer(folder: epath.Path, process: int, processes: int) -> Iterator[Callabl
     path = folder / (f"certificates-{process}-of-{processes}.csv" if processes > 1 else "certificates.csv")
     content: list[str] = [",".join(COLUMNS)]
     if path.exists():  # of an earlier call with as many processes
-        content = path.read_bytes().decode(errors="replace").split("\n")[:-1]
+        content = _lines_of(path)[:-1]
     if runtimes.is_remote(path):
         written = time.monotonic()
 
@@ -123,6 +123,11 @@ def writer(folder: epath.Path, process: int, processes: int) -> Iterator[Callabl
             file.flush()
 
         yield append
+
+
+def _lines_of(path: epath.Path) -> list[str]:
+    """Lines of a file, whatever ended them when it was last stored; half a line, or nothing, is the last of them."""
+    return [line.removesuffix("\r") for line in path.read_bytes().decode(errors="replace").split("\n")]
 
 
 def _paths(folder: epath.Path) -> list[epath.Path]:

@@ -19,7 +19,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.common import checks, files, runtimes, subsets
-from robustjax import data, losses, models, perturbations, training
+from robustjax import _paths, data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
 
 RECIPE_OF = {"digits": "digits", "mnist": "mnist", "cifar10": "cohen_cifar10", "imagenet2012": "cohen_imagenet"}
@@ -123,7 +123,7 @@ def augmentation() -> losses.Augment:
 
 def restored(checkpoint: str, functional: models.Functional, runtime: runtimes.Runtime = runtimes.HERE) -> Classifier:
     """The trained classifier of another run; the first where that run has several."""
-    run = epath.Path(checkpoint)
+    run = _paths.path_of(checkpoint=checkpoint)
     folders = [run / "checkpoints", run / "seed-0" / "fine_tuning", run / "seed-0" / "checkpoints"]
     found = next((folder for folder in folders if folder.is_dir()), folders[0])
     if found.is_dir() and not any((run / name).exists() for name in ("metrics.json", "metrics.csv")):
@@ -132,24 +132,23 @@ def restored(checkpoint: str, functional: models.Functional, runtime: runtimes.R
     return Classifier(functional, runtimes.on_mesh(state, mesh), mesh)
 
 
-def keep_to(folder: epath.Path, used: Sequence[Classifier], images: Sequence[data.Dataset] = ()) -> None:
-    """Records what the results in a folder are of: weights, and data sets by their size and some of their images.
+def keep_to(folder: epath.Path, weights: Any, images: Sequence[data.Dataset]) -> None:
+    """Records what the results in a folder are of: arrays, and data sets by their size and some of their images.
+
+    The images include those of the training: a model normalises by their statistics, which are not among its weights.
 
     Raises:
       ValueError: the folder holds results of other weights or images.
     """
     if jax.process_index() != 0:
         return
-    path, leaves = folder / "model.json", jax.tree.leaves([classifier.state for classifier in used])
+    path, leaves = folder / "model.json", jax.tree.leaves(weights)
     some = [part for of in images for i in subsets.evenly(len(of), 4) for part in of[i : i + 1][:2]]  # one at a time
     ours = {"crc32": _digest(leaves), "images": _digest([*some, *map(len, images)])}
     if not path.exists():
         files.write_whole(path, json.dumps(ours) + "\n")
         return
-    try:
-        theirs = dict(json.loads(path.read_bytes()))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); pass --overwrite to start again.") from error
+    theirs = files.read_json(path, advice="pass --overwrite to start again")
     if theirs.get("crc32") != ours["crc32"]:
         raise ValueError(
             f"checkpoint must hold the model that the run in {folder} began with, but its weights have changed: "
@@ -234,6 +233,7 @@ def train(
             stop=stop,
             on_metrics=None if watch is None else functools.partial(watch, total),
             log=log,
+            config={"seed": seed},  # the checkpoints of a seed are of no use to another
         )
     last = {name: float(column[-1]) for name, column in result.history.items() if name != "step"}
     mesh = runtime.local_mesh()

@@ -8,6 +8,7 @@ import fnmatch
 import functools
 import hashlib
 import io
+import json
 import pathlib
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -19,12 +20,13 @@ from etils import epath
 import experiments
 import robustjax
 from experiments.common import runtimes
+from robustjax import _paths
 
 
 def write_whole(path: epath.PathLike, content: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all, whenever the process dies."""
-    path, content = epath.Path(path), content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, content = _paths.path_of(path=path), content.encode() if isinstance(content, str) else content
+    _paths.make_folder(path.parent)
     if runtimes.is_remote(path):  # object stores show an object when all of it has come
         path.write_bytes(content)
         return
@@ -52,6 +54,24 @@ def write_rows(path: epath.PathLike, columns: Iterable[str], rows: Iterable[Mapp
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, buffer.getvalue())
+
+
+def read_json(path: epath.PathLike, *wanted: str, advice: str, error: str = "") -> dict[str, Any]:
+    """Reads the object in a JSON file.
+
+    Raises:
+      ValueError: there is none, or it lacks a ``wanted`` value; the message begins with ``error``, names the file and
+        ends with what to do, the ``advice``.
+    """
+    try:
+        found = json.loads(epath.Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as problem:
+        raise ValueError(f"{error}{path} cannot be read ({problem}); {advice}.") from problem
+    if not isinstance(found, dict):
+        raise ValueError(f"{error}{path} holds no JSON object; {advice}.")
+    if lacks := [name for name in wanted if name not in found]:
+        raise ValueError(f"{error}{path} lacks {', '.join(lacks)}; {advice}.")
+    return found
 
 
 def write_arrays(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:

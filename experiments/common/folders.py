@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 from etils import epath
 
 from experiments.common import files, runtimes
+from robustjax import _paths
 
 ALWAYS_SAME = ("results_dir", "name", "overwrite", "data_dir", "figure_format", "list")
 """Fields that never make it another run."""
@@ -20,7 +22,7 @@ def run_folder(results_dir: str, experiment: str, name: str) -> epath.Path:
     """``RESULTS_DIR/EXPERIMENT/NAME``; ValueError for a name that is no folder name."""
     if name in ("", ".", "..") or epath.Path(name).name != name:
         raise ValueError(f"name must be the name of a folder, got {name!r}.")
-    return epath.Path(results_dir) / experiment / name
+    return _paths.path_of(results_dir=results_dir) / experiment / name
 
 
 def open_run(
@@ -33,11 +35,11 @@ def open_run(
 ) -> None:
     """Makes the run folder, or resumes the run in it; the first of many processes does, and the others wait.
 
-    ``config.json`` holds the config, a dataclass, and ``notes``, such as the version. Notes may differ when a run is
-    resumed, and so may the fields ``same`` and ``ALWAYS_SAME``. ValueError for a folder that belongs to a run with
-    another config, or holds something else; ``overwrite`` deletes an existing run first.
+    ``config.json`` holds the config, a dataclass, the version, and other ``notes``. When a run is resumed, version and
+    notes may differ, and so may the fields ``same`` and ``ALWAYS_SAME``. ValueError for a folder that belongs to a run
+    with another config, or holds something else; ``overwrite`` deletes an existing run first.
     """
-    notes = notes or {}
+    notes = {"version": importlib.metadata.version("robustjax"), **(notes or {})}
     if jax.process_index() == 0:
         _open_run(folder, config, (*ALWAYS_SAME, *same, *notes), overwrite, notes)
     runtimes.barrier("run folder")
@@ -55,14 +57,12 @@ def _open_run(
             raise ValueError(f"folder {folder} holds files but no config.json, so it is not a run; use another name.")
         files.write_whole(path, json.dumps(ours, indent=1) + "\n")
         return
-    try:
-        theirs = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete the folder to start again.") from error
-    if not isinstance(theirs, dict) or theirs.get("run") != ours["run"]:
+    theirs = files.read_json(path, advice="delete the folder to start again")
+    if theirs.get("run") != ours["run"]:
         raise ValueError(f"folder {folder} is not a run of this experiment; use another name.")
     checkpoint = getattr(config, "checkpoint", None)
-    if checkpoint is not None and folder.resolve() in ((p := epath.Path(checkpoint).resolve()), *p.parents):
+    there = None if checkpoint is None else _paths.path_of(checkpoint=checkpoint).resolve()
+    if there is not None and folder.resolve() in (there, *there.parents):
         raise ValueError(f"checkpoint must not be the run folder itself, {folder}, got {checkpoint}.")
     if overwrite:  # only now: it is a run of this experiment
         folder.rmtree()
@@ -74,6 +74,8 @@ def _open_run(
             f"folder {folder} belongs to a run with another config ({text}); "
             "choose another --name, or pass --overwrite to start again."
         )
+    if theirs.get("version", notes["version"]) != notes["version"]:
+        runtimes.log(f"{folder} was begun by version {theirs['version']}; what is there is not computed again.")
 
 
 def settings_of(checkpoint: str, *, flag: str = "checkpoint", **wanted: Any) -> dict[str, Any]:
@@ -82,13 +84,8 @@ def settings_of(checkpoint: str, *, flag: str = "checkpoint", **wanted: Any) -> 
     Raises:
       ValueError: it cannot be read, or a setting differs from the one that is wanted.
     """
-    path = epath.Path(checkpoint) / "config.json"
-    try:
-        theirs = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{flag} must be the folder of a run, but {path} cannot be read ({error}).") from error
-    if not isinstance(theirs, dict):
-        raise ValueError(f"{flag} must be the folder of a run, but {path} holds no settings.")
+    path = _paths.path_of(**{flag: checkpoint}) / "config.json"
+    theirs = files.read_json(path, error=f"{flag} must be the folder of a run, but ", advice="name another folder")
     for name, value in wanted.items():
         if theirs.get(name) != value:
             raise ValueError(

@@ -22,7 +22,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from robustjax import training
+from robustjax import _paths, training
 
 AXES = ("data", "noise")
 TRACE_SECONDS = 10
@@ -138,7 +138,7 @@ def started(runtime: Runtime) -> Iterator[None]:
         import platformdirs
 
         folder = runtime.cache_dir or os.path.join(platformdirs.user_cache_dir("robustjax"), "xla")
-        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_compilation_cache_dir", str(_paths.path_of(cache_dir=folder)))
     if runtime.coordinator is not None:
         of_all: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
         if runtime.coordinator != "auto":

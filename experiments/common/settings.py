@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any, Literal
 
 from experiments.common import checks, folders
-from robustjax import data
+from robustjax import _paths, data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,11 @@ class Product(Training):
     """Delete the run in the folder and start again."""
     figure_format: Literal["png", "pdf"] = "png"
     """File format of figures."""
+
+    @property
+    def origin(self) -> str:
+        """The name of the run folder of the checkpoint."""
+        return _paths.path_of(checkpoint=self.checkpoint).resolve().name
 
 
 def shared(config: Any, other: type) -> dict[str, Any]:

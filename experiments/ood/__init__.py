@@ -62,7 +62,8 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
                     config.training, build(key=model_key), sets, place, recipe=recipe, num_epochs=config.num_epochs,
                     key=train_key, seed=seed, runtime=runtime, watch=functools.partial(watch, f"training seed {seed}"),
                 )  # fmt: skip
-            classifiers.keep_to(place, [classifier], [sets.test, *(of.dataset for of in sets.foreign.values())])
+            images = [sets.train, sets.validation, sets.test, *(of.dataset for of in sets.foreign.values())]
+            classifiers.keep_to(place, classifier.state, images)
             trained.append(classifier)
         if jax.process_index() != 0:
             return []
@@ -75,7 +76,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
         ]
 
     # Report: of all detectors that have scores of all seeds.
-    scores = _score.scores_of(folder)
+    scores = _score.scores_of(folder, sets.foreign)
     finished = _score.finished(scores, config.seeds)
     if not finished:
         raise ValueError(f"detectors could not be fitted, none of {' '.join(names)}; see the messages above.")

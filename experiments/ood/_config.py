@@ -87,5 +87,5 @@ class Config(settings.Product):
         name = config.dataset.translate(UNSAFE)
         name += f"-{''.join(map(str, config.classes))}" if config.classes else ""
         name += f"-{config.model}" + ("" if config.training == "standard" else f"-{config.training}")
-        name += "" if config.checkpoint is None else f"-of-{epath.Path(config.checkpoint).resolve().name}"
+        name += "" if config.checkpoint is None else f"-of-{config.origin}"
         return folders.run_folder(config.results_dir, "ood", name if config.name is None else config.name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -60,13 +62,19 @@ def score_sets(
     }
 
 
-def scores_of(folder: epath.Path) -> dict[tuple[int, str], dict[str, np.ndarray]]:
-    """All scores of a run on disk, by seed and detector, in order."""
-    paths = [path for seed in files.files(folder, "seed-*") for path in files.files(seed / "scores", "*.npz")]
-    found = {
-        (int(path.parts[-3].removeprefix("seed-")), path.stem): files.read_arrays(path, "in", *SECONDS)
-        for path in paths
-    }
+def scores_of(folder: epath.Path, sets: Iterable[str]) -> dict[tuple[int, str], dict[str, np.ndarray]]:
+    """All scores of a run on disk, by seed and detector, in order.
+
+    Raises:
+      ValueError: a file of scores is damaged, or lacks one of the ``sets``.
+    """
+    found, wanted = {}, ("in", *sets, *SECONDS)
+    for place in files.files(folder, "seed-*"):
+        if not re.fullmatch("seed-(0|[1-9][0-9]*)", place.name):
+            runtimes.log(f"{place} is left out: seeds are in seed-0, seed-1, ...; move it away.")
+            continue
+        for path in files.files(place / "scores", "*.npz"):
+            found[int(place.name.removeprefix("seed-")), path.stem] = files.read_arrays(path, *wanted)
     return dict(sorted(found.items(), key=lambda item: item[0]))
 
 

@@ -18,7 +18,6 @@ import math
 
 import jax
 import numpy as np
-from etils import epath
 
 from experiments.common import classifiers, folders, runtimes, smoothers
 from experiments.smoothing import _report
@@ -26,6 +25,7 @@ from experiments.smoothing._certify import certify_images
 from experiments.smoothing._config import OF_TRAINING as OF_TRAINING
 from experiments.smoothing._config import SAME as SAME
 from experiments.smoothing._config import Config as Config
+from robustjax import _paths
 
 
 def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
@@ -36,8 +36,8 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
     """
     stopwatch, mesh = runtimes.Stopwatch(), runtime.local_mesh()
     if config.compare:
-        output = epath.Path(config.results_dir) / "smoothing" / f"certified_accuracy.{config.figure_format}"
-        _report.compare(config.compare, output, config.radii)
+        results = _paths.path_of(results_dir=config.results_dir) / "smoothing"
+        _report.compare(config.compare, results / f"certified_accuracy.{config.figure_format}", config.radii)
         return {}
 
     # Data.
@@ -84,7 +84,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
                     watch=functools.partial(watch, "training"),
                 )  # fmt: skip
             bases.append(base)
-        classifiers.keep_to(folder, bases, [test])
+        classifiers.keep_to(folder, [base.state for base in bases], [train, test])
 
         # Certificates.
         certify = smoothers.procedure(

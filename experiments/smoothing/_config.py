@@ -124,7 +124,7 @@ class Config(settings.Product, settings.Splits):
         name += ("" if self.noise == "gaussian" else f"-{self.noise}") + ("" if self.norm is None else f"-{self.norm}")
         name += "" if self.train_sigma is None else f"-trained-{self.train_sigma:g}"
         name += "" if self.training == "gaussian" else f"-{self.training}"
-        name += "" if self.checkpoint is None else f"-of-{epath.Path(self.checkpoint).resolve().name}"
+        name += "" if self.checkpoint is None else f"-of-{self.origin}"
         target = "" if self.target_radius is None else f"-at-{self.target_radius:g}"
         name += target or ("-sequential" if self.sequential else "-dual" if self.dual else "")
         return folders.run_folder(self.results_dir, "smoothing", name if self.name is None else self.name)

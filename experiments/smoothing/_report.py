@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from experiments.common import certificates, files, runtimes, tables
-from robustjax import metrics, plotting
+from robustjax import _paths, metrics, plotting
 
 COMPARED_RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
@@ -77,12 +77,14 @@ def report(
 def compare(runs: tuple[str, ...], output: epath.Path, radii: tuple[float, ...]) -> None:
     """Prints one table of finished runs, and writes all their curves in one figure."""
     rows, curves, norms = [], {}, []
-    for folder in map(epath.Path, runs):
+    for folder in (_paths.path_of(compare=run) for run in runs):
         if not (folder / "metrics.json").exists():
             raise FileNotFoundError(f"{folder} is not a finished run of experiments.smoothing: it has no metrics.json.")
-        summary, settings = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "config"))
-        if settings.get("run") != "smoothing":
+        advice = "finish that run, or leave it out"
+        settings = files.read_json(folder / "config.json", "run", advice=advice)
+        if settings["run"] != "smoothing":
             raise ValueError(f"compare must name runs of experiments.smoothing, got a run of another one, {folder}.")
+        summary = files.read_json(folder / "metrics.json", "norm", advice=advice)
         norms.append(summary["norm"])
         _, labels, certificate, *_ = certificates.read(folder)
         at_target = settings.get("target_radius") is not None

@@ -24,7 +24,7 @@ from scipy import stats
 
 from experiments import smoothing
 from experiments.common import checks, classifiers, command_line, files, folders, runtimes, smoothers, tables
-from robustjax import certification, data
+from robustjax import _paths, certification, data
 
 BLOCK = 50
 FIRST, DOUBT = 5000, 1e-6
@@ -71,7 +71,7 @@ class Config:
 
     def folder(self) -> epath.Path:
         """The run folder."""
-        name = self.name if self.name is not None else epath.Path(self.runs[0]).resolve().name
+        name = self.name if self.name is not None else _paths.path_of(runs=self.runs[0]).resolve().name
         return folders.run_folder(self.results_dir, "sequential", name)
 
 
@@ -86,7 +86,7 @@ COLUMNS = (
 
 def settings_of(runs: tuple[str, ...]) -> list[dict[str, Any]]:
     """The settings of each run; ValueError for runs that cannot be compared."""
-    places = {epath.Path(folder).resolve() for folder in runs}
+    places = {_paths.path_of(runs=folder).resolve() for folder in runs}
     if not places or len(places) < len(runs):
         raise ValueError(f"runs must name run folders, each once, got {runs}.")
     settings, known = [folders.settings_of(folder, flag="runs") for folder in runs], (*ALIKE, "seed", "dual")
@@ -138,7 +138,7 @@ def run(config: Config) -> list[dict]:
         task = bar.add_task("", total=len(ids) * len(config.runs), task_name="certifying")
         for i, (run_folder, classifier) in enumerate(zip(config.runs, restored, strict=True)):
             _keep_to(of_runs[i], folder / f"run-{i}", run_folder)
-            classifiers.keep_to(folder / f"run-{i}", [classifier], [test])
+            classifiers.keep_to(folder / f"run-{i}", classifier.state, [train, test])
             key, found = jax.random.split(jax.random.key(of_runs[i]["seed"]), 3)[2], []  # the draws of the run itself
             for start in range(0, len(ids), BLOCK):
                 path, block = folder / f"run-{i}" / f"{start}.npz", ids[start : start + BLOCK]
@@ -146,7 +146,7 @@ def run(config: Config) -> list[dict]:
                     filled = np.resize(block, min(BLOCK, len(ids)))  # one compilation
                     answers = answers_of(key, classifier, test, filled, **common)
                     files.write_arrays(path, {name: array[: len(block)] for name, array in answers.items()})
-                found.append(files.read_arrays(path))
+                found.append(files.read_arrays(path, "label", "chosen", "radius", *(f"{k} {v}" for k, v in questions)))
                 bar.update(task, advance=len(block))
             arrays = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
             rows += [{"run": run_folder, **row_of(*question, arrays)} for question in questions]
@@ -171,7 +171,7 @@ def _keep_to(settings: dict[str, Any], folder: epath.Path, run: str) -> None:
     path, ours = folder / "settings.json", {name: settings[name] for name in (*ALIKE, "seed")}
     if not path.exists():
         files.write_whole(path, json.dumps(ours) + "\n")
-    elif json.loads(path.read_bytes()) != ours:
+    elif files.read_json(path, advice="pass --overwrite to start again") != ours:
         raise ValueError(f"{run} has other settings than when this comparison began; pass --overwrite to start again.")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import io
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from robustjax import _paths
 from robustjax.data import _conventions
 from robustjax.data._dataset import Dataset
 
@@ -177,8 +178,8 @@ def _ranges(name: str, split: str, infos: Mapping[str, Any]) -> list[tuple[str, 
     return ranges
 
 
-def _folder(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-    return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+def _folder(data_dir: str | os.PathLike[str] | None) -> epath.Path:
+    return _paths.path_of(data_dir=data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def _command(name: str, data_dir: str | os.PathLike[str] | None) -> str:

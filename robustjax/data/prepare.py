@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 
+from robustjax import _paths
+
 
 def prepare(name: str, data_dir: str | None = None) -> None:
     """Prepares a data set with random access (array_record files); this is the only step that needs TensorFlow.
@@ -26,6 +28,7 @@ def prepare(name: str, data_dir: str | None = None) -> None:
         )
     import tensorflow_datasets as tfds
 
+    data_dir = None if data_dir is None else str(_paths.path_of(data_dir=data_dir))
     tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
 
 

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from robustjax import _paths
 from robustjax.training._step import TrainState
 from robustjax.typing import ModelState
 
@@ -52,12 +52,8 @@ class Restored(NamedTuple):
 
 def as_folder(path: str | os.PathLike[str]) -> epath.Path:
     """The folder as a path of :mod:`etils.epath`; local paths are made absolute, as Orbax needs."""
-    text = os.fspath(path)
-    if "://" in text:
-        return epath.Path(text)
-    if re.match(r"[a-z0-9]+:/", text):
-        raise ValueError(f"folder={text!r} is a URL that lost a slash; pass it as text or as etils.epath.Path.")
-    return epath.Path(os.path.abspath(text))
+    found = _paths.path_of(folder=path)
+    return found if _is_remote(found) else epath.Path(os.path.abspath(found))
 
 
 def check_shared(folder: epath.Path) -> None:

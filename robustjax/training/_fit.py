@@ -17,7 +17,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from robustjax import _validate
+from robustjax import _paths, _validate
 from robustjax.data import BatchIterator
 from robustjax.losses import Objective
 from robustjax.training import _checkpoint
@@ -132,7 +132,7 @@ def fit(
         _check_spans_processes(mesh)
         _checkpoint.check_shared(folder)
         if first:
-            folder.mkdir(parents=True, exist_ok=True)
+            _paths.make_folder(folder)
             if overwrite:
                 _checkpoint.clear(folder)
         restored = _checkpoint.restore(folder, state, log)
@@ -252,7 +252,7 @@ def _check_same_run(
         text = ", ".join(f"{name}: {a!r} there, {b!r} now" for name, (a, b) in sorted(differing.items()) if a != b)
         raise ValueError(
             f"folder={str(folder)!r} belongs to a run with another config ({text}); "
-            "use another folder or pass overwrite=True."
+            "use another folder, delete this one, or pass overwrite=True."
         )
     if restored.state.step > num_steps:
         raise ValueError(f"folder={str(folder)!r} is at step {int(restored.state.step)}, beyond num_steps={num_steps}.")

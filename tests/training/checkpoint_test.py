@@ -115,8 +115,8 @@ def test_damage_in_an_object_store_is_seen(bucket, whole):
 
 def test_a_url_that_was_a_path_is_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    message = "folder='gs:/bucket/run' is a URL that lost a slash; pass it as text or as etils.epath.Path."
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    message = "folder must be a path, or a URL .*, got 'gs:/bucket/run', which lost a slash; pass it as text or as"
+    with pytest.raises(ValueError, match=f"^{message}"):
         train(pathlib.Path("gs://bucket/run"))
     assert not list(tmp_path.iterdir())
 

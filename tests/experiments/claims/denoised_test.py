@@ -111,9 +111,11 @@ def test_certificates_that_are_there_are_not_made_again(place, trainings, monkey
     monkeypatch.setattr(denoised, "certified", lambda *_: arrays)
     first = denoised.measure(config, 0, place)
     assert {*trainings} == {"standard", "gaussian"}
-    monkeypatch.setattr(classifiers, "train", lambda *args, **settings: pytest.fail("trained again"))
+    monkeypatch.setattr(denoised, "certified", lambda *_: pytest.fail("certified again"))
     again = denoised.measure(config, 0, place)
     assert again["gaussian"][denoised.ACR] == first["gaussian"][denoised.ACR] == 0.25
+    with pytest.raises(ValueError, match="checkpoint must hold the model that the run in .*none began with"):
+        denoised.measure(config, 1, place)  # trainings of another seed in this place
 
 
 def test_a_broken_certificate_is_reported():

@@ -109,10 +109,10 @@ def test_a_record_is_not_replaced_by_one_of_fewer_seeds(tmp_path):
     with pytest.raises(ValueError, match="name must be another one, since .*frame_test-x.json is a record of other"):
         run(tmp_path / "other", config=Config(gain=3.0), name="x", record=str(records))
     (records / "frame_test.json").write_text("{}")
-    with pytest.raises(ValueError, match="frame_test.json is no record, it lacks study, seeds"):
+    with pytest.raises(ValueError, match="frame_test.json lacks study, seeds"):
         run(tmp_path, record=str(records))
     (records / "frame_test.json").write_text('{"study": ')
-    with pytest.raises(ValueError, match="frame_test.json is damaged .* delete it, and record again"):
+    with pytest.raises(ValueError, match="frame_test.json cannot be read .* delete it, and record again"):
         run(tmp_path, record=str(records))
 
 
@@ -192,6 +192,9 @@ def test_damaged_seeds_and_other_settings_are_named(tmp_path):
         run(tmp_path)
     np.savez(path, x=np.zeros(3))
     with pytest.raises(ValueError, match="1.npz"):
+        run(tmp_path)
+    path.write_bytes((path.parent / "0.npz").read_bytes())
+    with pytest.raises(ValueError, match="1.npz is a copy of seed 0; delete it to measure its own"):
         run(tmp_path)
     path.unlink()
     assert run(tmp_path)["seeds"] == 3

@@ -73,6 +73,16 @@ def test_every_flipped_bit_and_every_cut_is_noticed(folder):
         assert certificates.read(folder).ids.tolist() == [4]
 
 
+def test_lines_may_end_as_on_windows(folder):
+    write(folder, 0, 1, LINES[:6])
+    path = folder / "certificates.csv"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    write(folder, 0, 1, LINES[6:])
+    assert path.read_bytes() == "\n".join([",".join(certificates.COLUMNS), *LINES, ""]).encode()
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert certificates.read(folder).ids.tolist() == list(range(12))
+
+
 def test_half_a_line_does_not_spoil_the_next(folder):
     path = folder / "certificates-1-of-2.csv"
     path.write_text("\n".join([",".join(certificates.COLUMNS), LINES[1], LINES[3][:9]]))

@@ -101,14 +101,15 @@ def test_a_run_keeps_to_the_model_it_began_with(classifier, tmp_path):
     other = classifier._replace(state=jax.tree.map(lambda a: a + 1, classifier.state))
     digits, folder = data.load("digits", "test"), epath.Path(tmp_path)
     for _ in range(2):
-        classifiers.keep_to(folder, [classifier], [digits])
+        classifiers.keep_to(folder, classifier.state, [digits])
     with pytest.raises(ValueError, match="checkpoint must hold the model that the run in .* began with"):
-        classifiers.keep_to(folder, [other], [digits])
-    with pytest.raises(ValueError, match="data_dir must hold the images that the run in .* began with"):
-        classifiers.keep_to(folder, [classifier], [data.load("digits", "train")])
+        classifiers.keep_to(folder, other.state, [digits])
+    for others in (["train"], ["test[1:]"], ["test", "train"]):
+        with pytest.raises(ValueError, match="data_dir must hold the images that the run in .* began with"):
+            classifiers.keep_to(folder, classifier.state, [data.load("digits", split) for split in others])
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(ValueError, match="checkpoint must hold the model"):
-        classifiers.keep_to(folder, [classifier], [digits])
+        classifiers.keep_to(folder, classifier.state, [digits])
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ValueError, match=r"model.json cannot be read \(.*\); pass --overwrite"):
-        classifiers.keep_to(folder, [classifier], [digits])
+        classifiers.keep_to(folder, classifier.state, [digits])

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,23 @@ def test_another_config_is_refused(finished):
     config, _, folder = finished
     with pytest.raises(ValueError, match="num_epochs: 5 there, 2 now"):
         ood.run(dataclasses.replace(config, num_epochs=2, name=folder.name))
+
+
+def test_copies_and_scores_without_a_set_are_named(finished, tmp_path, capsys):
+    config, rows, folder = finished
+    config = dataclasses.replace(config, results_dir=str(tmp_path))
+    shutil.copytree(folder, config.folder())
+    shutil.copytree(folder / "seed-0", config.folder() / "seed-0 copy")
+    scores = _score.scores_of(config.folder(), ("textures",))
+    assert {seed for seed, _ in scores} == {0, 1}
+    assert "seed-0 copy is left out: seeds are in seed-0" in capsys.readouterr().out.replace("\n", "")
+    with pytest.raises(ValueError, match="energy.npz must hold in, near, .* got no near; delete it to make it again"):
+        _score.scores_of(config.folder(), ("near",))
+    shutil.copytree(folder / "seed-0", config.folder() / "seed-2")
+    with pytest.raises(
+        ValueError, match=r"seed-2.* another config \(seed: 0 there, 2 now\); use another folder, delete"
+    ):
+        ood.run(dataclasses.replace(config, seeds=3))
 
 
 def test_a_model_of_another_experiment_is_scored(finished, tmp_path):

@@ -103,7 +103,7 @@ def test_bad_settings_are_named(runs, tmp_path, tmp_path_factory):
         ({"runs": (runs[0], runs[0] + "/")}, "runs must name run folders, each once"),
         ({"runs": (runs[0], str(copies / "twin"))}, "runs must have different seeds, got 0, 0"),
         ({"runs": (runs[0], str(copies / "other"))}, "runs must differ only in the seed, got train_sigma None in"),
-        ({"runs": (str(copies / "list"),)}, "runs must be the folder of a run, but .* holds no settings"),
+        ({"runs": (str(copies / "list"),)}, "runs must be the folder of a run, but .* holds no JSON object"),
         ({"runs": (str(copies / "old"),)}, "runs must be runs of experiments.smoothing, of this version"),
         ({"runs": (str(copies / "taken"),)}, "runs must have trained their own model"),
         ({"radii": (0.1, 0.1)}, "radii must be given once each"),
