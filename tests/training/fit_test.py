@@ -210,7 +210,7 @@ def test_another_optimizer_is_refused(problem, fit, tmp_path):
 
 def test_another_config_is_refused(fit, tmp_path):
     fit(5, folder=tmp_path, config={"sigma": 0.25, "seed": 0})
-    with pytest.raises(ValueError, match=r"another config \(sigma: 0.25 there, 0.5 now\); use another folder or"):
+    with pytest.raises(ValueError, match=r"another config \(sigma: 0.25 there, 0.5 now\); use another folder, delete"):
         fit(10, folder=tmp_path, config={"sigma": 0.5, "seed": 0})
     assert json.loads((tmp_path / "00000005" / "metadata.json").read_text())["config"] == {"sigma": 0.25, "seed": 0}
     assert fit(10, folder=tmp_path, config={"sigma": 0.25, "seed": 0}, log=len).state.step == 10
