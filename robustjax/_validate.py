@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,19 @@ def number(value: Any) -> float:
         return math.nan if isinstance(value, (str, bool, np.bool_)) else float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def holds(condition: Callable[[Any], Any], values: Any) -> bool:
+    """Whether a condition holds for all numbers of an array: seen by NumPy on a CPU, where it compiles nothing."""
+    if isinstance(values, jax.Array) and values.is_fully_addressable:
+        if all(device.platform == "cpu" for device in values.devices()):
+            values = np.asarray(values)
+    return bool(condition(values).all())
+
+
+def finite(values: Any) -> Any:
+    """Which numbers are finite, of a NumPy or a JAX array."""
+    return abs(values) < math.inf
 
 
 def _is_integer(value: Any) -> bool:

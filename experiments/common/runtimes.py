@@ -139,6 +139,7 @@ def started(runtime: Runtime) -> Iterator[None]:
 
         folder = runtime.cache_dir or os.path.join(platformdirs.user_cache_dir("robustjax"), "xla")
         jax.config.update("jax_compilation_cache_dir", str(_paths.path_of(cache_dir=folder)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a run has many small programs
     if runtime.coordinator is not None:
         of_all: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
         if runtime.coordinator != "auto":

@@ -137,7 +137,8 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
     """Checks the arguments of an attack and calls its ``perturb``, compiled.
 
     ``attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)`` gets one key for each input. Its epsilon is traced,
-    so that a curve over epsilons compiles once; it is rounded down to float32. No gradient flows through the result.
+    so that a curve over epsilons compiles once; it is rounded down to float32. Of an attack whose ``steps_are_traced``
+    is true, the first of ``traced`` is the number of steps. No gradient flows through the result.
     Each of several devices attacks its own rows, and the result has the sharding of x. An attack whose ``sees_images``
     is not true gets flat rows, ``(batch, dim)``.
     """
@@ -158,6 +159,9 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
         hash(attack)
     except TypeError as error:
         raise ValueError(f"settings of an attack must be hashable, Python's own numbers, got {attack!r}.") from error
+    if getattr(attack, "steps_are_traced", False):  # epsilon is 0: no step size is too small for it
+        traced = (np.int32(attack.steps), *traced)
+        attack = dataclasses.replace(attack, steps=1)
     sharding = sharding_of(x)
     keys, x, labels = placed(sharding, keys_of(key, x), x, labels)
     logits_fn, x, epsilon = jax.lax.stop_gradient((logits_fn, x, epsilon))
@@ -209,7 +213,7 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
     _validate.key(key, x.shape[0])
     with jax.ensure_compile_time_eval():  # constants are checked under jit, too
         # Not by the smallest and the largest value: on CPUs, XLA's min and max ignore NaN.
-        inside = isinstance(x, jax.core.Tracer) or bool(((x >= 0) & (x <= 1)).all())
+        inside = isinstance(x, jax.core.Tracer) or _validate.holds(lambda x: (x >= 0) & (x <= 1), x)
     if not inside:
         low, high = float(np.nanmin(x)), float(np.nanmax(x))
         also = " and NaN" if np.isnan(x).any() else ""

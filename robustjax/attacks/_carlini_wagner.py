@@ -7,7 +7,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Key
 
 from robustjax import _validate, losses
@@ -70,6 +69,8 @@ class CarliniWagner:
 
     def perturb(self, keys, logits_fn, x, labels, epsilon):
         """Runs the whole search, traceable."""
+        import optax
+
         model = Model(logits_fn, losses.margin, labels, targeted=self.targeted)
         optimizer = optax.adam(self.learning_rate)
         # No farther out than the steps lead back: the change of variables has hardly a slope at the ends of the box.

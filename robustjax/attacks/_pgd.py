@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,7 @@ class PGD:
     targeted: bool = False
     quantile: float = 0.99
     samples: int | None = None
+    steps_are_traced: ClassVar[bool] = True
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)
@@ -90,10 +91,11 @@ class PGD:
         """Returns adversarial inputs, for one key or one key per input; ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon):
+    def perturb(self, keys, logits_fn, x, labels, epsilon, steps=None):
         """Runs all restarts, traceable."""
         model = Model(logits_fn, loss_of(self.loss), labels, self.samples, self.targeted)
-        step_size = 2.5 * epsilon / self.steps if self.step_size is None else self.step_size
+        steps = jnp.int32(self.steps) if steps is None else steps
+        step_size = 2.5 * epsilon / steps.astype(x.dtype) if self.step_size is None else self.step_size
 
         def restart(index, carry):
             best, _ = carry
@@ -110,11 +112,11 @@ class PGD:
 
             def goes_on(state):
                 i, _, best = state
-                return (i < self.steps) & ((self.keep == "last") | ~best.fooled.all())
+                return (i < steps) & ((self.keep == "last") | ~best.fooled.all())
 
             _, z, best = jax.lax.while_loop(goes_on, step, (jnp.int32(0), z, best))
             if self.keep == "best":
-                best = better(best, z, *model.look(fold_in(step_keys, self.steps), z))
+                best = better(best, z, *model.look(fold_in(step_keys, steps), z))
             return best, z
 
         best, last = jax.lax.fori_loop(0, self.restarts, restart, (start_from(x), x))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from robustjax import _validate, models
+from robustjax import _prototypes, _validate
 from robustjax.typing import AnyArray
 
 
@@ -28,7 +28,7 @@ class PrototypeCertificate(NamedTuple):
 
 
 def radius(
-    network: models.prototypes.PrototypeNetwork,
+    network: _prototypes.PrototypeNetwork,
     x: Float[AnyArray, "batch ..."],
     labels: Int[AnyArray, " batch"] | None = None,
     *,
@@ -119,9 +119,9 @@ def _radius(network, x, labels, *, cancel, batch_size):
     def of_one(example):
         x, label = jax.tree.map(lambda a: a[None], example)
         if label is None:
-            logs = models.prototypes.log_detections(network, x)
-            label = models.prototypes.log_probabilities(network, logs).argmax(-1).astype(jnp.int32)
-        radius = models.prototypes.radius(network, x, label, cancel=cancel)
+            logs = _prototypes.log_detections(network, x)
+            label = _prototypes.log_probabilities(network, logs).argmax(-1).astype(jnp.int32)
+        radius = _prototypes.radius(network, x, label, cancel=cancel)
         return PrototypeCertificate(label[0], jnp.clip(radius[0], -largest, largest))
 
     return jax.lax.map(of_one, (x.astype(jnp.float32), labels), batch_size=batch_size)

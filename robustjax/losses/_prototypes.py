@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate, models
+from robustjax import _prototypes, _validate
 from robustjax._precision import in_float32
 from robustjax.losses._classification import of_label
 from robustjax.losses._objectives import Aux
@@ -95,8 +95,8 @@ class PrototypeRadius:
     ) -> tuple[Float[Array, ""], Aux]:
         """Returns the mean loss of ``batch``, and the state with metrics; ``apply`` is not called."""
         del apply
-        network = models.prototypes.network(state.params)
-        radius = models.prototypes.radius(network, batch.image, batch.label, cancel=self.cancel)
+        network = _prototypes.network(state.params)
+        radius = _prototypes.radius(network, batch.image, batch.label, cancel=self.cancel)
         loss = (-radius if self.target is None else jax.nn.relu(self.target - radius)).mean()
         metrics = {"loss": loss, "accuracy": (radius > 0).mean(dtype=jnp.float32), "radius": radius.mean()}
         return loss, Aux(state, metrics)

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Shaped
 
 from robustjax import _validate
+from robustjax.models._initializers import variance_scaling, zeros
 from robustjax.typing import Outputs
 
 ImageShape = tuple[int, int, int]
@@ -30,7 +31,7 @@ class Body(Protocol):
 
 # Uniform in +-1/sqrt(fan_in), as PyTorch's layers and so the models of published recipes start. He's weights have 6
 # times the variance: under noise of sigma 1 the units of a LeNet die in the first steps.
-torch_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+torch_init = variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def _per_channel(name: str, value: float | Sequence[float], channels: int) -> tuple[float, ...]:
@@ -84,7 +85,7 @@ class Classifier(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         rngs = nnx.Rngs(params=key)
         self.body = body(self.image_shape, self.dtype, rngs)
-        self.head = nnx.Linear(self.body.num_features, num_classes, kernel_init=torch_init, rngs=rngs)
+        self.head = nnx.Linear(self.body.num_features, num_classes, kernel_init=torch_init, bias_init=zeros, rngs=rngs)
 
     def __call__(self, x: Shaped[Array, "..."]) -> Outputs:
         """Logits and features of a batch of images.

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from robustjax import _validate
 from robustjax.models._functional import functional
+from robustjax.models._initializers import variance_scaling, zeros
 from robustjax.models._layers import conv_general_dilated
 from robustjax.typing import ModelState
 
@@ -27,7 +28,7 @@ class _Convolutions(nnx.Module):
     def __init__(self, channels: int, width: int, depth: int, fold: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.fold = fold
         widths = (fold * fold * channels, *(width,) * (depth - 1), fold * fold * channels)
-        starts = (*(nnx.initializers.he_normal(),) * (depth - 1), nnx.initializers.zeros)
+        starts = (*(variance_scaling(2.0, "fan_in", "truncated_normal"),) * (depth - 1), zeros)
         layer = functools.partial(
             nnx.Conv,
             kernel_size=(3, 3),
@@ -38,7 +39,7 @@ class _Convolutions(nnx.Module):
         )
         self.layers = nnx.List(
             [
-                layer(inputs, outputs, kernel_init=start)
+                layer(inputs, outputs, kernel_init=start, bias_init=zeros)
                 for inputs, outputs, start in zip(widths[:-1], widths[1:], starts, strict=True)
             ]
         )

@@ -122,7 +122,7 @@ def functional(module: nnx.Module) -> Functional:
     state = ModelState(*(_plain(nnx.to_pure_dict(part)) for part in (params, batch_stats)))
     apply, outputs, activations = _pure_functions(graph, nnx.graphdef(inference))
     # An abstract module (nnx.eval_shape) has shapes in place of arrays, and those need no copy.
-    state = jax.tree.map(lambda a: a.copy() if isinstance(a, jax.Array) else a, state)
+    state = jax.tree.map(lambda a: jax.device_put(a, may_alias=False) if isinstance(a, jax.Array) else a, state)
     return Functional(apply, outputs, state, activations)
 
 

@@ -11,7 +11,9 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-_he_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+from robustjax.models._initializers import ones, variance_scaling, zeros
+
+_he_init = variance_scaling(2.0, "fan_out", "normal")
 
 
 def conv_general_dilated(
@@ -91,7 +93,8 @@ class Norm(nnx.BatchNorm):
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        super().__init__(width, use_running_average=True, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+        start = {"scale_init": ones, "bias_init": zeros, "rngs": rngs}
+        super().__init__(width, use_running_average=True, momentum=0.9, epsilon=1e-5, dtype=jnp.float32, **start)
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         """Normalises over all axes but the last, and returns the dtype of ``x``."""

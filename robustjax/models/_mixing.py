@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from robustjax import _validate
 from robustjax.models._classifier import torch_init
+from robustjax.models._initializers import zeros
 from robustjax.typing import Outputs
 
 
@@ -37,7 +38,7 @@ class MixingNetwork(nnx.Module):
         self.input_norm = _norm(num_inputs, rngs)
         self.dense = nnx.List(
             [
-                nnx.Linear(inputs, outputs, kernel_init=torch_init, rngs=rngs)
+                nnx.Linear(inputs, outputs, kernel_init=torch_init, bias_init=zeros, rngs=rngs)
                 for inputs, outputs in zip(widths[:-1], widths[1:], strict=True)
             ]
         )

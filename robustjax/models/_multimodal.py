@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key, Shaped
 
 from robustjax import _validate
+from robustjax.models._initializers import drawn, variance_scaling, zeros
 from robustjax.typing import Outputs
 
 # Fan-in of each matrix of a stack; as torch_init otherwise.
-_stacked_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=(0,))
+_stacked_init = variance_scaling(1 / 3, "fan_in", "uniform", stacked=True)
 
 
 class Multimodal(nnx.Module):
@@ -43,11 +45,12 @@ class Multimodal(nnx.Module):
         if hidden is not None:
             _validate.at_least(2, hidden=hidden)  # a row of one unit has no norm without its mean
             self.kernel = nnx.Param(_stacked_init(kernel_key, (num_modalities, pixels, hidden), jnp.float32))
-            self.hidden_bias = nnx.Param(jnp.zeros((num_modalities, hidden)))
+            self.hidden_bias = nnx.Param(zeros(None, (num_modalities, hidden)))
         size = pixels if hidden is None else hidden
-        self.rows = nnx.Param(jax.random.normal(row_key, (num_modalities, num_classes, size)) / math.sqrt(size))
-        self.weights = nnx.Param(jnp.full((num_modalities, num_classes), 0.1, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(num_classes))
+        shape = (num_modalities, num_classes, size)
+        self.rows = nnx.Param(drawn(row_key, 1.0, distribution="normal", shape=shape) / math.sqrt(size))
+        self.weights = nnx.Param(jnp.asarray(np.full((num_modalities, num_classes), 0.1, np.float32)))
+        self.bias = nnx.Param(zeros(None, (num_classes,)))
 
     def __call__(self, x: Shaped[Array, "..."]) -> Outputs:
         r"""Logits, and what each modality says of each class.

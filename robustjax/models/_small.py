@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from robustjax.models._classifier import Classifier, ImageShape, torch_init
+from robustjax.models._initializers import zeros
 from robustjax.models._layers import conv_general_dilated, max_pool
 
 
@@ -24,7 +25,7 @@ class _Mlp(nnx.Module):
         widths = (math.prod(image_shape), *hidden)
         self.dense = nnx.List(
             [
-                nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=torch_init, rngs=rngs)
+                nnx.Linear(inputs, outputs, dtype=dtype, kernel_init=torch_init, bias_init=zeros, rngs=rngs)
                 for inputs, outputs in zip(widths[:-1], widths[1:], strict=True)
             ]
         )
@@ -67,13 +68,14 @@ class _ConvNet(nnx.Module):
             padding=padding,
             dtype=dtype,
             kernel_init=torch_init,
+            bias_init=zeros,
             conv_general_dilated=conv_general_dilated,
             rngs=rngs,
         )
         self.conv1 = layer(inputs, channels[0], strides=stride)
         self.conv2 = layer(channels[0], channels[1])
         flat = height * width * channels[1]
-        self.dense = nnx.Linear(flat, dense, dtype=dtype, kernel_init=torch_init, rngs=rngs)
+        self.dense = nnx.Linear(flat, dense, dtype=dtype, kernel_init=torch_init, bias_init=zeros, rngs=rngs)
         self.num_features = dense
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b dim"]:

@@ -13,9 +13,9 @@ The examples share a network of two prototypes, a black and a white image, one o
 >>> x = jnp.full((1, 2, 2, 1), 0.1)
 """
 
-from robustjax.models._prototypes import PrototypeNetwork as PrototypeNetwork
+from robustjax._prototypes import PrototypeNetwork as PrototypeNetwork
+from robustjax._prototypes import log_detections as log_detections
+from robustjax._prototypes import log_probabilities as log_probabilities
+from robustjax._prototypes import network as network
+from robustjax._prototypes import radius as radius
 from robustjax.models._prototypes import classifier as classifier
-from robustjax.models._prototypes import log_detections as log_detections
-from robustjax.models._prototypes import log_probabilities as log_probabilities
-from robustjax.models._prototypes import network as network
-from robustjax.models._prototypes import radius as radius

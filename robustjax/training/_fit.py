@@ -232,7 +232,7 @@ def _record(
 
 def _check_finite(state: TrainState) -> None:
     """Raises before parameters that are not finite replace good ones."""
-    if not all(jax.device_get([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.model)])):
+    if not all(np.isfinite(leaf).all() for leaf in jax.device_get(jax.tree.leaves(state.model))):
         raise FloatingPointError(_not_finite("a parameter or batch statistic is not finite", int(state.step)))
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
@@ -55,8 +56,8 @@ def init(key: Array, model: ModelState, optimizer: optax.GradientTransformation)
       0
     """
     _validate.key(key)
-    state = TrainState(jnp.zeros((), jnp.int32), key, model, optimizer.init(model.params))
-    return jax.tree.map(jnp.copy, state)
+    state = TrainState(jnp.asarray(np.int32(0)), key, model, jax.jit(optimizer.init)(model.params))
+    return jax.device_put(state, may_alias=False)
 
 
 @functools.lru_cache(maxsize=64)
