@@ -22,9 +22,8 @@ def number(value: Any) -> float:
 
 def holds(condition: Callable[[Any], Any], values: Any) -> bool:
     """Whether a condition holds for all numbers of an array: seen by NumPy on a CPU, where it compiles nothing."""
-    if isinstance(values, jax.Array) and values.is_fully_addressable:
-        if all(device.platform == "cpu" for device in values.devices()):
-            values = np.asarray(values)
+    if isinstance(values, jax.Array) and all(device.platform == "cpu" for device in values.devices()):
+        values = np.asarray(values) if values.is_fully_addressable else values
     return bool(condition(values).all())
 
 

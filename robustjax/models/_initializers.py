@@ -14,9 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 _DRAWS: dict[str, Callable[..., Array]] = {
-    "uniform": functools.partial(jax.random.uniform, minval=-1.0),
-    "normal": jax.random.normal,
-    "truncated_normal": functools.partial(jax.random.truncated_normal, lower=-2.0, upper=2.0),
+    "uniform": lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -1),
+    "normal": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
+    "truncated_normal": lambda key, shape, dtype: jax.random.truncated_normal(key, -2, 2, shape, dtype),
 }
 _DEVIATION_OF_TRUNCATED = 0.87962566103423978
 
@@ -31,7 +31,7 @@ def drawn(
     dtype: DTypeLike = np.float32,
 ) -> Float[Array, "..."]:
     """Draws numbers and multiplies them; flat, since XLA compiles a draw of several axes up to ten times as long."""
-    flat = _DRAWS[distribution](key, shape=(math.prod(shape),), dtype=dtype)
+    flat = _DRAWS[distribution](key, (math.prod(shape),), dtype)
     return (jax.lax.optimization_barrier(flat) * factor).reshape(shape)  # rounded before it is multiplied, as in Flax
 
 

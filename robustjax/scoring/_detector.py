@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from robustjax import _validate
 from robustjax._precision import in_float32
 from robustjax.typing import AnyArray, Outputs
 
@@ -186,8 +187,8 @@ def check_detectors(name: str, *detectors: Detector) -> None:
 
 def check_finite(name: str, values: AnyArray) -> None:
     """Raises ValueError unless all rows are finite; traced rows pass."""
-    if not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
-        bad = np.asarray(~jnp.isfinite(values)).reshape(values.shape[0], -1).any(-1)
+    if not isinstance(values, jax.core.Tracer) and not _validate.holds(_validate.finite, values):
+        bad = ~np.isfinite(np.asarray(values)).reshape(values.shape[0], -1).any(-1)
         raise ValueError(
             f"{name} must be finite, {bad.sum()} of {bad.size} rows are not, the first is row {bad.argmax()}."
         )
@@ -234,12 +235,10 @@ def checked_labels(labels, rows: int, num_classes: int):
     if getattr(labels, "shape", None) != (rows,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         got = f"{labels.dtype} {labels.shape}" if hasattr(labels, "shape") else type(labels).__name__
         raise ValueError(f"labels must be ({rows},) integers, got {got}.")
-    if (
-        not isinstance(labels, jax.core.Tracer)
-        and rows
-        and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes
-    ):
-        raise ValueError(f"labels must lie in 0, ..., {num_classes - 1}, got {labels.min()} to {labels.max()}.")
+    if not isinstance(labels, jax.core.Tracer) and rows:
+        low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
+        if not 0 <= low <= high < num_classes:
+            raise ValueError(f"labels must lie in 0, ..., {num_classes - 1}, got {low} to {high}.")
     return jnp.asarray(labels, jnp.int32)
 
 
@@ -256,7 +255,9 @@ def _checked_head(head: Head | tuple, outputs: Outputs) -> Head:
     if bias is not None and bias.shape != wanted[1:]:
         raise ValueError(f"head.bias must be ({wanted[1]},), got {bias.shape}.")
     for name, values in (("kernel", kernel), ("bias", bias)):
-        if values is not None and not isinstance(values, jax.core.Tracer) and not bool(jnp.isfinite(values).all()):
+        if values is None or isinstance(values, jax.core.Tracer):
+            continue
+        if not _validate.holds(_validate.finite, values):
             raise ValueError(f"head.{name} must be finite, got NaN or infinity.")
     return Head(kernel, bias)
 
@@ -322,6 +323,19 @@ def _in_blocks_on_devices(function, state, rows, size, sharding):
     return on_each_device(np.arange(total), parts, function=_join)
 
 
+def _seen(tree):
+    """Results on the host, where they are those of one CPU: slicing and joining them there compiles nothing."""
+    leaves = jax.tree.leaves(tree)
+    there = all(len(a.devices()) == 1 and next(iter(a.devices())).platform == "cpu" for a in leaves)
+    return jax.tree.map(np.asarray, tree) if there else tree
+
+
+def _joined(parts):
+    if isinstance(jax.tree.leaves(parts)[0], np.ndarray):
+        return jax.tree.map(lambda *a: jnp.asarray(np.concatenate(a)), *parts)
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+
+
 def in_blocks(function: Callable[[Any, Any], Any], state: Any, rows: Any, size: int = BLOCK) -> Any:
     """``function(state, rows)`` for ``size`` rows at a time, or for all rows at once if arrays are traced.
 
@@ -344,9 +358,9 @@ def in_blocks(function: Callable[[Any, Any], Any], state: Any, rows: Any, size: 
     total = jax.tree.leaves(rows)[0].shape[0]
     if total < size:
         filled = jax.tree.map(lambda a: np.pad(np.asarray(a), ((0, size - total), *((0, 0),) * (a.ndim - 1))), rows)
-        return jax.tree.map(lambda a: a[:total], function(state, filled))
-    parts = [function(state, _rows(rows, start, size)) for start in range(0, total - size + 1, size)]
+        return _joined([jax.tree.map(lambda a: a[:total], _seen(function(state, filled)))])
+    parts = [_seen(function(state, _rows(rows, start, size))) for start in range(0, total - size + 1, size)]
     left = total % size
     if left:
-        parts.append(jax.tree.map(lambda a: a[-left:], function(state, _rows(rows, total - size, size))))
-    return jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
+        parts.append(jax.tree.map(lambda a: a[-left:], _seen(function(state, _rows(rows, total - size, size)))))
+    return _joined(parts)
