@@ -1,8 +1,8 @@
 """All benchmarks beside their peers, in one table, and the page docs/performance.md.
 
-Each part runs in its own process: certify, scoring and attacks beside their peers, and growth. A peer that is not
-installed is reported as missing, and nothing fails. `--write` rewrites docs/performance.md, its plot and the figures
-behind it; parts that do not run keep their earlier figures, with their own date and machine.
+Each part runs in its own process: certify, scoring, attacks and train beside their peers, and growth. A peer that is
+not installed is reported as missing, and nothing fails. `--write` rewrites docs/performance.md, its plot and the
+figures behind it; parts that do not run keep their earlier figures, with their own date and machine.
 
     python -m benchmarks
     python -m benchmarks --quick --only certify attacks
@@ -28,14 +28,14 @@ from benchmarks import _report
 from experiments.common.files import figure_bytes, write_whole
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
-MODULES = {"certify": "certify", "scoring": "scoring", "attacks": "attacks", "growth": "cost"}
+MODULES = {"certify": "certify", "scoring": "scoring", "attacks": "attacks", "train": "train", "growth": "cost"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """What is run."""
 
-    only: tuple[Literal["certify", "scoring", "attacks", "growth"], ...] = ("certify", "scoring", "attacks", "growth")
+    only: tuple[Literal["certify", "scoring", "attacks", "train", "growth"], ...] = tuple(MODULES)  # pyrefly: ignore
     """Parts to run."""
     quick: bool = False
     """Do a tenth of the work: shows that it runs, and measures little."""

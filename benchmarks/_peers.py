@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,72 @@ from robustjax.typing import ModelState
 
 
 class Cnn(nn.Module):
-    """The network of ``robustjax.models.cnn`` for 28x28x1 images, with the weights of ``state``.
+    """The network of ``robustjax.models.cnn``, or with ``padding`` 0 that of ``lenet``, with the weights of ``state``.
+
+    Args:
+      state: of the model; its normalisation must be the identity.
+      memory_format: in which the convolutions compute.
+      padding: of the convolutions, on every side.
+    """
+
+    def __init__(
+        self, state: ModelState, memory_format: torch.memory_format = torch.contiguous_format, padding: int = 1
+    ):
+        super().__init__()
+        self.channels_last = memory_format == torch.channels_last
+        body = state.params["body"]
+        layers = {"conv1": body["conv1"], "conv2": body["conv2"], "dense": body["dense"], "head": state.params["head"]}
+        channels = layers["conv2"]["kernel"].shape[-1]
+        for name, weights in layers.items():
+            kernel = np.asarray(weights["kernel"])
+            if kernel.ndim == 4:
+                layer = nn.Conv2d(*kernel.shape[2:], kernel.shape[0], padding=padding)
+                kernel = kernel.transpose(3, 2, 0, 1)
+            else:
+                layer = nn.Linear(*kernel.shape)
+                if name == "dense" and not self.channels_last:  # features come in another order
+                    kernel = kernel.reshape(-1, channels, kernel.shape[1]).swapaxes(0, 1).reshape(kernel.shape)
+                kernel = kernel.T
+            layer.weight.data = torch.tensor(kernel).contiguous()
+            layer.bias.data = torch.tensor(np.asarray(weights["bias"]))
+            setattr(self, name, layer)
+        self.to(memory_format=memory_format)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits ``(batch, 10)`` of images ``(batch, 1, height, width)``."""
+        for conv in (self.conv1, self.conv2):
+            x = nn.functional.max_pool2d(conv(x), 2).relu_()
+        if self.channels_last:
+            x = x.permute(0, 2, 3, 1)  # a view, where flattening channel by channel would copy
+        return self.head(self.dense(x.flatten(1)).relu_())
+
+
+def _conv(kernel: np.ndarray, stride: int = 1) -> nn.Conv2d:
+    size, _, inputs, outputs = kernel.shape
+    conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+    conv.weight.data = torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1)).contiguous()
+    return conv
+
+
+class _Block(nn.Module):
+    def __init__(self, params: dict, stride: int):
+        super().__init__()
+        kernels = [params["convs"][name]["kernel"] for name in ("0", "1")]
+        self.convs = nn.ModuleList([_conv(kernels[0], stride), _conv(kernels[1])])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(kernels[0].shape[-1]) for _ in range(2)])
+        self.shortcut = nn.Identity()
+        if "shortcut" in params:
+            projection = _conv(params["shortcut"]["conv"]["kernel"], stride)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(kernels[0].shape[-1]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norms[0](self.convs[0](x)).relu_()
+        return (self.norms[1](self.convs[1](y)) + self.shortcut(x)).relu_()
+
+
+class Resnet(nn.Module):
+    """The network of ``robustjax.models.resnet20``, with the kernels of ``state`` and untrained normalisation.
 
     Args:
       state: of the model; its normalisation must be the identity.
@@ -21,32 +87,51 @@ class Cnn(nn.Module):
 
     def __init__(self, state: ModelState, memory_format: torch.memory_format = torch.contiguous_format):
         super().__init__()
-        self.channels_last = memory_format == torch.channels_last
-        self.conv1, self.conv2 = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1)
-        self.dense, self.head = nn.Linear(7 * 7 * 64, 128), nn.Linear(128, 10)
-        body = state.params["body"]
-        layers = {"conv1": body["conv1"], "conv2": body["conv2"], "dense": body["dense"], "head": state.params["head"]}
-        for name, weights in layers.items():
-            kernel = np.asarray(weights["kernel"])
-            if kernel.ndim == 4:
-                kernel = kernel.transpose(3, 2, 0, 1)
-            elif name == "dense" and not self.channels_last:  # features come in another order
-                kernel = kernel.reshape(7, 7, 64, 128).transpose(3, 2, 0, 1).reshape(128, -1)
-            else:
-                kernel = kernel.T
-            layer = getattr(self, name)
-            layer.weight.data = torch.tensor(kernel).contiguous()
-            layer.bias.data = torch.tensor(np.asarray(weights["bias"]))
+        body, head = state.params["body"], state.params["head"]
+        blocks = [body["blocks"][name] for name in sorted(body["blocks"], key=int)]
+        strides = [2 if "shortcut" in params else 1 for params in blocks]
+        self.stem, self.norm = _conv(body["stem"]["kernel"]), nn.BatchNorm2d(16)
+        self.blocks = nn.Sequential(*map(_Block, blocks, strides))
+        self.head = nn.Linear(*head["kernel"].shape)
+        self.head.weight.data = torch.tensor(np.asarray(head["kernel"]).T).contiguous()
+        self.head.bias.data = torch.tensor(np.asarray(head["bias"]))
         self.to(memory_format=memory_format)
-        self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits ``(batch, 10)`` of images ``(batch, 1, 28, 28)``."""
-        for conv in (self.conv1, self.conv2):
-            x = nn.functional.max_pool2d(conv(x), 2).relu_()
-        if self.channels_last:
-            x = x.permute(0, 2, 3, 1)  # a view, where flattening channel by channel would copy
-        return self.head(self.dense(x.flatten(1)).relu_())
+        """Logits ``(batch, 10)`` of images ``(batch, 3, 32, 32)``."""
+        return self.head(self.blocks(self.norm(self.stem(x)).relu_()).mean((2, 3)))
+
+
+NETWORKS = {"lenet": functools.partial(Cnn, padding=0), "cnn": Cnn, "resnet20": Resnet}
+"""Networks that are trained, by the name of the model."""
+
+
+def training_step(
+    model: nn.Module,
+    x: np.ndarray,
+    labels: np.ndarray,
+    memory_format: torch.memory_format,
+    *,
+    sigma: float,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+) -> tuple[Callable[[], float], float]:
+    """A step of SGD on noisy images, which returns its loss, and the loss without noise before the first step."""
+    images = torch.tensor(x).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+    classes = torch.tensor(labels).long()
+    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
+    model.train()
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images + sigma * torch.randn_like(images)), classes)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    with torch.no_grad():
+        return step, nn.functional.cross_entropy(model(images), classes).item()
 
 
 class Mlp(nn.Sequential):

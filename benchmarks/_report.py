@@ -21,9 +21,15 @@ TITLES = {
     "certify": "Certification",
     "scoring": "Scoring",
     "attacks": "Attacks",
+    "train": "Training",
     "growth": "How the cost grows, and a model of it",
 }
-UNITS = {"certify": "noisy copies per second", "scoring": "CPU seconds", "attacks": "images per CPU second"}
+UNITS = {
+    "certify": "noisy copies per second",
+    "scoring": "CPU seconds",
+    "attacks": "images per CPU second",
+    "train": "images per second",
+}
 QUANTITIES = ("samples", "images", "classes", "dimension", "devices")
 PAGE = """\
 # Performance
@@ -41,7 +47,7 @@ rounds in which both take turns, with the smallest and the largest. Bars are wha
 - Weights are untrained, or trained for seconds. Where speed depends on them (attacks that stop early), it differs for
   other weights.
 - Peers run in float32 on the CPU, and PyTorch is not compiled (`torch.compile`).
-- Training, data pipelines and the experiments around these functions are not timed.
+- Data pipelines and the experiments around these functions are not timed.
 """
 NO_CARD = "- Nothing was measured on a GPU or a TPU; their times are predictions.\n"
 GROWTH = """\
@@ -171,7 +177,19 @@ def attacks_rows(figures: Mapping[str, Any]) -> dict[str, list[Row]]:
     return groups
 
 
-ROWS = {"certify": certify_rows, "scoring": scoring_rows, "attacks": attacks_rows}
+def train_rows(figures: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """By network."""
+    groups: dict[str, list[Row]] = {}
+    for model in dict.fromkeys(entry["model"] for entry in figures["rows"]):
+        ours, *theirs = [entry for entry in figures["rows"] if entry["model"] == model]
+        speed, rows = ours["images_per_second"], groups.setdefault(f"{model}, batches of {ours['batch_size']}", [])
+        for e in theirs or [{"name": "PyTorch", "images_per_second": [], "bar": None}]:
+            rows.append(_compared(e["name"], speed, e["images_per_second"], e["bar"], "{:,.0f}", rates=True))
+        rows.append(Row("  compiling, seconds", ours["compile_seconds"], None))
+    return groups
+
+
+ROWS = {"certify": certify_rows, "scoring": scoring_rows, "attacks": attacks_rows, "train": train_rows}
 
 
 def peer_sheet(part: str, figures: Mapping[str, Any]) -> Sheet:

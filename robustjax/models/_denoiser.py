@@ -13,9 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from robustjax import _validate
+from robustjax.models._convolution import conv_general_dilated
 from robustjax.models._functional import functional
 from robustjax.models._initializers import variance_scaling, zeros
-from robustjax.models._layers import conv_general_dilated
 from robustjax.typing import ModelState
 
 

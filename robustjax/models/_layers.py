@@ -1,53 +1,17 @@
-"""Layers: convolution and pooling whose gradients are fast on a CPU too, and batch normalisation."""
+"""Layers: convolutions, pooling whose gradient is fast on a CPU too, and batch normalisation."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from robustjax.models._convolution import conv_general_dilated
 from robustjax.models._initializers import ones, variance_scaling, zeros
 
 _he_init = variance_scaling(2.0, "fan_out", "normal")
-
-
-def conv_general_dilated(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "k l c d"],
-    *args: Any,
-    dimension_numbers: jax.lax.ConvDimensionNumbers,
-    **settings: Any,
-) -> Float[Array, "b h2 w2 d"]:
-    """Computes ``lax.conv_general_dilated`` without groups; for ``nnx.Conv``.
-
-    The tangent of x is written with the last two axes of the kernel swapped, so that its transpose, the gradient, has
-    them in XLA's order. In a loop, such as an attack's, XLA does not reorder them itself, and the gradient
-    becomes a convolution that takes up to nine times as long on a CPU.
-    """
-    outputs, inputs, *window = dimension_numbers.rhs_spec
-    swapped = dimension_numbers._replace(rhs_spec=(inputs, outputs, *window))
-
-    def convolve(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, *args, dimension_numbers=dimension_numbers, **settings)
-
-    def jvp(primals, tangents):
-        (x, kernel), (dx, dkernel) = primals, tangents
-        y, parts = convolve(x, kernel), []
-        if not isinstance(dx, SymbolicZero):
-            kernel = kernel.swapaxes(inputs, outputs)
-            parts.append(jax.lax.conv_general_dilated(dx, kernel, *args, dimension_numbers=swapped, **settings))
-        if not isinstance(dkernel, SymbolicZero):
-            parts.append(convolve(x, dkernel))
-        return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
-
-    convolution = jax.custom_jvp(convolve)
-    convolution.defjvp(jvp, symbolic_zeros=True)
-    return convolution(x, kernel)
 
 
 @jax.custom_jvp

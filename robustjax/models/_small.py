@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from robustjax.models._classifier import Classifier, ImageShape, torch_init
+from robustjax.models._convolution import conv_general_dilated
 from robustjax.models._initializers import zeros
-from robustjax.models._layers import conv_general_dilated, max_pool
+from robustjax.models._layers import max_pool
 
 
 def _flatten(x: Float[Array, "b h w c"]) -> Float[Array, "b h*w*c"]:

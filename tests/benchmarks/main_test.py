@@ -31,6 +31,10 @@ def attack(model, name, bar, ours, theirs, robust, their_robust, compiled):
     return entry | {"robust": robust, "their_robust": their_robust, "compile": compiled}
 
 
+def training(name, bar, *speeds):
+    return {"model": "lenet", "name": name, "batch_size": 256, "bar": bar, "images_per_second": list(speeds)}
+
+
 CARD = {"name": "H200", "dtype": "bfloat16", "peak": 989e12, "shares": [0.01, 0.1]}
 FIGURES = {  # as the modules write them
     "certify": {
@@ -59,6 +63,14 @@ FIGURES = {  # as the modules write them
             attack("mlp", "PGD-40", 4.0, [1.0, 2.0], [5.0, 9.0], [0.5, 0.5], [0.496, 0.496], 1.0),
             attack("mlp", "AutoAttack", 5.0, [1.0], [], [0.4], [], 11.0),
             attack("cnn", "AutoAttack", None, [1.0], [2.0], [0.4], [0.3], 9.0),
+        ],
+        "left_out": [],
+    },
+    "train": {
+        "rows": [
+            training("robustjax", None, 100.0, 120.0, 140.0) | {"compile_seconds": 4.0},
+            training("PyTorch default", 1.0, 100.0, 100.0, 200.0),
+            training("PyTorch channels_last", 0.6, 200.0, 240.0, 400.0),
         ],
         "left_out": [],
     },
@@ -153,6 +165,13 @@ def test_scoring_beside_its_peer():
     assert (found["knn"], found["vim"]) == (["400", "", "", "", "<= 500", "yes"], ["600", "", "", "", "", ""])
 
 
+def test_training_beside_pytorch():
+    found = rows("train")
+    assert found["PyTorch default"] == ["120", "100", "1.00", "0.70-1.20", ">= 1", "yes"]
+    assert found["PyTorch channels_last"] == ["120", "240", "0.50", "0.35-0.50", ">= 0.6", "no"]
+    assert found["compiling, seconds"][:2] == ["4", ""]
+
+
 def test_attacks_beside_their_peers():
     table = [row for row in _report.peer_sheet("attacks", FIGURES["attacks"]).rows if len(row) > 1]
     assert table[0] == ["PGD-40, module", "150", "31.11", "4.75", "4.50-5.00", ">= 4", "yes"]
@@ -238,7 +257,7 @@ def test_a_part_that_fails_takes_none_with_it(processes, docs):
     del processes[1]["certify"]
     with pytest.raises(ValueError, match="certify ended with status 3: it broke"):
         benchmark.run(benchmark.Config(write=True))
-    assert list(json.loads((docs / "performance.json").read_text())) == ["scoring", "attacks", "growth"]
+    assert list(json.loads((docs / "performance.json").read_text())) == ["scoring", "attacks", "train", "growth"]
 
 
 def test_the_page_tells_machine_load_and_haste_and_no_paths():

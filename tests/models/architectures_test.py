@@ -3,7 +3,6 @@
 import functools
 import re
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,34 +180,6 @@ def test_pooling_hides_no_nan():
     pooled, gradient = jax.jit(jax.value_and_grad(lambda x: _layers.max_pool(x).sum()))(x)
     assert np.isnan(pooled)
     assert np.asarray(gradient)[0, 0, 1, 0] != 0
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [1, 3])
-def test_all_derivatives_of_the_convolution_are_those_of_lax(size, stride):
-    keys = jax.random.split(jax.random.key(0), 6)
-    x, dx = jax.random.normal(keys[0], (2, 2, 6, 7, 3))
-    kernel, dkernel = jax.random.normal(keys[1], (2, size, size, 3, 4))
-    settings = {"window_strides": (stride, stride), "padding": [(size // 2, size // 2)] * 2}
-    numbers = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
-
-    def derivatives(convolve):
-        f = lambda x, kernel: jnp.tanh(convolve(x, kernel, **settings, dimension_numbers=numbers))
-        loss = lambda x, kernel: jnp.square(f(x, kernel)).sum()
-        return {
-            "x": jax.grad(loss)(x, kernel),
-            "kernel": jax.grad(loss, 1)(x, kernel),
-            "both": jax.grad(loss, (0, 1))(x, kernel),
-            "forward": jax.jvp(f, (x, kernel), (dx, dkernel)),
-            "forward over reverse": jax.jvp(jax.grad(loss), (x, kernel), (dx, dkernel)),
-            "reverse over reverse": jax.grad(lambda x: jnp.vdot(jax.grad(loss, 1)(x, kernel), dkernel))(x),
-            "of each kernel": jax.vmap(jax.grad(loss), (None, 0))(x, jnp.stack([kernel, dkernel])),
-        }
-
-    got, want = (
-        jax.jit(derivatives, static_argnums=0)(f) for f in (_layers.conv_general_dilated, jax.lax.conv_general_dilated)
-    )
-    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_resnet50_has_the_published_parameters_large_stem_and_bottlenecks():
