@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from robustjax import _arguments
 from robustjax.typing import AnyArray
 
 _SMALLEST = 1e-30
@@ -40,6 +41,7 @@ class PrototypeNetwork:
     squared: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
+@_arguments.checked
 def network(params: Mapping[str, Any]) -> PrototypeNetwork:
     """Makes the network of the parameters of :func:`robustjax.models.prototypes.classifier`.
 
@@ -64,6 +66,7 @@ def network(params: Mapping[str, Any]) -> PrototypeNetwork:
     return PrototypeNetwork(components, scale, positive, negative, squared)
 
 
+@_arguments.checked
 def log_detections(network: PrototypeNetwork, x: Float[AnyArray, "batch ..."]) -> Float[Array, "batch components"]:
     r"""Computes the logarithm of how strongly each component is detected.
 
@@ -84,6 +87,7 @@ def log_detections(network: PrototypeNetwork, x: Float[AnyArray, "batch ..."]) -
     return -(jnp.square(distances) if network.squared else distances) / _per_component(network)
 
 
+@_arguments.checked
 def log_probabilities(
     network: PrototypeNetwork, log_detections: Float[Array, "batch components"]
 ) -> Float[Array, "batch classes"]:
@@ -115,6 +119,7 @@ def log_probabilities(
     return jnp.logaddexp(present, absent).max(-1)
 
 
+@_arguments.checked
 def radius(
     network: PrototypeNetwork, x: Float[AnyArray, "batch ..."], labels: Int[Array, " batch"], *, cancel: bool = True
 ) -> Float[Array, " batch"]:

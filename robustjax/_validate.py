@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def short(value: Any) -> str:
+    """``value`` for a message, in one line of bounded length: type and shape of an array, the start of a long list."""
+    if isinstance(value, (jax.Array, np.ndarray)) and (value.ndim or isinstance(value, jax.core.Tracer)):
+        return f"{value.dtype} of shape {value.shape}"
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return _SHORT.repr(value.item())
+    text = " ".join(_SHORT.repr(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def number(value: Any) -> float:
@@ -45,7 +60,7 @@ def positive(**values: Any) -> None:
         if isinstance(value, jax.core.Tracer):
             continue
         if not 0 < number(value) < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value!r}.")
+            raise ValueError(f"{name} must be positive and finite, got {short(value)}.")
 
 
 def not_negative(**values: Any) -> None:
@@ -54,7 +69,14 @@ def not_negative(**values: Any) -> None:
         if isinstance(value, jax.core.Tracer):
             continue
         if not 0 <= number(value) < math.inf:
-            raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
+            raise ValueError(f"{name} must be at least 0 and finite, got {short(value)}.")
+
+
+def finite_number(**values: Any) -> None:
+    """Raises ValueError for a value that is not a finite number."""
+    for name, value in values.items():
+        if not isinstance(value, jax.core.Tracer) and not math.isfinite(number(value)):
+            raise ValueError(f"{name} must be finite, got {short(value)}.")
 
 
 def probability(**values: Any) -> None:
@@ -63,16 +85,25 @@ def probability(**values: Any) -> None:
         if isinstance(value, jax.core.Tracer):
             continue
         if not 0 < number(value) < 1:
-            raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}.")
+            raise ValueError(f"{name} must lie strictly between 0 and 1, got {short(value)}.")
 
 
-def at_least(minimum: int, **values: Any) -> None:
-    """Raises ValueError for a value that is not an integer of at least ``minimum``."""
+def at_least(minimum: int, *, below: int | None = None, **values: Any) -> None:
+    """Raises ValueError for a value that is not an integer of at least ``minimum``, and ``below`` a limit."""
     for name, value in values.items():
         if isinstance(value, jax.core.Tracer):
             continue
         if not _is_integer(value) or operator.index(value) < minimum:
-            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+            raise ValueError(f"{name} must be an integer of at least {minimum}, got {short(value)}.")
+        if below is not None and operator.index(value) >= below:
+            raise ValueError(f"{name} must be below {below}, got {short(value)}.")
+
+
+def image_shape(shape: Any) -> tuple[int, int, int]:
+    """``shape`` as three integers; raises ValueError unless it is a height, a width and a number of channels."""
+    if len(shape) != 3 or not all(_is_integer(size) and size > 0 for size in shape):
+        raise ValueError(f"image_shape must be (height, width, channels), each at least 1, got {short(shape)}.")
+    return tuple(map(int, shape))  # type: ignore[return-value]
 
 
 def images(**values: Any) -> None:
@@ -168,20 +199,28 @@ def floating(ndim: int, **values: Any) -> None:
 def key(key: Any, batch: int | None = None) -> None:
     """Raises ValueError unless ``key`` is one typed PRNG key, or ``batch`` of them where ``batch`` is given."""
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        got = f"an array of {key.dtype}" if isinstance(key, jax.Array) else repr(key)
+        got = f"an array of {key.dtype}" if isinstance(key, jax.Array) else short(key)
         raise ValueError(f"key must be a typed key from jax.random.key, got {got}.")
     wanted = [()] if batch is None else [(), (batch,)]
     if key.shape not in wanted:
         raise ValueError(f"key must have shape {' or '.join(map(str, wanted))}, got {key.shape}.")
 
 
-def as_pytree(**functions: Any) -> Any:
+def as_pytree(takes: int | None = 1, **functions: Any) -> Any:
     """Returns the function, given by its name, as a pytree whose arrays are arguments of compiled programs.
 
     A pytree (``Partial``, a module) already holds its arrays; a plain function is traced once, as under ``jit``.
-    Raises ValueError if it cannot be called.
+    Raises ValueError if it cannot be called, or not with so many arguments; with None their number is not checked.
     """
     [(name, function)] = functions.items()
     if not callable(function):
-        raise ValueError(f"{name} must be a function of inputs, got {function!r}.")
+        raise ValueError(f"{name} must be a function of inputs, got {short(function)}.")
+    if takes is not None:
+        try:
+            inspect.signature(function).bind(*[None] * takes)
+        except TypeError:
+            count = f"{takes} argument{'s' * (takes > 1)}"
+            raise ValueError(f"{name} must be a function of {count}, got {short(function)}.") from None
+        except ValueError:  # built-in functions have no signature
+            pass
     return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function

@@ -62,11 +62,18 @@ def unchecked():
 @functools.cache
 def _checked(names):
     """Functions and methods of these modules: who has them, their name, and they with and without the checker."""
+    from robustjax import _arguments  # by the hook that checks types, which is not yet there when this file is read
+
+    # The package's own check stays; what it wraps is looked at in its turn.
+    own = lambda f: getattr(getattr(f, "__code__", None), "co_filename", None) == _arguments.__file__
+    last = lambda f: not hasattr(f, "__wrapped__") or hasattr(f, "lower") or own(f)
+    plain = functools.partial(inspect.unwrap, stop=last)
 
     def of(owner, belongs):
-        functions = [(name, f) for name, f in vars(owner).items() if inspect.isfunction(f) and belongs(f)]
-        plain = lambda f: inspect.unwrap(f, stop=lambda f: not hasattr(f, "__wrapped__") or hasattr(f, "lower"))
-        return [(owner, name, f, plain(f)) for name, f in functions if plain(f) is not f]
+        functions = [(owner, name, f) for name, f in vars(owner).items() if inspect.isfunction(f) and belongs(f)]
+        wrappers = [plain(f) for *_, f in functions if own(plain(f)) and hasattr(plain(f), "__wrapped__")]
+        functions += [(f, "__wrapped__", f.__wrapped__) for f in wrappers]
+        return [(*where, f, plain(f)) for *where, f in functions if plain(f) is not f]
 
     found = []
     for module in map(sys.modules.get, names):

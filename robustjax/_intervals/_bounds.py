@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._intervals._interpreter import bases_of, propagate, trace, value_of
 from robustjax._intervals._nodes import rounding
 from robustjax.typing import AnyArray, LogitsFn
@@ -28,6 +28,7 @@ class Interval(NamedTuple):
     upper: Float[Array, "..."]
 
 
+@_arguments.checked
 def bounds(
     function: Callable[[Array], Array], lower: Float[AnyArray, "..."], upper: Float[AnyArray, "..."]
 ) -> Interval:

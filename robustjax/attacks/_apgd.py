@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from robustjax import _validate, losses
+from robustjax import _arguments, _validate, losses
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import (
     Best,
@@ -32,6 +32,7 @@ from robustjax.perturbations import standard_normal
 from robustjax.typing import AnyArray
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class APGD:
     r"""Auto-PGD: gradient steps with momentum, whose size is halved where the loss no longer rises.
@@ -104,6 +105,7 @@ class APGD:
         return _best_of((0, self.restarts), self, lambda _: model, keys, x, epsilon, start_from(x)).x
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class APGDTargeted:
     """Auto-PGD on the targeted DLR loss, towards one likely wrong class after another.

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
-from robustjax import _validate, losses
+from robustjax import _arguments, _validate, losses
 from robustjax._precision import in_float32
 from robustjax.attacks import _ball
 from robustjax.perturbations import image_keys
@@ -72,6 +72,7 @@ def check_settings(*, epsilon: float = 0.0, **at_least_1: int | None) -> None:
     _validate.at_least(1, **{name: value for name, value in at_least_1.items() if name not in optional})
 
 
+@_arguments.checked
 def queries_of(attack: Any) -> int:
     """Counts the steps, or for Square the queries, that an attack may spend on one input.
 
@@ -85,6 +86,8 @@ def queries_of(attack: Any) -> int:
       >>> attacks.queries_of(attacks.pgd(epsilon=0.1, steps=20, restarts=5))
       100
     """
+    if not callable(attack):
+        raise ValueError(f"attack must be a function, got {_validate.short(attack)}.")
     attack = getattr(attack, "attack", attack)
     names = ("queries", "steps", "num_targets", "restarts", "binary_search_steps", "samples")
     return math.prod(getattr(attack, name, None) or 1 for name in names)
@@ -142,7 +145,7 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
     Each of several devices attacks its own rows, and the result has the sharding of x. An attack whose ``sees_images``
     is not true gets flat rows, ``(batch, dim)``.
     """
-    logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+    logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
     samples = getattr(attack, "samples", None)
     loss = getattr(attack, "loss", None)
     labels_are_classes = not callable(loss) or loss in LOSSES.values()

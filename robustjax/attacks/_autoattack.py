@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate, losses
+from robustjax import _arguments, _validate, losses
 from robustjax.attacks import _ball
 from robustjax.attacks._apgd import apgd, apgd_targeted
 from robustjax.attacks._attack import (
@@ -71,6 +71,7 @@ class Evaluation(NamedTuple):
     warnings: tuple[str, ...]
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoAttack:
     """The standard evaluation of robustness: a fixed sequence of attacks, without parameters to tune.
@@ -161,7 +162,7 @@ class AutoAttack:
             a ``resume`` of other inputs or attacks; an attack that left the ball; or a model whose answers change with
             the batch or from call to call.
         """
-        logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+        logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, logits_fn, x, labels))):
             raise ValueError("AutoAttack runs on the host and cannot be traced: call it outside jit, vmap and grad.")
         samples = _DRAWS if self.version == "rand" else None

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate, losses
+from robustjax import _arguments, _validate, losses
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import Model, check_settings, run
 from robustjax.attacks._compose import MinimumNorm, nearer, unmoved
@@ -19,6 +19,7 @@ _INSIDE = 1 - 1e-6  # the inverse of tanh is infinite where a pixel is 0 or 1
 _LARGEST_C = 1e10
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CarliniWagner:
     r"""Minimum-norm l2 attack: minimises the distance and the lead of the right class together.

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from robustjax import _validate, losses
+from robustjax import _arguments, _validate, losses
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import (
     Attack,
@@ -79,7 +79,7 @@ class WorstOf:
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs; raises what the attacks raise."""
-        logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+        logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
         check_inputs(key, logits_fn, x, labels)
         if not x.shape[0]:
             return jnp.asarray(x)
@@ -98,6 +98,7 @@ def _worse(best, logits_fn, x, labels):
     return better(best, x, losses.cross_entropy(logits, labels), is_fooled(logits, labels))
 
 
+@_arguments.checked
 def worst_of(*attacks: Attack) -> WorstOf:
     """Combines several attacks into one, which returns the worst result for each input.
 
@@ -119,6 +120,7 @@ def worst_of(*attacks: Attack) -> WorstOf:
     return WorstOf(attacks)
 
 
+@_arguments.checked
 def expectation_over_transformation(attack: Any, *, samples: int = 20) -> Any:
     r"""Turns an attack on a deterministic model into an attack on a random model, by averaging gradients over draws.
 
@@ -150,7 +152,7 @@ def expectation_over_transformation(attack: Any, *, samples: int = 20) -> Any:
     """
     _validate.at_least(1, samples=samples)
     if not dataclasses.is_dataclass(attack) or isinstance(attack, type) or not hasattr(attack, "samples"):
-        raise ValueError(f"attack must have a field samples, to average over draws, got {attack!r}.")
+        raise ValueError(f"attack must have a field samples, to average over draws, got {_validate.short(attack)}.")
     return dataclasses.replace(attack, samples=samples)
 
 
@@ -187,6 +189,7 @@ class AtBudget:
         return rows(found.distance <= self.epsilon, found.x, jax.device_put(x, sharding_of(x)))
 
 
+@_arguments.checked
 def at_budget(attack: Callable[..., MinimumNorm], epsilon: float) -> AtBudget:
     """Turns a minimum-norm attack into an ordinary one: only points within ``epsilon`` count.
 
@@ -209,12 +212,13 @@ def at_budget(attack: Callable[..., MinimumNorm], epsilon: float) -> AtBudget:
     return AtBudget(attack=attack, epsilon=epsilon)
 
 
+@_arguments.checked
 def robust_accuracy(
     key: Key[Array, "..."],
     attack: Attack,
     logits_fn: LogitsFn,
     x: Float[AnyArray, "batch ..."],
-    labels: AnyArray,
+    labels: Int[AnyArray, " batch"],
     *,
     batch_size: int = 256,
 ) -> float:
@@ -247,7 +251,7 @@ def robust_accuracy(
     """
     _validate.at_least(1, batch_size=batch_size)
     _validate.untargeted(attack)
-    logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+    logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
     check_inputs(key, logits_fn, x, labels)
     if not x.shape[0]:
         raise ValueError("x must hold at least one input, got none.")

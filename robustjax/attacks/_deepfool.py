@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import check_settings, is_fooled, rows, run
@@ -19,6 +19,7 @@ from robustjax.typing import AnyArray, LogitsFn
 _LEAST_STEP = 1e-5  # else steps that the box clips, and ties, would shrink without end
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepFool:
     r"""Minimum-norm attack that steps to the nearest of the linearised decision boundaries.

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from robustjax import _validate, losses
+from robustjax import _arguments, _validate, losses
 from robustjax._precision import in_float32
 from robustjax.attacks._attack import check_inputs, check_settings, fold_in
 from robustjax.perturbations import image_keys
@@ -60,11 +60,12 @@ class Diagnosis(NamedTuple):
         return tuple(sentences)
 
 
+@_arguments.checked
 def diagnose(
     key: Key[Array, "..."],
     logits_fn: Callable,
     x: Float[AnyArray, "batch ..."],
-    labels: AnyArray,
+    labels: Int[AnyArray, " batch"],
     *,
     samples: int | None = None,
 ) -> Diagnosis:
@@ -98,7 +99,7 @@ def diagnose(
       Give a False Sense of Security, arXiv 1802.00420.
     """
     check_settings(samples=samples)
-    logits_fn = _validate.as_pytree(logits_fn=logits_fn)
+    logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
     check_inputs(key, logits_fn, x, labels, samples=samples)
     if not x.shape[0]:
         raise ValueError("x must hold at least one input, got none.")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import Model, check_settings, fold_in, is_fooled, rows, run
 from robustjax.attacks._compose import MinimumNorm, nearer, unmoved
@@ -20,6 +20,7 @@ from robustjax.typing import AnyArray, LogitsFn
 _LEAST_NORM = 1e-8  # keeps the weights of the two projections finite if both are zero; as in the authors' code
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FAB:
     r"""Minimum-norm attack that walks along the decision boundary towards the input (FAB-T).

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import LossFn, Model, better, check_settings, fold_in, loss_of, run, start_from
 from robustjax.typing import AnyArray
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PGD:
     r"""Projected gradient descent: steps of one size along the steepest direction, each projected into the ball.
@@ -132,6 +133,7 @@ class PGD:
         return _ball.unit(jnp.where(chosen, jnp.sign(gradient), 0.0), "l1")
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FGSM:
     r"""One step to the surface of the ball, along the steepest direction.
@@ -192,6 +194,7 @@ class FGSM:
         return _ball.settle(x + (moves * jnp.sign(flat)).reshape(x.shape), x, epsilon, "l1")
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MomentumIterative:
     r"""Iterated FGSM whose direction is a decaying sum of normalised gradients, which transfers better to other models.

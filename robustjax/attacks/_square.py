@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate, losses
+from robustjax import _arguments, _validate, losses
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import Model, better, check_settings, fold_in, run, start_from
 from robustjax.typing import AnyArray
@@ -19,6 +19,7 @@ from robustjax.typing import AnyArray
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Square:
     r"""Random search over squares of pixels, which uses only the scores of the model, no gradients.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.typing import ArrayLike
 
 
@@ -16,6 +16,7 @@ def _check_integers(least: int, **values: np.ndarray) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value.min()}.")
 
 
+@_arguments.checked
 def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) -> np.ndarray:
     r"""Computes the one-sided Clopper-Pearson lower confidence bound of a probability.
 
@@ -54,6 +55,7 @@ def binomial_lower_bound(successes: ArrayLike, trials: ArrayLike, alpha: float) 
     return np.where(k > 0, stats.beta.ppf(alpha, np.maximum(k, 1), n - k + 1), 0.0)
 
 
+@_arguments.checked
 def sign_test_p_value(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     r"""Computes the two-sided p-value of "both counts are equally likely".
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.certification._measures import Measure
 from robustjax.certification._stopping import stops
 from robustjax.perturbations import image_keys
@@ -145,6 +145,7 @@ def counts_on_host(key, logits_fn, x, measure, edges, batch_size, bounds=None) -
     return np.asarray(counts)
 
 
+@_arguments.checked
 def sample_counts(
     key: Key[Array, "..."],
     logits_fn: LogitsFn,

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.typing import ArrayLike, LogitsFn
 
 
+@_arguments.checked
 def denoised(logits_fn: LogitsFn, denoiser_fn: Callable[[Array], Array]) -> jax.tree_util.Partial:
     r"""Puts a denoiser in front of a classifier.
 
@@ -49,6 +50,7 @@ def _denoised(logits_fn: LogitsFn, denoiser_fn: Callable[[Array], Array], x: Arr
     return logits_fn(_of_shape("denoiser_fn", denoiser_fn(x), x))
 
 
+@_arguments.checked
 def diffusion_denoised(
     logits_fn: LogitsFn, noise_fn: Callable[[Array, Array], Array], alphas_bar: ArrayLike, *, sigma: float
 ) -> jax.tree_util.Partial:
@@ -95,11 +97,13 @@ def diffusion_denoised(
     Reference:
       Carlini et al. 2022, (Certified!!) Adversarial Robustness for Free!, arXiv 2206.10550.
     """
-    parts = _validate.as_pytree(logits_fn=logits_fn), _validate.as_pytree(noise_fn=noise_fn)
+    parts = _validate.as_pytree(logits_fn=logits_fn), _validate.as_pytree(2, noise_fn=noise_fn)
     _validate.positive(sigma=sigma)
     share = np.asarray(alphas_bar, np.float64)
     if share.ndim != 1 or not share.size or not ((share > 0) & (share < 1)).all() or (np.diff(share) >= 0).any():
-        raise ValueError(f"alphas_bar must be decreasing numbers strictly between 0 and 1, got {alphas_bar}.")
+        raise ValueError(
+            f"alphas_bar must be decreasing numbers strictly between 0 and 1, got {_validate.short(share.tolist())}."
+        )
     level = np.sqrt((1 - share) / share)
     if not level[0] / 2 <= 2 * sigma <= level[-1]:
         raise ValueError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.certification._binomial import binomial_lower_bound
 from robustjax.certification._counts import check_all_voted, check_on_host, counts_on_host
 from robustjax.certification._measures import Gaussian, resolved
@@ -35,6 +35,7 @@ class DualCertificate(NamedTuple):
     abstained: np.ndarray
 
 
+@_arguments.checked
 def checkerboard(height: int, width: int) -> np.ndarray:
     """Marks every other pixel, as the black fields of a checkerboard.
 
@@ -54,6 +55,7 @@ def checkerboard(height: int, width: int) -> np.ndarray:
     return np.indices((height, width)).sum(0) % 2 == 0
 
 
+@_arguments.checked
 def dual_radius(probability: ArrayLike, measure: Gaussian) -> np.ndarray:
     r"""Computes the radius in which the sum of two smoothed classifiers keeps its class.
 
@@ -94,6 +96,7 @@ def dual_radius(probability: ArrayLike, measure: Gaussian) -> np.ndarray:
     return np.asarray(measure.sigma / np.sqrt(2) * np.maximum(special.ndtri(resolved(probability)).sum(-1), 0.0))
 
 
+@_arguments.checked
 def dual(
     key: Key[Array, "..."],
     logits_fns: tuple[LogitsFn, LogitsFn],
@@ -154,6 +157,8 @@ def dual(
     """
     _validate.at_least(1, num_selection=num_selection, num_estimation=num_estimation)
     _validate.probability(alpha=alpha)
+    if batch_size is not None:
+        _validate.at_least(1, batch_size=batch_size)
     if not isinstance(measure, Gaussian):
         raise ValueError(f"measure must be a Gaussian: its tails give the radius of two halves, got {measure!r}.")
     if not isinstance(x, (jax.Array, np.ndarray)) or x.ndim != 4:

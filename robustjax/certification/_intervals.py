@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._intervals import ball, margin_bounds
 from robustjax.typing import AnyArray, LogitsFn
 
@@ -29,6 +29,7 @@ class Certificate(NamedTuple):
     verified: Bool[Array, " batch"]
 
 
+@_arguments.checked
 def certify(
     logits_fn: LogitsFn,
     x: Float[AnyArray, "batch ..."],

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.typing import AnyArray
 
 
+@_arguments.checked
 def convolution_norm(kernel: Float[AnyArray, "height width inputs outputs"], image_size: int) -> Float[Array, ""]:
     r"""Bounds from above the spectral norm of a zero-padded convolution of square images: its l2 Lipschitz constant.
 
@@ -46,11 +47,14 @@ def convolution_norm(kernel: Float[AnyArray, "height width inputs outputs"], ima
     _validate.at_least(1, image_size=image_size)
     _validate.floating(4, kernel=kernel)
     kernel = jnp.asarray(kernel)
+    if kernel.dtype.itemsize < 4:
+        raise ValueError(f"kernel must be float32 or float64, got {kernel.dtype}.")
     torus = [image_size + size - 1 for size in kernel.shape[:2]]
     transform = jnp.fft.rfft2(kernel, torus, axes=(0, 1))  # real weights: the other half is its conjugate
     return jnp.linalg.norm(transform, ord=2, axis=(2, 3)).max()
 
 
+@_arguments.checked
 def lipschitz_radius(
     logits: Float[Array, "batch classes"],
     constants: Float[AnyArray, "classes classes"] | Float[AnyArray, ""] | float,

@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.typing import ArrayLike
 
 
+@_arguments.checked
 def hoeffding_lower_bound(mean: ArrayLike, num_samples: ArrayLike, alpha: float) -> np.ndarray:
     r"""Computes Hoeffding's one-sided lower confidence bound of a mean.
 
@@ -43,6 +44,7 @@ def hoeffding_lower_bound(mean: ArrayLike, num_samples: ArrayLike, alpha: float)
     return np.asarray(np.maximum(mean - np.sqrt(math.log(1 / alpha) / (2 * num_samples)), 0.0))
 
 
+@_arguments.checked
 def empirical_bernstein_lower_bound(
     mean: ArrayLike, variance: ArrayLike, num_samples: ArrayLike, alpha: float
 ) -> np.ndarray:

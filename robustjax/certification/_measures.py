@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.perturbations import standard_normal
 from robustjax.typing import ArrayLike
 
@@ -37,6 +37,7 @@ class Measure(Protocol):
         ...
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
     r"""Isotropic Gaussian smoothing, which certifies l2 balls.
@@ -113,6 +114,7 @@ class Gaussian:
         return np.asarray(self.sigma * special.ndtri(_at_least_half(probability)))
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Uniform:
     r"""Smoothing with uniform noise on a cube, which certifies l1 balls.
@@ -159,6 +161,7 @@ class Uniform:
         return np.asarray(2 * self.half_width * (_at_least_half(probability) - 0.5))
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Laplace:
     r"""Smoothing with independent Laplace noise, which certifies l1 balls.
@@ -201,6 +204,7 @@ class Laplace:
         return np.asarray(self.scale * np.log(0.5 / (1 - _at_least_half(probability))))
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True)
 class InNorm:
     r"""A measure with certificates in another norm: the largest ball of that norm inside the certified ball.
@@ -235,9 +239,9 @@ class InNorm:
     dimension: int
 
     def __post_init__(self):
-        for norm in (self.norm, getattr(self.measure, "norm", self.measure)):
+        for name, norm in (("norm", self.norm), ("measure.norm", getattr(self.measure, "norm", self.measure))):
             if norm not in _INVERSE_ORDER:
-                raise ValueError(f"norm must be one of {', '.join(_INVERSE_ORDER)}, got {norm!r}.")
+                raise ValueError(f"{name} must be one of {', '.join(_INVERSE_ORDER)}, got {norm!r}.")
         _validate.at_least(1, dimension=self.dimension)
 
     def sample(self, key: Key[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:

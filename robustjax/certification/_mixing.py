@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.certification._binomial import binomial_lower_bound
 from robustjax.certification._measures import resolved
 from robustjax.certification._smoothing import check_counts
 from robustjax.typing import AnyArray, Apply, ArrayLike, ModelState, Outputs
 
 
+@_arguments.checked
 def mix(
     standard_logits: Float[Array, "batch classes"],
     robust_logits: Float[Array, "batch classes"],
@@ -73,6 +74,7 @@ def mix(
     return jnp.logaddexp(log(1 - share) + standard, log(share) + robust)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
     r"""One model of two: a network sees the outputs of an accurate and a robust model and mixes them for each input.
@@ -178,6 +180,7 @@ class ClassBounds(NamedTuple):
     second: np.ndarray
 
 
+@_arguments.checked
 def bounds_from_counts(
     selection_counts: Int[AnyArray, "batch classes"],
     estimation_counts: Int[AnyArray, "batch classes"],
@@ -239,6 +242,7 @@ def bounds_from_counts(
     return ClassBounds(label, first, np.minimum(second, 1 - first))
 
 
+@_arguments.checked
 def lipschitz_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, lipschitz: float) -> np.ndarray:
     r"""Computes the radius in which a mixture keeps the class of its robust part, from a Lipschitz constant.
 
@@ -273,6 +277,7 @@ def lipschitz_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, lipsc
     return np.asarray(np.maximum(first - second - margin, 0.0) / (2 * lipschitz))
 
 
+@_arguments.checked
 def smoothed_radius(first: ArrayLike, second: ArrayLike, *, alpha: float, sigma: float) -> np.ndarray:
     r"""Computes the l2 radius in which a mixture keeps the class of its robust part, which is smoothed by a Gaussian.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.certification._counts import check_all_voted, check_measure, check_on_host, counts_on_host
 from robustjax.certification._measures import Measure
 from robustjax.certification._smoothing import ABSTAIN
@@ -37,6 +37,7 @@ class SequentialCertificate(NamedTuple):
     num_samples: np.ndarray
 
 
+@_arguments.checked
 def certify_sequential(
     key: Key[Array, "..."],
     logits_fn: LogitsFn,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.certification._binomial import binomial_lower_bound, sign_test_p_value
 from robustjax.certification._counts import check_all_voted, check_on_host, counts_on_host
 from robustjax.certification._measures import Measure
@@ -35,6 +35,7 @@ class Certificate(NamedTuple):
     abstained: np.ndarray
 
 
+@_arguments.checked
 def certify(
     key: Key[Array, "..."],
     logits_fn: LogitsFn,
@@ -103,6 +104,7 @@ def certify(
     return certificate_from_counts(counts[:, 0], counts[:, 1], measure, alpha=alpha)
 
 
+@_arguments.checked
 def predict(
     key: Key[Array, "..."],
     logits_fn: LogitsFn,
@@ -167,6 +169,7 @@ def check_counts(name: str, counts) -> np.ndarray:
     return counts
 
 
+@_arguments.checked
 def certificate_from_counts(
     selection_counts: Int[AnyArray, "batch classes"],
     estimation_counts: Int[AnyArray, "batch classes"],
@@ -226,6 +229,7 @@ def certificate_from_counts(
     )
 
 
+@_arguments.checked
 def prediction_from_counts(counts: Int[AnyArray, "batch classes"], *, alpha: float = 0.001) -> np.ndarray:
     """Turns vote counts into predictions: the top class, if it beats the second by a sign test at level alpha.
 

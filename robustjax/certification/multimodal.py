@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.losses._multimodal import pair_radii
 from robustjax.typing import AnyArray
 
 
+@_arguments.checked
 def lipschitz_constants(kernel: Float[AnyArray, "modalities inputs hidden"]) -> np.ndarray:
     """Computes l2 Lipschitz constants of encoders with one layer of ReLU, on the host in float64.
 
@@ -45,6 +46,7 @@ def lipschitz_constants(kernel: Float[AnyArray, "modalities inputs hidden"]) -> 
     return np.linalg.norm(matrices, ord=2, axis=(1, 2)) * (1 + 1e-6)
 
 
+@_arguments.checked
 def radius(
     scores: Float[Array, "batch modalities classes"],
     weights: Float[AnyArray, "modalities classes"],

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from robustjax import _prototypes, _validate
+from robustjax import _arguments, _prototypes, _validate
 from robustjax.typing import AnyArray
 
 
@@ -27,6 +27,7 @@ class PrototypeCertificate(NamedTuple):
     radius: Float[Array, " batch"]
 
 
+@_arguments.checked
 def radius(
     network: _prototypes.PrototypeNetwork,
     x: Float[AnyArray, "batch ..."],

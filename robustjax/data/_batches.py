@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from robustjax import _arguments, _validate
 from robustjax.data._dataset import Dataset
 from robustjax.typing import Batch
 
@@ -34,6 +35,7 @@ class BatchIterator(Protocol):
         ...
 
 
+@_arguments.checked
 def batches(
     dataset: Dataset,
     batch_size: int,
@@ -84,6 +86,7 @@ def batches(
 
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
+    _validate.at_least(1, process_count=process_count)
     if not 1 <= batch_size <= len(dataset):
         raise ValueError(
             f"batch_size must lie between 1 and the {len(dataset)} images of {dataset.name} {dataset.split}, "

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robustjax import _arguments
 from robustjax.data._dataset import Dataset
 
 
@@ -59,6 +60,7 @@ def image_size(name: str) -> int | None:
     return _IMAGE_SIZES.get(_base(name))
 
 
+@_arguments.checked
 def splits(name: str, *, validation: float = 0.1) -> Splits:
     """Names the parts of a data set to train on, to select on and to report.
 
@@ -84,6 +86,7 @@ def splits(name: str, *, validation: float = 0.1) -> Splits:
     return Splits(f"train[:{percent:g}%]", f"train[{percent:g}%:]", test)
 
 
+@_arguments.checked
 def channel_statistics(dataset: Dataset) -> ChannelStatistics:
     """Returns the published mean and standard deviation of each channel or, for other data sets, measures them.
 

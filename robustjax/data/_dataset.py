@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from robustjax import _arguments, _validate
 from robustjax.typing import Batch
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """A split of labelled images, read on demand.
@@ -28,6 +30,9 @@ class Dataset:
       size: the number of images, ``len(dataset)``.
       read: ``(n,)`` positions to ``(n, height, width, channels)`` uint8 images and their ``(n,)`` labels.
       white: the stored value that means 1.0.
+
+    Raises:
+      ValueError: a number is out of its range.
     """
 
     name: str
@@ -37,6 +42,10 @@ class Dataset:
     size: int
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = dataclasses.field(repr=False)
     white: int = 255
+
+    def __post_init__(self):
+        _validate.at_least(0, num_classes=self.num_classes, size=self.size)
+        _validate.at_least(1, white=self.white)
 
     def __len__(self) -> int:
         return self.size

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from robustjax import _paths
+from robustjax import _arguments, _paths
 from robustjax.data import _conventions
 from robustjax.data._dataset import Dataset
 
@@ -20,6 +20,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _RECORDS_PER_READ = 1024  # bounds the encoded bytes in memory while a whole split is decoded
 
 
+@_arguments.checked
 def load(
     name: str, split: str, data_dir: str | os.PathLike[str] | None = None, *, image_size: int | None = None
 ) -> Dataset:

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from robustjax import _arguments
 from robustjax.data._batches import BatchIterator
 from robustjax.typing import Batch
 
 
+@_arguments.checked
 def with_outliers(batches: BatchIterator, outlier_batches: BatchIterator) -> BatchIterator:
     """Joins each batch with a batch of outliers: inputs of no class, for objectives such as outlier exposure.
 

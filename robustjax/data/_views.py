@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.data._dataset import Dataset
 
 _READ = 4096  # images decoded at once to learn their labels
 
 
+@_arguments.checked
 def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
     """Keeps the images of some classes and renumbers these classes: the known classes of open-set protocols.
 
@@ -57,6 +58,7 @@ def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
     return dataclasses.replace(dataset, num_classes=len(classes), size=len(kept), read=read)
 
 
+@_arguments.checked
 def match_images(dataset: Dataset, image_shape: Sequence[int], *, invert: bool = False) -> Dataset:
     """Converts images to the shape that a model takes: first grey or colour, then resized as a whole.
 
@@ -81,7 +83,7 @@ def match_images(dataset: Dataset, image_shape: Sequence[int], *, invert: bool =
     """
     from PIL import Image
 
-    height, width, channels = map(int, image_shape)
+    height, width, channels = _validate.image_shape(image_shape)
     shape = (height, width, channels)
     _validate.at_least(1, height=height, width=width)
     if channels not in (1, 3) or dataset.image_shape[-1] not in (1, 3):
@@ -106,6 +108,7 @@ def match_images(dataset: Dataset, image_shape: Sequence[int], *, invert: bool =
     return dataclasses.replace(dataset, image_shape=shape, white=255, read=read)
 
 
+@_arguments.checked
 def permute_pixels(dataset: Dataset, *, seed: int) -> Dataset:
     """Permutes the pixels of every image at random: the same grey levels and colours, but no shapes.
 
@@ -122,7 +125,7 @@ def permute_pixels(dataset: Dataset, *, seed: int) -> Dataset:
       >>> np.sort(shuffled[7].image.ravel()).tolist() == np.sort(digits[7].image.ravel()).tolist()
       True
     """
-    _validate.at_least(0, seed=seed)
+    _validate.at_least(0, seed=seed, below=2**32)
     height, width, channels = dataset.image_shape
 
     def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,6 +137,7 @@ def permute_pixels(dataset: Dataset, *, seed: int) -> Dataset:
     return dataclasses.replace(dataset, name=f"{dataset.name} permuted", read=read)
 
 
+@_arguments.checked
 def synthetic(name: str, image_shape: Sequence[int], size: int, *, seed: int = 0) -> Dataset:
     r"""Makes images of no class, for use as far out-of-distribution inputs.
 
@@ -156,10 +160,10 @@ def synthetic(name: str, image_shape: Sequence[int], size: int, *, seed: int = 0
       >>> noise[:2].image.shape
       (2, 8, 8, 1)
     """
-    height, width, channels = map(int, image_shape)
+    height, width, channels = _validate.image_shape(image_shape)
     shape = (height, width, channels)
     _validate.at_least(1, height=height, width=width, channels=channels, size=size)
-    _validate.at_least(0, seed=seed)
+    _validate.at_least(0, seed=seed, below=2**32)
     rows, columns = np.meshgrid(np.arange(height) / height, np.arange(width) / width, indexing="ij")
 
     def waves(random: np.random.Generator) -> np.ndarray:

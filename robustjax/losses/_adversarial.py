@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from robustjax import _arguments
 from robustjax._precision import in_float32, log_softmax
 from robustjax.losses._classification import check_logits_and_labels, cross_entropy, of_label
 
 
+@_arguments.checked
 def margin(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
     r"""Computes by how much the largest wrong logit exceeds the right one: positive where the answer is wrong.
 
@@ -33,10 +35,12 @@ def margin(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]
       Carlini and Wagner 2017, Towards Evaluating the Robustness of Neural Networks, arXiv 1608.04644.
     """
     check_logits_and_labels(logits, labels)
+    _at_least_classes(2, "margin", logits)
     right, wrong = _right_and_best_wrong(in_float32(logits), labels)
     return wrong - right
 
 
+@_arguments.checked
 def difference_of_logits_ratio(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
     r"""Computes the margin relative to the spread of the three largest logits (DLR).
 
@@ -74,6 +78,7 @@ def difference_of_logits_ratio(logits: Float[Array, "..."], labels: Array) -> Fl
     return (wrong - right) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
 
+@_arguments.checked
 def targeted_difference_of_logits_ratio(
     logits: Float[Array, "..."], labels: Array, targets: Array
 ) -> Float[Array, " batch"]:
@@ -101,7 +106,7 @@ def targeted_difference_of_logits_ratio(
       attacks, arXiv 2003.01690.
     """
     check_logits_and_labels(logits, labels)
-    check_logits_and_labels(logits, targets)
+    check_logits_and_labels(logits, targets, "targets")
     _at_least_classes(4, "targeted_difference_of_logits_ratio", logits)
     logits = in_float32(logits)
     largest = jax.lax.top_k(logits, 4)[0]
@@ -110,6 +115,7 @@ def targeted_difference_of_logits_ratio(
     )
 
 
+@_arguments.checked
 def kl_divergence(logits: Float[Array, "..."], reference_logits: Float[Array, "..."]) -> Float[Array, " batch"]:
     r"""Computes the divergence of a prediction from a reference prediction.
 
@@ -143,6 +149,7 @@ def kl_divergence(logits: Float[Array, "..."], reference_logits: Float[Array, ".
     return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
+@_arguments.checked
 def boosted_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
     r"""Computes cross-entropy with a second term, which pushes down the largest wrong probability.
 
@@ -171,13 +178,13 @@ def boosted_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[A
       Wang et al. 2020, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR (MART).
     """
     check_logits_and_labels(logits, labels)
-    if logits.shape[-1] < 2:
-        raise ValueError(f"boosted_cross_entropy needs logits of at least 2 classes, got {logits.shape[-1]}.")
+    _at_least_classes(2, "boosted_cross_entropy", logits)
     logits = in_float32(logits)
     best_wrong = _without(logits, labels).argmax(-1)
     return cross_entropy(logits, labels) + jax.nn.softplus(-log_odds_against(logits, best_wrong))
 
 
+@_arguments.checked
 def entropy(logits: Float[Array, "..."]) -> Float[Array, " batch"]:
     r"""Computes the entropy of a prediction, in nats.
 
@@ -220,6 +227,5 @@ def _right_and_best_wrong(logits, labels):
 
 def _at_least_classes(least: int, name: str, logits: Array) -> None:
     if logits.shape[-1] < least:
-        raise ValueError(
-            f"{name} needs logits of at least {least} classes, got {logits.shape[-1]}: use cross_entropy or margin."
-        )
+        instead = ": use cross_entropy or margin" if least > 2 else ""
+        raise ValueError(f"{name} needs logits of at least {least} classes, got {logits.shape[-1]}{instead}.")

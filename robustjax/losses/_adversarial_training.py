@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32
 from robustjax.losses._adversarial import boosted_cross_entropy, entropy, kl_divergence, log_odds_against
 from robustjax.losses._classification import cross_entropy
@@ -49,6 +49,7 @@ class AdversarialObjective(Protocol):
         ...
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdversarialTraining:
     r"""Mean cross-entropy on adversarial images.
@@ -90,6 +91,7 @@ class AdversarialTraining:
         return loss, Aux(state, {"loss": loss, "accuracy": accuracy, "robust_accuracy": accuracy})
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TRADES:
     r"""Mean cross-entropy on clean images, and the divergence between predictions for clean and adversarial images.
@@ -145,6 +147,7 @@ class TRADES:
         return loss, Aux(state, _metrics(loss, clean, adversarial, examples.label) | {"robust_loss": robust_loss})
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MART:
     r"""Boosted cross-entropy on adversarial images, and a divergence with more weight where the clean answer is wrong.
@@ -194,6 +197,7 @@ class MART:
         return loss, Aux(state, _metrics(loss, clean, adversarial, examples.label) | {"robust_loss": robust_loss})
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitPairing:
     r"""Mean cross-entropy on clean and adversarial images in equal parts, and the squared distance of their logits.
@@ -246,6 +250,7 @@ class LogitPairing:
         return loss, Aux(state, _metrics(loss, clean, adversarial, examples.label) | {"pairing_loss": pairing_loss})
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EntropyRegularization:
     r"""Mean cross-entropy and entropy of the prediction: widens the gap between the two largest logits.
@@ -283,6 +288,7 @@ class EntropyRegularization:
         return loss, Aux(state, {"loss": loss, "accuracy": accuracy, "entropy": uncertainty})
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AWP:
     r"""Adversarial weight perturbation: an objective at the worst weights in the neighbourhood.

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32, log_softmax
 
 
+@_arguments.checked
 def cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
     r"""Computes the cross-entropy of each example, in nats.
 
@@ -45,6 +46,7 @@ def cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " 
     return jnp.where(labels < 0, jnp.nan, losses[:, 0])  # -1 would be the last class
 
 
+@_arguments.checked
 def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[Array, "..."]) -> Float[Array, " batch"]:
     r"""Computes the cross-entropy of each example to a distribution over classes, in nats.
 
@@ -76,6 +78,7 @@ def soft_cross_entropy(logits: Float[Array, "..."], label_probabilities: Float[A
     return -(in_float32(label_probabilities) * log_softmax(in_float32(logits))).sum(-1)
 
 
+@_arguments.checked
 def normalized_cross_entropy(
     logits: Float[Array, "..."], labels: Array, *, tau: float | Float[Array, ""] = 0.04
 ) -> Float[Array, " batch"]:
@@ -123,11 +126,11 @@ def of_label(values: Array, labels: Array) -> Array:
     return jnp.where(labels < 0, jnp.nan, found)  # -1 would be the last class
 
 
-def check_logits_and_labels(logits: Array, labels: Array) -> None:
+def check_logits_and_labels(logits: Array, labels: Array, name: str = "labels") -> None:
     """Raises ValueError unless logits are ``(batch, classes)`` and labels ``(batch,)`` integers."""
     if logits.ndim != 2:
         raise ValueError(f"logits must be (batch, classes), got shape {logits.shape}.")
     if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels must be ({logits.shape[0]},) to match the logits, got shape {labels.shape}.")
+        raise ValueError(f"{name} must be ({logits.shape[0]},) to match the logits, got shape {labels.shape}.")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be integers, got {labels.dtype}.")
+        raise ValueError(f"{name} must be integers, got {labels.dtype}.")

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.losses._classification import of_label
 from robustjax.losses._objectives import Aux
 from robustjax.losses._smoothing import _images_and_noise, _log_mean_probabilities, _logits_of_copies, _normal_quantile
 from robustjax.typing import Apply, Batch, ModelState
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConformalTraining:
     r"""Robust conformal training (RCT): small sets under noise, at a threshold that allows for an attack.
@@ -94,6 +95,7 @@ class ConformalTraining:
 conformal_training = ConformalTraining
 
 
+@_arguments.checked
 def soft_quantile(
     values: Float[Array, " n"], *, rank: int | Array, dispersion: float | Array = 0.1
 ) -> Float[Array, ""]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32
 from robustjax.losses._classification import cross_entropy
 from robustjax.losses._objectives import Aux
@@ -23,6 +23,7 @@ Schedule = Literal["cosine", "linear"]
 """How the noise of a diffusion grows with its steps."""
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising:
     r"""Mean squared error of denoised images, per pixel.
@@ -56,6 +57,7 @@ class Denoising:
         return loss, Aux(state, {"loss": loss})
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenoisingStability:
     r"""Cross-entropy of a classifier behind the denoiser, with its own answers to the clean images as labels.
@@ -106,6 +108,7 @@ class DenoisingStability:
         return loss, Aux(state, {"loss": loss, "accuracy": accuracy})
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion:
     r"""Mean squared error of the predicted noise, at a random step of a diffusion.
@@ -156,6 +159,7 @@ stability = DenoisingStability
 diffusion = Diffusion
 
 
+@_arguments.checked
 def alphas_bar(num_steps: int = 1000, *, schedule: Schedule = "cosine") -> np.ndarray:
     r"""Computes the share of an image's variance that is left at each step of a diffusion.
 

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._intervals import ball, margin_bounds
 from robustjax.losses._classification import cross_entropy
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IntervalTraining:
     r"""Cross-entropy of the answer, and of the worst answer in the linf ball that interval bounds cannot rule out.

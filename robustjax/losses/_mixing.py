@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32
 from robustjax.losses._adversarial_training import Adversary, Examples, _accuracy, _attacked
 from robustjax.losses._classification import check_logits_and_labels, cross_entropy
@@ -16,6 +16,7 @@ from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveCrossEntropy:
     r"""Cross-entropy of a mixture plus a term that is high where an image looks clean: the loss of an adaptive attack.
@@ -49,6 +50,7 @@ class AdaptiveCrossEntropy:
         return (1 - self.weight) * cross_entropy(logits, labels) + self.weight * unseen
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixingTraining:
     r"""Trains a mixing network to tell attacked images from clean ones, above all where the mixture's loss is high.

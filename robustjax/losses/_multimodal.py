@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32
 from robustjax.losses._classification import cross_entropy, of_label
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
+@_arguments.checked
 def unimodal_margin(scores: Float[Array, "batch modalities classes"], labels: Int[Array, " batch"]) -> Array:
     r"""Computes a smooth maximum of the label's deficits over all modalities: small where each modality is right.
 
@@ -42,6 +43,7 @@ def unimodal_margin(scores: Float[Array, "batch modalities classes"], labels: In
     return jnp.logaddexp(jax.nn.logsumexp(deficits, axis=-1), jnp.log(jnp.asarray(1e-5, scores.dtype)))
 
 
+@_arguments.checked
 def pair_radii(
     scores: Float[Array, "batch modalities classes"],
     labels: Int[Array, " batch"],
@@ -64,6 +66,10 @@ def pair_radii(
     Returns:
       ``(batch, classes)``, signed; infinite at y.
     """
+    if bias.shape != scores.shape[2:]:
+        raise ValueError(f"bias must have shape {scores.shape[2:]}, got {bias.shape}.")
+    if modality is not None:
+        _validate.at_least(0, below=scores.shape[1], modality=modality)
     logits = (weights[None] * in_float32(scores)).sum(1) + bias[None]
     margins = of_label(logits, labels)[:, None] - logits
     slope = jnp.abs(weights) * constants
@@ -74,6 +80,7 @@ def pair_radii(
     return jnp.where(jnp.arange(logits.shape[-1])[None] == labels[:, None], jnp.inf, radii)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultimodalMargin:
     r"""First step of certifiable robust multi-modal training (CRMT): cross-entropy and the margin of each modality.
@@ -117,6 +124,7 @@ class MultimodalMargin:
         return loss, Aux(state, {"loss": loss, "accuracy": accuracy, "unimodal_margin": margin})
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultimodalRadius:
     r"""Second step of CRMT: the weights of the modalities that certify the largest mean radius.
@@ -147,7 +155,10 @@ class MultimodalRadius:
     constants: tuple[tuple[float, ...], ...]
 
     def __post_init__(self):
-        for constant in (c for row in self.constants for c in row):
+        rows = self.constants
+        if not (isinstance(rows, tuple) and rows and all(isinstance(row, tuple) for row in rows)):
+            raise ValueError(f"constants must be a tuple of tuples of numbers, got {_validate.short(rows)}.")
+        for constant in (c for row in rows for c in row):
             _validate.not_negative(constants=constant)
 
     def __call__(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate, perturbations
+from robustjax import _arguments, _validate, perturbations
 from robustjax.losses._classification import cross_entropy, normalized_cross_entropy, soft_cross_entropy
 from robustjax.typing import Apply, Batch, ModelState
 
@@ -56,6 +56,7 @@ class Standard:
         return _mean_loss(apply, state, batch.image, batch.label, cross_entropy)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GaussianAugmentation:
     r"""Mean cross-entropy on images with Gaussian noise, one draw per image and step.
@@ -90,6 +91,7 @@ class GaussianAugmentation:
         return _mean_loss(apply, state, noisy, batch.label, cross_entropy)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitNorm:
     r"""Mean cross-entropy of the logits scaled to norm ``1 / tau``.
@@ -122,6 +124,7 @@ class LogitNorm:
         )
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixup:
     """Mean cross-entropy on mixtures of two images, with the mixture of their labels as target.
@@ -157,6 +160,7 @@ class Mixup:
         return _mean_soft_cross_entropy(apply, state, mixed)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CutMix:
     """Mean cross-entropy on images with a box of another image pasted in, with the mixture of their labels as target.
@@ -193,6 +197,7 @@ class CutMix:
         return _mean_soft_cross_entropy(apply, state, mixed)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Augmented:
     """Any objective, computed on augmented images.

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32, log_softmax
 from robustjax.losses._classification import check_logits_and_labels, cross_entropy
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
+@_arguments.checked
 def uniform_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[Array, " batch"]:
     r"""Computes the cross-entropy of each example with its label or, for an outlier, with the uniform distribution.
 
@@ -43,6 +44,7 @@ def uniform_cross_entropy(logits: Float[Array, "..."], labels: Array) -> Float[A
     return jnp.where(labels < 0, to_uniform, cross_entropy(logits, jnp.maximum(labels, 0)))
 
 
+@_arguments.checked
 def energy_hinge(
     logits: Float[Array, "..."],
     labels: Array,
@@ -82,6 +84,7 @@ def energy_hinge(
     return jnp.square(jax.nn.relu(jnp.where(labels < 0, m_out - energy, energy - m_in)))
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutlierExposure:
     r"""Cross-entropy, with the uniform distribution as the target of outliers.
@@ -122,6 +125,7 @@ class OutlierExposure:
         return loss, Aux(state, {"loss": loss, "accuracy": accuracy, "outlier_loss": outlier_loss})
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EnergyBounded:
     r"""Cross-entropy, with the energy held below one margin for examples of a class and above another for outliers.

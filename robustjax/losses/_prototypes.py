@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _prototypes, _validate
+from robustjax import _arguments, _prototypes, _validate
 from robustjax._precision import in_float32
 from robustjax.losses._classification import of_label
 from robustjax.losses._objectives import Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrototypeMargin:
     r"""Hinge on the probability of the best wrong class minus the probability of the right class.
@@ -58,6 +59,7 @@ class PrototypeMargin:
         return loss, Aux(state, {"loss": loss, "accuracy": accuracy})
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrototypeRadius:
     r"""Negative certified radius of a prototype network; with a target, radii beyond the target cost nothing.

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32
 from robustjax.losses._classification import cross_entropy
 from robustjax.losses._objectives import Augment, Aux
 from robustjax.typing import Apply, Batch, ModelState
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConsistencyPretraining:
     r"""Contrast between two views of an image, and agreement of its features along one noise path; needs no labels.
@@ -61,6 +62,7 @@ class ConsistencyPretraining:
     decay: float = 0.99
 
     def __post_init__(self):
+        _validate.at_least(2, num_levels=self.num_levels)
         noise_levels(self.num_levels, smallest=self.smallest, largest=self.largest)
         _validate.positive(temperature=self.temperature)
         _validate.not_negative(decay=self.decay)
@@ -143,6 +145,7 @@ class Preconditioned:
 preconditioned = Preconditioned
 
 
+@_arguments.checked
 def precondition(x: Float[Array, "batch ..."], t: Float[Array, " batch"]) -> Float[Array, "batch ..."]:
     r"""Computes the network's inputs from noisy images: scales them to the same contrast at all noise levels.
 
@@ -168,6 +171,7 @@ def precondition(x: Float[Array, "batch ..."], t: Float[Array, " batch"]) -> Flo
     return 0.5 + (x - 0.5) / jnp.sqrt(t**2 + 0.25).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+@_arguments.checked
 def noise_levels(num: int = 20, *, smallest: float = 0.002, largest: float = 80.0) -> np.ndarray:
     r"""Computes the noise levels of a path, from the largest to the smallest.
 
@@ -198,6 +202,7 @@ def noise_levels(num: int = 20, *, smallest: float = 0.002, largest: float = 80.
     return np.linspace(largest ** (1 / 7), smallest ** (1 / 7), num) ** 7
 
 
+@_arguments.checked
 def info_nce(
     queries: Float[Array, "batch dim"], keys: Float[Array, "batch dim"], *, temperature: float = 0.2
 ) -> Float[Array, " batch"]:
@@ -233,6 +238,7 @@ def info_nce(
     return cross_entropy(similarity, jnp.arange(similarity.shape[0]))
 
 
+@_arguments.checked
 def pretraining_state(
     key: Key[Array, ""], model: ModelState, *, num_features: int, width: int = 128, dim: int = 64
 ) -> ModelState:
@@ -272,6 +278,7 @@ def pretraining_state(
     return ModelState(params, {"target": jax.tree.map(jnp.copy, params), "model": model.batch_stats})
 
 
+@_arguments.checked
 def pretrained_model(state: ModelState) -> ModelState:
     """Takes the model out of a pre-training state.
 

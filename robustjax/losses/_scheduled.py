@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.losses._objectives import Augmented, Aux, Objective
 from robustjax.typing import Apply, Batch, ModelState
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ramp:
     r"""A number that changes linearly from one value to another.
@@ -41,9 +41,7 @@ class Ramp:
     begin: int = 0
 
     def __post_init__(self):
-        for name in ("start", "end"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)!r}.")
+        _validate.finite_number(start=self.start, end=self.end)
         _validate.at_least(0, steps=self.steps, begin=self.begin)
 
     def __call__(self, step: Int[Array, ""]) -> Float[Array, ""]:
@@ -71,6 +69,7 @@ class Scheduled:
         return _with(self.objective, {name: ramp.end for name, ramp in self.ramps})(key, apply, state, batch)
 
 
+@_arguments.checked
 def scheduled(objective: Any, **ramps: Any) -> Objective:
     """Makes settings of an objective depend on the training step, as in the warm-ups of the papers.
 
@@ -92,6 +91,8 @@ def scheduled(objective: Any, **ramps: Any) -> Objective:
       >>> print(losses.at_step(objective, jnp.array(250)).epsilon)
       0.25
     """
+    if not dataclasses.is_dataclass(objective) or isinstance(objective, type):
+        raise ValueError(f"objective must be a dataclass with settings, got {_validate.short(objective)}.")
     if isinstance(objective, Augmented):
         return dataclasses.replace(objective, objective=scheduled(objective.objective, **ramps))
     floats = [
@@ -107,6 +108,7 @@ def scheduled(objective: Any, **ramps: Any) -> Objective:
     return Scheduled(objective, tuple(sorted(ramps.items())))
 
 
+@_arguments.checked
 def at_step(objective: Objective, step: Int[Array, ""]) -> Objective:
     """Returns a scheduled objective with its settings at a step, as every training step uses it.
 
@@ -123,6 +125,8 @@ def at_step(objective: Objective, step: Int[Array, ""]) -> Objective:
       >>> print(*(losses.at_step(objective, jnp.array(step)).weight for step in (2999, 3000)))
       0.0 16.0
     """
+    if not dataclasses.is_dataclass(objective) or isinstance(objective, type):
+        raise ValueError(f"objective must be a dataclass with settings, got {_validate.short(objective)}.")
     if isinstance(objective, Augmented):
         return dataclasses.replace(objective, objective=at_step(objective.objective, step))
     if isinstance(objective, Scheduled):

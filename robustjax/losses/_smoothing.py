@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32, log_softmax
 from robustjax.losses._classification import cross_entropy, of_label, soft_cross_entropy
 from robustjax.losses._objectives import Aux
@@ -18,6 +18,7 @@ from robustjax.typing import Apply, Batch, ModelState
 _SMALLEST_NORM = 1e-30
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stability:
     r"""Cross-entropy on the image, and the cross-entropy between the predictions without and with noise.
@@ -59,6 +60,7 @@ class Stability:
         return loss, _aux(state, loss, noisy, batch.label)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency:
     r"""Cross-entropy under noise, and the divergence of the predictions for copies of one image from their mean.
@@ -109,6 +111,7 @@ class Consistency:
         return loss, _aux(state, loss, logits, batch.label)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MACER:
     r"""Cross-entropy of the mean prediction, and a hinge on the certified radius where that prediction is right.
@@ -164,6 +167,7 @@ class MACER:
         return loss, _aux(state, loss, logits, batch.label)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmoothAdv:
     r"""Cross-entropy under noise around an adversarial image of the smoothed classifier.
@@ -214,6 +218,7 @@ class SmoothAdv:
         return loss, _aux(state, loss, logits, batch.label)
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SmoothMix:
     r"""Cross-entropy under noise, and less confident targets on the way to an adversarial image.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.typing import ArrayLike
 
 _BATCH_SIZE = 2**21  # numbers resampled at once: tens of MB, and no slower than all at once
@@ -31,6 +31,7 @@ class BootstrapInterval(NamedTuple):
     upper: Any
 
 
+@_arguments.checked
 def bootstrap_interval(
     key: Key[Array, ""],
     metric: Callable[..., Any],

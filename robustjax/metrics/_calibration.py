@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.typing import ArrayLike
 
 
+@_arguments.checked
 def expected_calibration_error(
     probabilities: ArrayLike,
     labels: ArrayLike,
@@ -54,6 +55,7 @@ def expected_calibration_error(
     return float((weight * gap).sum())
 
 
+@_arguments.checked
 def maximum_calibration_error(
     probabilities: ArrayLike,
     labels: ArrayLike,
@@ -88,6 +90,7 @@ def maximum_calibration_error(
     return float(_bins(probabilities, labels, num_bins, binning)[1].max())
 
 
+@_arguments.checked
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
     r"""Computes the Brier score over all classes.
 
@@ -115,6 +118,7 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
     return float(((probabilities.astype(np.float64) - target) ** 2).sum(axis=1).mean())
 
 
+@_arguments.checked
 def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:
     r"""Computes the mean negative log-likelihood of the labels.
 
@@ -141,6 +145,7 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> floa
         return float(-np.log(of_label).mean())
 
 
+@_arguments.checked
 def aurc(scores: ArrayLike, errors: ArrayLike) -> float:
     r"""Computes the area under the risk-coverage curve (AURC) of selective prediction.
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.certification import Certificate, DualCertificate, SequentialCertificate
 from robustjax.typing import ArrayLike
 
@@ -26,6 +26,7 @@ def _correct(certificate: AnyCertificate, labels: ArrayLike) -> np.ndarray:
     return (np.asarray(certificate.label) == labels) & ~np.asarray(certificate.abstained)
 
 
+@_arguments.checked
 def certified_accuracy(certificate: AnyCertificate, labels: ArrayLike, radii: ArrayLike) -> np.ndarray:
     r"""Computes the share of inputs that are classified correctly and certified at each radius.
 
@@ -60,6 +61,7 @@ def certified_accuracy(certificate: AnyCertificate, labels: ArrayLike, radii: Ar
     return (correct[None] & (np.asarray(certificate.radius)[None] >= radii[:, None])).mean(axis=1)
 
 
+@_arguments.checked
 def average_certified_radius(certificate: AnyCertificate, labels: ArrayLike) -> float:
     r"""Computes the average certified radius (ACR).
 
@@ -89,6 +91,7 @@ def average_certified_radius(certificate: AnyCertificate, labels: ArrayLike) -> 
     return float(np.where(_correct(certificate, labels), certificate.radius, 0.0).mean())
 
 
+@_arguments.checked
 def certified_accuracy_lower_bound(
     certificate: AnyCertificate, labels: ArrayLike, radii: ArrayLike, *, alpha: float = 0.001, rho: float = 0.001
 ) -> np.ndarray:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.typing import AnyArray, ArrayLike
 
 
@@ -38,6 +38,7 @@ class DetectionMetrics(NamedTuple):
     detection_error: float | Array
 
 
+@_arguments.checked
 def auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     r"""Computes the area under the ROC curve, the probability that the order of two scores is right.
 
@@ -65,6 +66,7 @@ def auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     return float(_auroc(*_counts(scores_in, scores_out)))
 
 
+@_arguments.checked
 def aupr(
     scores_in: ArrayLike,
     scores_out: ArrayLike,
@@ -103,6 +105,7 @@ def aupr(
     return float(_aupr(*_counts(scores_in, scores_out), positive, interpolation))
 
 
+@_arguments.checked
 def fpr_at_tpr(
     scores_in: ArrayLike, scores_out: ArrayLike, *, tpr: float = 0.95, positive: Literal["ood", "id"] = "ood"
 ) -> float:
@@ -146,6 +149,7 @@ def fpr_at_tpr(
     return float((scores_in >= np.partition(scores_out, last)[last]).mean())
 
 
+@_arguments.checked
 def detection_error(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     r"""Computes the smallest detection error over all thresholds, with the two classes equally likely.
 
@@ -172,6 +176,7 @@ def detection_error(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     return float(_detection_error(*_counts(scores_in, scores_out)))
 
 
+@_arguments.checked
 def detection_metrics(scores_in: ArrayLike, scores_out: ArrayLike, *, tpr: float = 0.95) -> DetectionMetrics:
     """Computes all detection metrics from one sort of the scores.
 
@@ -196,6 +201,7 @@ def detection_metrics(scores_in: ArrayLike, scores_out: ArrayLike, *, tpr: float
     return DetectionMetrics(*map(float, _all(below_in, below_out, *needed)))
 
 
+@_arguments.checked
 def detection_metrics_on_device(
     scores_in: Float[AnyArray, " m"], scores_out: Float[AnyArray, " n"], *, tpr: float = 0.95
 ) -> DetectionMetrics:
@@ -240,6 +246,7 @@ def detection_metrics_on_device(
     return DetectionMetrics(*(jnp.where(has_nan, jnp.nan, value) for value in metrics))
 
 
+@_arguments.checked
 def ranks(scores_in: ArrayLike, scores_out: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Replaces scores by their ranks among all scores; tied scores share a rank.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxtyping import Array, Key
 
+from robustjax import _arguments
 from robustjax.models import prototypes as prototypes
 from robustjax.models._classifier import Classifier as Classifier
 from robustjax.models._denoiser import ImageFunctional as ImageFunctional
@@ -47,6 +48,7 @@ MODELS: dict[str, Callable[..., Classifier]] = {
 """Constructors by name."""
 
 
+@_arguments.checked
 def create(name: str, key: Key[Array, ""], **settings: Any) -> Classifier:
     """Builds a model by its name, for configurations.
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.models._convolution import conv_general_dilated
 from robustjax.models._functional import functional
 from robustjax.models._initializers import variance_scaling, zeros
@@ -155,6 +155,7 @@ class NoisePredictor(nnx.Module):
         return self.body(x.astype(self.dtype), shift.astype(self.dtype)).astype(jnp.float32)
 
 
+@_arguments.checked
 def denoiser(
     key: Key[Array, ""],
     *,
@@ -196,6 +197,7 @@ def denoiser(
     return Denoiser(key, image_shape=image_shape, width=width, depth=depth, fold=fold, dtype=dtype)
 
 
+@_arguments.checked
 def noise_predictor(
     key: Key[Array, ""],
     *,
@@ -261,6 +263,7 @@ def _pure_functions(graph: nnx.GraphDef) -> tuple[Callable, Callable]:
     return apply, outputs
 
 
+@_arguments.checked
 def image_functional(module: nnx.Module) -> ImageFunctional:
     """Makes pure functions of a Flax module that returns images, as :func:`functional` does for a classifier.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Shaped
 
+from robustjax import _arguments, _validate
 from robustjax.typing import Apply, ModelState, Outputs
 
 
@@ -90,6 +91,7 @@ def _pure_functions(training: nnx.GraphDef, inference: nnx.GraphDef) -> tuple[Ca
     return apply, outputs, activations
 
 
+@_arguments.checked
 def functional(module: nnx.Module) -> Functional:
     """Makes pure functions of a Flax module that maps images to ``Outputs``.
 
@@ -126,6 +128,7 @@ def functional(module: nnx.Module) -> Functional:
     return Functional(apply, outputs, state, activations)
 
 
+@_arguments.checked
 def num_parameters(params: Any) -> int:
     """Counts the scalars in a tree of arrays or of shapes.
 
@@ -135,9 +138,15 @@ def num_parameters(params: Any) -> int:
     Returns:
       The sum of their sizes.
 
+    Raises:
+      ValueError: something in the tree has no size.
+
     Example:
       >>> model = models.functional(models.mlp(jax.random.key(0), hidden=(16,), image_shape=(8, 8, 1)))
       >>> models.num_parameters(model.state.params)  # 64 * 16 + 16 + 16 * 10 + 10
       1210
     """
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    for leaf in (leaves := jax.tree.leaves(params)):
+        if not hasattr(leaf, "size"):
+            raise ValueError(f"params must be a tree of arrays or shapes, got {_validate.short(leaf)} in it.")
+    return sum(leaf.size for leaf in leaves)

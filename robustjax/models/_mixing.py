@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.models._classifier import torch_init
 from robustjax.models._initializers import zeros
 from robustjax.typing import Outputs
@@ -31,7 +31,8 @@ class MixingNetwork(nnx.Module):
         _validate.key(key)
         _validate.at_least(1, num_inputs=num_inputs)
         _validate.positive(scale=scale)
-        if not hidden or any(width < 1 for width in hidden):
+        _validate.finite_number(bias=bias, train_bias=train_bias)
+        if not len(hidden) or any(width < 1 for width in hidden):
             raise ValueError(f"hidden must be one or more positive widths, got {tuple(hidden)}.")
         rngs, widths = nnx.Rngs(params=key), (num_inputs, *hidden)
         self.scale, self.bias, self.train_bias = float(scale), float(bias), float(train_bias)
@@ -64,6 +65,7 @@ class MixingNetwork(nnx.Module):
         return Outputs(self.scale * self.gamma_norm(gamma) + (self.train_bias if training else self.bias), features)
 
 
+@_arguments.checked
 def mixing_network(
     key: Key[Array, ""],
     *,

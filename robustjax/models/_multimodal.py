@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Key, Shaped
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.models._initializers import drawn, variance_scaling, zeros
 from robustjax.typing import Outputs
 
@@ -33,6 +33,8 @@ class Multimodal(nnx.Module):
     ):
         _validate.key(key)
         _validate.at_least(1, num_modalities=num_modalities, num_classes=num_classes)
+        if hidden is not None:
+            _validate.at_least(2, hidden=hidden)  # a row of one unit has no norm without its mean
         if len(image_shape) != 3 or min(image_shape) < 1:
             raise ValueError(f"image_shape must be a positive (height, width, channels), got {tuple(image_shape)}.")
         height, width, channels = image_shape
@@ -43,7 +45,6 @@ class Multimodal(nnx.Module):
         self.hidden = hidden is not None
         kernel_key, row_key = jax.random.split(key)
         if hidden is not None:
-            _validate.at_least(2, hidden=hidden)  # a row of one unit has no norm without its mean
             self.kernel = nnx.Param(_stacked_init(kernel_key, (num_modalities, pixels, hidden), jnp.float32))
             self.hidden_bias = nnx.Param(zeros(None, (num_modalities, hidden)))
         size = pixels if hidden is None else hidden
@@ -80,6 +81,7 @@ class Multimodal(nnx.Module):
         return Outputs(logits, scores.reshape(x.shape[0], -1))
 
 
+@_arguments.checked
 def multimodal(
     key: Key[Array, ""],
     *,

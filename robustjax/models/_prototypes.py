@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _prototypes, _validate
+from robustjax import _arguments, _prototypes, _validate
 from robustjax.models._initializers import drawn
 from robustjax.typing import AnyArray, Outputs
 
@@ -83,6 +83,7 @@ class PrototypeClassifier(nnx.Module):
         return Outputs(_prototypes.log_probabilities(arrays, logs), jnp.exp(logs))
 
 
+@_arguments.checked
 def classifier(
     key: Key[Array, ""],
     components: Float[AnyArray, "components height width channels"],

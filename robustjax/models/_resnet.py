@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from robustjax import _arguments
 from robustjax.models._classifier import Classifier, ImageShape
 from robustjax.models._layers import Norm, conv
 
@@ -89,6 +90,7 @@ class _ResNet(nnx.Module):
         return x.astype(jnp.float32).mean((1, 2))
 
 
+@_arguments.checked
 def resnet20(
     key: Key[Array, ""],
     *,
@@ -129,6 +131,7 @@ def resnet20(
     return Classifier(key, body, image_shape=image_shape, num_classes=num_classes, mean=mean, std=std, dtype=dtype)
 
 
+@_arguments.checked
 def resnet56(
     key: Key[Array, ""],
     *,
@@ -164,6 +167,7 @@ def resnet56(
     return Classifier(key, body, image_shape=image_shape, num_classes=num_classes, mean=mean, std=std, dtype=dtype)
 
 
+@_arguments.checked
 def resnet110(
     key: Key[Array, ""],
     *,
@@ -199,6 +203,7 @@ def resnet110(
     return Classifier(key, body, image_shape=image_shape, num_classes=num_classes, mean=mean, std=std, dtype=dtype)
 
 
+@_arguments.checked
 def resnet18(
     key: Key[Array, ""],
     *,
@@ -239,6 +244,7 @@ def resnet18(
     return Classifier(key, body, image_shape=image_shape, num_classes=num_classes, mean=mean, std=std, dtype=dtype)
 
 
+@_arguments.checked
 def resnet50(
     key: Key[Array, ""],
     *,

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from robustjax import _arguments
 from robustjax.models._classifier import Classifier, ImageShape, torch_init
 from robustjax.models._convolution import conv_general_dilated
 from robustjax.models._initializers import zeros
@@ -86,6 +87,7 @@ class _ConvNet(nnx.Module):
         return nnx.relu(self.dense(_flatten(x)))
 
 
+@_arguments.checked
 def mlp(
     key: Key[Array, ""],
     *,
@@ -124,6 +126,7 @@ def mlp(
     return Classifier(key, body, image_shape=image_shape, num_classes=num_classes, mean=mean, std=std, dtype=dtype)
 
 
+@_arguments.checked
 def lenet(
     key: Key[Array, ""],
     *,
@@ -164,6 +167,7 @@ def lenet(
     return Classifier(key, body, image_shape=image_shape, num_classes=num_classes, mean=mean, std=std, dtype=dtype)
 
 
+@_arguments.checked
 def cnn(
     key: Key[Array, ""],
     *,
@@ -200,6 +204,7 @@ def cnn(
     return Classifier(key, body, image_shape=image_shape, num_classes=num_classes, mean=mean, std=std, dtype=dtype)
 
 
+@_arguments.checked
 def strided_cnn(
     key: Key[Array, ""],
     *,

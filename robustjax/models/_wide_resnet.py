@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.models._classifier import Classifier, ImageShape
 from robustjax.models._layers import Norm, conv
 
@@ -52,6 +52,7 @@ class _WideResNet(nnx.Module):
         return nnx.relu(self.norm(x)).astype(jnp.float32).mean((1, 2))
 
 
+@_arguments.checked
 def wide_resnet(
     key: Key[Array, ""],
     *,

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 
 
+@_arguments.checked
 def random_crop(
     key: Key[Array, ""], x: Float[Array, "batch height width channels"], *, padding: int = 4
 ) -> Float[Array, "batch height width channels"]:
@@ -40,6 +41,7 @@ def random_crop(
     return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), x.shape[1:]))(padded, offsets)
 
 
+@_arguments.checked
 def random_horizontal_flip(
     key: Key[Array, ""], x: Float[Array, "batch height width channels"]
 ) -> Float[Array, "batch height width channels"]:
@@ -90,6 +92,7 @@ class Compose:
         return x
 
 
+@_arguments.checked
 def compose(*functions: Callable[[Array, Array], Array]) -> Compose:
     """Composes perturbations from left to right, e.g. ``compose(random_crop, random_horizontal_flip)``.
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.perturbations._normal import threefry_2x32
 from robustjax.typing import AnyArray
 
 
+@_arguments.checked
 def image_keys(key: Key[Array, "..."], x: Float[AnyArray, "batch ..."]) -> Key[Array, " batch"]:
     """Gives every input its own PRNG key, which depends on the input and not on its place in a batch.
 

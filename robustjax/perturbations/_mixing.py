@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 
 
 class Mixed(NamedTuple):
@@ -23,6 +23,7 @@ class Mixed(NamedTuple):
     label_probabilities: Float[Array, "batch classes"]
 
 
+@_arguments.checked
 def mixup(
     key: Key[Array, ""],
     images: Float[Array, "batch height width channels"],
@@ -69,6 +70,7 @@ def mixup(
     return Mixed(mixed, _mixed_labels(labels, partner, kept, num_classes))
 
 
+@_arguments.checked
 def cutmix(
     key: Key[Array, ""],
     images: Float[Array, "batch height width channels"],

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 
 
+@_arguments.checked
 def gaussian_noise(
     key: Key[Array, ""], x: Float[Array, " *shape"], *, sigma: float | Float[Array, ""]
 ) -> Float[Array, " *shape"]:

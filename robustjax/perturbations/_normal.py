@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
+@_arguments.checked
 def threefry_2x32(
     key: tuple[UInt32[Array, "..."], UInt32[Array, "..."]], count: tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 ) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
@@ -49,6 +50,7 @@ def threefry_2x32(
     return a, b
 
 
+@_arguments.checked
 def standard_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
     r"""Draws independent standard normal numbers in float32.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from robustjax import _arguments, _validate
 from robustjax.plotting import _canvas
 from robustjax.typing import ArrayLike
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "oo", "||||")
 
 
+@_arguments.checked
 def bar_chart(
     values: Mapping[str, Mapping[str, ArrayLike]],
     *,
@@ -39,7 +41,7 @@ def bar_chart(
       A matplotlib ``Figure``, the first entry on top.
 
     Raises:
-      ValueError: for no entry, or entries with different series.
+      ValueError: for no entry, series or run, or entries with different series.
 
     Example:
       >>> auroc = {"energy": {"digits": [0.91, 0.93]}, "knn": {"digits": [0.97, 0.95]}}  # two seeds each
@@ -47,11 +49,15 @@ def bar_chart(
       >>> [f"{bar.get_x() + bar.get_width():.2f}" for bar in figure.axes[0].patches]
       ['0.92', '0.96']
     """
+    _validate.positive(panel_width=panel_width, row_inches=row_inches)
+    _validate.finite_number(start=start)
     if not values:
         raise ValueError("values must have at least one entry, got none.")
     series = list(next(iter(values.values())))
     if any(list(entry) != series for entry in values.values()):
         raise ValueError(f"values must have the series {series} of the first entry in every entry.")
+    if not series or not all(np.size(runs) for entry in values.values() for runs in entry.values()):
+        raise ValueError("values must have at least one series, and each series at least one run, got none.")
     thickness = 0.8 / len(series)
     names = [_canvas.wrapped(name, 0.35 * panel_width, "small") for name in values]
     lines = max(name.count("\n") + 1 for name in names)

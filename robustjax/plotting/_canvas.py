@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robustjax import _arguments, _validate
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -21,6 +23,7 @@ MARKERS = "os^DvPX<*"
 PAD = 0.08  # inches around what is drawn
 
 
+@_arguments.checked
 def line_style(i: int) -> dict[str, Any]:
     """Returns the style of the i-th curve of a figure; 36 curves differ in dash or marker, so also in grey.
 
@@ -34,6 +37,7 @@ def line_style(i: int) -> dict[str, Any]:
       >>> {name: plotting.line_style(1)[name] for name in ("color", "linestyle", "marker")}
       {'color': '#D55E00', 'linestyle': '--', 'marker': 's'}
     """
+    _validate.at_least(0, i=i)
     return {
         "color": COLOURS[i % len(COLOURS)],
         "linestyle": DASHES[i % len(DASHES)],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from robustjax import _arguments, _validate
 from robustjax.plotting import _canvas
 from robustjax.typing import ArrayLike
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@_arguments.checked
 def certified_accuracy_curve(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
@@ -49,6 +51,8 @@ def certified_accuracy_curve(
     farthest = 0.0
     for i, (name, (radius, correct)) in enumerate(curves.items()):
         radius, correct = _pair(f"curves[{name!r}]", radius, correct)
+        if not (np.isfinite(radius).all() and np.isfinite(correct).all()):
+            raise ValueError(f"curves[{name!r}] must have finite radii and marks, got NaN or infinity.")
         reached = np.sort(radius[correct != 0])
         height = np.arange(reached.size, -1, -1) / radius.size
         edges = np.concatenate([[0.0], reached])
@@ -65,6 +69,7 @@ def certified_accuracy_curve(
     return figure
 
 
+@_arguments.checked
 def robust_accuracy_curve(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
@@ -93,11 +98,14 @@ def robust_accuracy_curve(
       >>> figure.axes[0].get_xlabel(), list(figure.axes[0].lines[0].get_ydata())
       ('linf epsilon (in [0, 1] pixels)', [np.float64(0.95), np.float64(0.8), np.float64(0.4)])
     """
+    if clean is not None and not 0 <= _validate.number(clean) <= 1:
+        raise ValueError(f"clean must lie in [0, 1], got {clean!r}.")
     figure, axes = _axes(curves, figure_size, title)
     for i, (name, (epsilon, accuracy)) in enumerate(curves.items()):
         epsilon, accuracy = _pair(f"curves[{name!r}]", epsilon, accuracy)
         if not ((accuracy >= 0) & (accuracy <= 1)).all():
-            raise ValueError(f"curves[{name!r}] must have accuracies in [0, 1], got {accuracy}.")
+            got = f"{accuracy.min():g} to {accuracy.max():g}"
+            raise ValueError(f"curves[{name!r}] must have accuracies in [0, 1], got {got}.")
         order = np.argsort(epsilon)
         points = epsilon[order], accuracy[order]
         if clean is not None:
@@ -109,6 +117,7 @@ def robust_accuracy_curve(
     return figure
 
 
+@_arguments.checked
 def loss_over_steps(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
@@ -140,7 +149,7 @@ def loss_over_steps(
     for i, (name, (steps, loss)) in enumerate(curves.items()):
         steps, loss = _pair(f"curves[{name!r}]", steps, loss)
         if not (steps >= 1).all():
-            raise ValueError(f"curves[{name!r}] must have steps of at least 1, got {steps}.")
+            raise ValueError(f"curves[{name!r}] must have steps of at least 1, got {steps.min():g}.")
         axes.plot(steps, loss, label=name, **_canvas.line_style(i))
         taken.append(steps)
     axes.set(xlabel="steps", ylabel=_canvas.wrapped(label, figure_size[1] - 0.8, "medium"))
@@ -150,6 +159,7 @@ def loss_over_steps(
     return figure
 
 
+@_arguments.checked
 def spread_curve(
     curves: Mapping[str, tuple[ArrayLike, Any]],
     references: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
@@ -190,7 +200,7 @@ def spread_curve(
     for i, (name, (x, values)) in enumerate(curves.items()):
         x, mean = _pair(f"curves[{name!r}]", x, np.mean(values, 1))
         if xscale == "log" and not (x > 0).all():
-            raise ValueError(f"curves[{name!r}] must have positive x on a logarithmic axis, got {x}.")
+            raise ValueError(f"curves[{name!r}] must have positive x on a logarithmic axis, got {x.min():g}.")
         axes.plot(x, mean, label=name, **_canvas.line_style(i))
         band = np.min(values, 1), np.max(values, 1)
         axes.fill_between(x, *band, color=_canvas.COLOURS[i % len(_canvas.COLOURS)], alpha=0.2, linewidth=0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robustjax import _validate, metrics
+from robustjax import _arguments, _validate, metrics
 from robustjax.plotting import _canvas
 from robustjax.typing import ArrayLike
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@_arguments.checked
 def score_histograms(
     scores: Mapping[str, Mapping[str, ArrayLike]],
     *,
@@ -53,6 +54,7 @@ def score_histograms(
       >>> [axes.get_title() for axes in figure.axes]
       ['energy', 'knn']
     """
+    _validate.at_least(1, num_bins=num_bins, columns=columns)
     checked = _detectors(scores, most)
     areas = {name: _separation(list(sets.values())) for name, sets in checked.items()}
     kept = set(sorted(areas, key=areas.__getitem__, reverse=True)[:most])
@@ -89,6 +91,7 @@ def score_histograms(
     return figure
 
 
+@_arguments.checked
 def roc_curves(
     scores: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
@@ -142,8 +145,8 @@ def roc_curves(
 
 
 def _detectors(scores: Mapping[str, Mapping], most: int | None) -> dict[str, dict]:
-    if not scores:
-        raise ValueError("scores must have at least one detector, got none.")
+    if not scores or not all(scores.values()):
+        raise ValueError("scores must have at least one detector, and each detector at least one set, got none.")
     if most is not None:
         _validate.at_least(1, most=most)
     return {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from robustjax import _arguments, _validate
 from robustjax.plotting import _canvas
 from robustjax.typing import ArrayLike
 
@@ -18,6 +19,7 @@ PAD = 0.035  # inches around an image
 POINTS = 7.0  # size of titles and row labels
 
 
+@_arguments.checked
 def image_grid(
     images: ArrayLike,
     *,
@@ -57,6 +59,7 @@ def image_grid(
         raise ValueError(f"images must be floating, in [0, 1], got {images.dtype}.")
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"titles must have one text for each of the {len(images)} images, got {len(titles)}.")
+    _validate.positive(image_inches=image_inches)
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}.")
     columns = min(columns, len(images))

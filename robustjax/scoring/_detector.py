@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32
 from robustjax.typing import AnyArray, Outputs
 
@@ -70,6 +70,7 @@ def cached_by_settings(factory: Callable[Settings, Detector]) -> Callable[Settin
     return once
 
 
+@_arguments.checked
 def make_detector(
     fit: Callable[..., Any] | None,
     score: Callable[[Any, Outputs], jax.Array],

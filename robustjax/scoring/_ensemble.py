@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from robustjax import _arguments
 from robustjax.scoring._detector import (
     Detector,
     as_outputs,
@@ -57,6 +58,7 @@ def _mean_standardised(members, scores) -> jax.Array:
     return jnp.stack([(score - member.mean) / member.deviation for member, score in zip(members, scores)]).mean(0)
 
 
+@_arguments.checked
 @cached_by_settings
 def ensemble(*detectors: Detector) -> Detector:
     r"""Averages the scores of several detectors of one model, each standardised on the training rows.
@@ -97,6 +99,7 @@ def ensemble(*detectors: Detector) -> Detector:
     return make_detector(fit, score, lambda state: _check_members(state, len(detectors)), needs_features=False)
 
 
+@_arguments.checked
 @cached_by_settings
 def model_ensemble(detector: Detector) -> Detector:
     r"""Averages the scores that one detector gives to several models, each standardised on the training rows.

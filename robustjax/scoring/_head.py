@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.scoring._detector import Detector, cached_by_settings, check_scale, make_detector, require
 from robustjax.scoring._neighbours import nearest
 
@@ -99,6 +99,7 @@ def _patterns(outputs, labels):
     return total / jnp.maximum(count, 1)[:, None], count
 
 
+@_arguments.checked
 @cached_by_settings
 def nnguide(*, k: int = 10) -> Detector:
     r"""Scores by the energy, guided by the energies of the training rows that are nearest in angle.
@@ -219,6 +220,7 @@ class Collapse(NamedTuple):
     mean: Float[Array, " dim"]
 
 
+@_arguments.checked
 @cached_by_settings
 def nci(*, alpha: float = 1e-4) -> Detector:
     r"""Scores by how near the feature lies to the weight of its class, and to the origin (neural collapse).

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32, log_softmax
 from robustjax.scoring._detector import Detector, check_finite, in_blocks
 from robustjax.scoring._logits import msp
@@ -44,6 +44,7 @@ def descend(loss: Callable[[Any], Float[Array, " batch"]], x: Any, epsilon: Any)
     return jax.tree.map(lambda a, g: a - epsilon * jnp.sign(g), x, gradient)
 
 
+@_arguments.checked
 def odin(logits_fn: LogitsFn, *, temperature: float = 1000.0, epsilon: float = 0.0014) -> Detector:
     r"""Scores images by the maximum softmax probability at a high temperature, after a step that raises it.
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.scoring._detector import Detector, checked_labels, fitted_shapes, make_detector, require
 from robustjax.scoring._inputs import descend, of_inputs
 from robustjax.scoring._mahalanobis import mahalanobis
@@ -70,6 +70,7 @@ def _pooled(layers_fn, x):
     return {name: a.astype(jnp.float32).mean(tuple(range(1, a.ndim - 1))) for name, a in layers.items()}
 
 
+@_arguments.checked
 def neuron_states(
     activations_fn: Callable[[Array, Mapping[str, Array]], Layers],
     x: Float[Array, "batch ..."],
@@ -110,9 +111,9 @@ def neuron_states(
       arXiv:2306.02879.
     """
     shapes = jax.eval_shape(activations_fn, x, {})
-    for name in (*layers, logits):
+    for argument, name in (*(("layers", name) for name in layers), ("logits", logits)):
         if name not in shapes:
-            raise ValueError(f"layers must be among {', '.join(shapes)}, got {name!r}.")
+            raise ValueError(f"{argument} must be among {', '.join(shapes)}, got {name!r}.")
     offsets = {
         name: jnp.zeros((shapes[name].shape[0], *(1,) * (len(shapes[name].shape) - 2), shapes[name].shape[-1]))
         for name in layers
@@ -128,6 +129,7 @@ def neuron_states(
     return {name: z * gradients[name].reshape(z.shape) for name, z in summed.items()}
 
 
+@_arguments.checked
 def nac(
     layers_fn: LayersFn | None = None,
     *,
@@ -274,6 +276,7 @@ def _check_layers(layers, fitted):
         raise ValueError(f"layers_fn must return the fitted layers {', '.join(fitted)}, got {', '.join(layers)}.")
 
 
+@_arguments.checked
 def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detector:
     r"""Scores by a weighted sum over layers of the Mahalanobis distance to the nearest class.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax._precision import in_float32
 from robustjax.scoring._detector import (
     Detector,
@@ -122,6 +122,7 @@ def max_logit() -> Detector:
     return make_detector(None, lambda state, outputs: -outputs.logits.max(-1), needs_features=False)
 
 
+@_arguments.checked
 @cached_by_settings
 def energy(*, temperature: float = 1.0) -> Detector:
     r"""Scores by the free energy, :math:`s = -T \ln \sum_k e^{l_k / T}`.
@@ -170,6 +171,7 @@ def entropy() -> Detector:
     )
 
 
+@_arguments.checked
 @cached_by_settings
 def generalized_entropy(*, gamma: float = 0.1, top: int | None = None) -> Detector:
     r"""Scores by the generalised entropy (GEN) of the M largest probabilities.
@@ -240,6 +242,7 @@ def temperature_scaling() -> Detector:
     return make_detector(fit, score, lambda state: (None, None, state.temperature)[:2], needs_features=False)
 
 
+@_arguments.checked
 def fit_temperature(logits: Float[AnyArray, "batch classes"], labels: Int[AnyArray, " batch"]) -> Temperature:
     r"""Fits the temperature that calibrates logits: the T that maximises the likelihood of held-out labels.
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from robustjax import _arguments
 from robustjax._precision import in_float32
 from robustjax.scoring._detector import (
     Detector,
@@ -133,6 +134,7 @@ def relative_mahalanobis() -> Detector:
     return make_detector(fit, score, lambda state: (None, state.background.shape[0]))
 
 
+@_arguments.checked
 def add_class(state: MahalanobisState, features: Float[AnyArray, "rows dim"]) -> MahalanobisState:
     r"""Adds a class to a fitted ``mahalanobis``, without the rows of the other classes.
 
@@ -162,6 +164,7 @@ def add_class(state: MahalanobisState, features: Float[AnyArray, "rows dim"]) ->
     return _with_class(state, _checked_features(state, features, 1))
 
 
+@_arguments.checked
 def nearest_class(state: MahalanobisState, features: Float[AnyArray, "batch dim"]) -> Int[Array, " batch"]:
     """The class whose mean is nearest in Mahalanobis distance: the classifier that can learn new classes.
 

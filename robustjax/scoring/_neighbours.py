@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.scoring._detector import Detector, cached_by_settings, make_detector, require
 
 _ROWS = 256
 _GROUP = 16
 
 
+@_arguments.checked
 @cached_by_settings
 def knn(*, k: int = 50) -> Detector:
     r"""Distance to the k-th nearest training feature, with all features scaled to unit length.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.scoring._detector import Detector, Head, cached_by_settings, check_detectors, make_detector, require
 from robustjax.typing import Outputs
 
@@ -63,6 +63,7 @@ def _percentile(values, percentile: float, axis: int | None = None) -> jax.Array
     return jnp.asarray(np.percentile(np.asarray(values), percentile, axis=axis), jnp.float32)
 
 
+@_arguments.checked
 @cached_by_settings
 def react(detector: Detector, *, percentile: float = 90.0) -> Detector:
     r"""Clips every feature from above at one percentile of all training features (ReAct).
@@ -102,6 +103,7 @@ def react(detector: Detector, *, percentile: float = 90.0) -> Detector:
     return _shaped_detector("react", detector, lambda limit, features: jnp.minimum(features, limit), learn)
 
 
+@_arguments.checked
 @cached_by_settings
 def dice(detector: Detector, *, percentile: float = 90.0) -> Detector:
     r"""Cuts the weights of the last layer that contribute little on training rows (DICE).
@@ -159,6 +161,7 @@ def _concentration(features, of_largest):
     return jnp.exp(jnp.minimum(ratio, 40))  # only percentiles above 97.5 get there; products stay inside float32
 
 
+@_arguments.checked
 @cached_by_settings
 def ash(detector: Detector, *, method: Literal["S", "B", "P"] = "S", percentile: float = 90.0) -> Detector:
     r"""Keeps the largest features of each row and prunes the rest to 0 (ASH).
@@ -204,6 +207,7 @@ def ash(detector: Detector, *, method: Literal["S", "B", "P"] = "S", percentile:
     return _shaped_detector("ash", detector, shape)
 
 
+@_arguments.checked
 @cached_by_settings
 def scale(detector: Detector, *, percentile: float = 85.0) -> Detector:
     r"""Multiplies the features of each row by how little its largest ones dominate (SCALE).
@@ -241,6 +245,7 @@ def scale(detector: Detector, *, percentile: float = 85.0) -> Detector:
     return _shaped_detector("scale", detector, shape)
 
 
+@_arguments.checked
 @cached_by_settings
 def vra(detector: Detector, *, low: float = 60.0, high: float = 95.0) -> Detector:
     r"""Drops low features and clips high ones, by percentiles of each unit (variational rectified activation).
@@ -285,6 +290,7 @@ def vra(detector: Detector, *, low: float = 60.0, high: float = 95.0) -> Detecto
     return _shaped_detector("vra", detector, shape, learn)
 
 
+@_arguments.checked
 @cached_by_settings
 def feature_normalized(detector: Detector) -> Detector:
     r"""Scales the features of every row to the same length, the mean length of training rows.

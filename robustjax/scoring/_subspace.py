@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.scoring._detector import Detector, Head, cached_by_settings, check_scale, make_detector, require
 from robustjax.scoring._factor import stacked_factor, triangular_factor
 
@@ -41,6 +41,7 @@ class VimState(NamedTuple):
     alpha: Float[Array, ""]
 
 
+@_arguments.checked
 @cached_by_settings
 def residual(*, principal_dim: int | None = None) -> Detector:
     r"""Distance of the features from the principal subspace of the training features.
@@ -80,6 +81,7 @@ def residual(*, principal_dim: int | None = None) -> Detector:
     return make_detector(fit, score, lambda state: (None, state.complement.shape[0]))
 
 
+@_arguments.checked
 @cached_by_settings
 def vim(*, principal_dim: int | None = None) -> Detector:
     r"""Virtual-logit matching: the residual as the logit of an additional class, relative to the other logits.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 
 
 class AccelATState(NamedTuple):
@@ -40,6 +40,7 @@ class AccelAT(NamedTuple):
     update: Callable[[AccelATState, Array | float], tuple[AccelATState, Array]]
 
 
+@_arguments.checked
 def accelat(
     *,
     learning_rate: float = 1e-3,

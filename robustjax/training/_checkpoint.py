@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from robustjax import _paths
+from robustjax import _arguments, _paths
 from robustjax.training._step import TrainState
 from robustjax.typing import ModelState
 
@@ -138,6 +138,7 @@ def restore(folder: epath.Path, template: TrainState, log: Callable[[str], None]
     return Restored(TrainState(key=key, model=parts["model"], **parts["training"]), metadata)
 
 
+@_arguments.checked
 def restore_model(
     folder: str | os.PathLike[str], template: ModelState, *, log: Callable[[str], None] | None = None
 ) -> ModelState:

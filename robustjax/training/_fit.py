@@ -17,7 +17,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from robustjax import _paths, _validate
+from robustjax import _arguments, _paths, _validate
 from robustjax.data import BatchIterator
 from robustjax.losses import Objective
 from robustjax.training import _checkpoint
@@ -46,6 +46,7 @@ class FitResult(NamedTuple):
     history: dict[str, np.ndarray]
 
 
+@_arguments.checked
 def fit(
     apply: Apply,
     state: TrainState,

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.typing import Batch
 
 
+@_arguments.checked
 def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes a mesh of devices with named axes.
 
@@ -38,6 +39,8 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
       ('data',)
     """
     devices = jax.devices() if devices is None else list(devices)
+    if not devices:
+        raise ValueError("devices must be one or more, got none.")
     axes = {"data": len(devices)} if axes is None else dict(axes)
     _validate.at_least(1, **{f"axes[{name!r}]": size for name, size in axes.items()})
     wanted, processes = math.prod(axes.values()), len({device.process_index for device in devices})
@@ -54,6 +57,7 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[jax.De
     )
 
 
+@_arguments.checked
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies a pytree onto every device of the mesh; the copies share no memory with the argument.
 
@@ -82,6 +86,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
+@_arguments.checked
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Splits a batch along its first axis over all devices of the mesh.
 

@@ -7,9 +7,10 @@ from typing import Literal
 
 import optax
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 
 
+@_arguments.checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Optimizer, schedule, batch size and length of a training run.
@@ -43,6 +44,7 @@ class Recipe:
 
     def __post_init__(self):
         _validate.positive(learning_rate=self.learning_rate, decay=self.decay)
+        _validate.not_negative(momentum=self.momentum, weight_decay=self.weight_decay)
         _validate.at_least(1, batch_size=self.batch_size, num_epochs=self.num_epochs, step_size=self.step_size)
         for name, choices in (("algorithm", ("sgd", "adam")), ("schedule", ("step", "cosine"))):
             if getattr(self, name) not in choices:

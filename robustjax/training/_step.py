@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.losses import Objective, at_step
 from robustjax.typing import Apply, Batch, ModelState
 
@@ -36,6 +36,7 @@ class TrainState(NamedTuple):
 Step = Callable[[Apply, TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
+@_arguments.checked
 def init(key: Array, model: ModelState, optimizer: optax.GradientTransformation) -> TrainState:
     """Makes the train state at step 0.
 
@@ -60,6 +61,7 @@ def init(key: Array, model: ModelState, optimizer: optax.GradientTransformation)
     return jax.device_put(state, may_alias=False)
 
 
+@_arguments.checked
 @functools.lru_cache(maxsize=64)
 def make_step(objective: Objective, optimizer: optax.GradientTransformation) -> Step:
     """Compiles one step of training.

@@ -99,7 +99,7 @@ def test_a_model_that_gives_nan_has_no_accuracy():
 
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_no_attack_is_named():
-    with pytest.raises(ValueError, match=r"attacks must be one or more functions, got \(\[PGD"):
+    with pytest.raises(ValueError, match=r"attacks must be a function, got \[PGD"):
         attacks.worst_of([PGD])
     search = lambda key, logits_fn, x, labels: attacks.MinimumNorm(x, jnp.zeros(13), jnp.zeros(13, bool))
     with pytest.raises(ValueError, match=r"\(13, 4, 4, 1\), .* returned MinimumNorm; wrap it in attacks.at_budget\."):

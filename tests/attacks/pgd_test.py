@@ -197,7 +197,7 @@ def test_losses_by_name_and_by_function():
         ({"epsilon": -0.1}, "epsilon must be at least 0 and finite, got -0.1"),
         ({"epsilon": float("nan")}, "epsilon must be at least 0 and finite, got nan"),
         ({"epsilon": None}, "epsilon must be at least 0 and finite, got None"),
-        ({"epsilon": np.array([0.1, 0.2])}, r"epsilon must be at least 0 and finite, got array\(\[0.1, 0.2\]\)"),
+        ({"epsilon": np.array([0.1, 0.2])}, r"epsilon must be at least 0 and finite, got float64 of shape \(2,\)"),
         ({"steps": None}, "steps must be an integer of at least 1, got None"),
         ({"loss": ["ce"]}, r"loss must be one of .* or a function, got \['ce'\]"),
         ({"norm": "l0"}, "norm must be one of linf, l2, l1, got 'l0'"),

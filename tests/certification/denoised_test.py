@@ -161,7 +161,7 @@ def test_weights_and_sigma_are_arguments_of_one_program():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: certification.denoised(F, None), "denoiser_fn must be a function of inputs, got None"),
+        (lambda: certification.denoised(F, None), "denoiser_fn must be a function, got None"),
         (
             lambda: certification.denoised(F, lambda x: x[:, 1:])(X),
             r"denoiser_fn must return images of shape \(8, 4, 4, 1",

@@ -136,7 +136,10 @@ SCORES, WEIGHTS, BIAS = np.ones((5, 2, 3), np.float32), np.ones((2, 3), np.float
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: multimodal.radius(SCORES[0], WEIGHTS, BIAS, np.ones(2)), r"scores must be .* 3 axes, got .* \(2, 3\)"),
+        (
+            lambda: multimodal.radius(SCORES[0], WEIGHTS, BIAS, np.ones(2)),
+            r"scores must be .* got .* \(2, 3\)",
+        ),
         (lambda: multimodal.radius(SCORES.astype(int), WEIGHTS, BIAS, np.ones(2)), "scores must be a floating array"),
         (
             lambda: multimodal.radius(SCORES * np.inf, WEIGHTS, BIAS, np.ones(2)),
@@ -148,7 +151,7 @@ SCORES, WEIGHTS, BIAS = np.ones((5, 2, 3), np.float32), np.ones((2, 3), np.float
         ),
         (
             lambda: multimodal.radius(SCORES, WEIGHTS, BIAS, np.ones(2), modality=True),
-            "modality must be an integer of at least 0, got True",
+            "modality must be an integer or None, got True",
         ),
         (
             lambda: multimodal.radius(SCORES, WEIGHTS[:1], BIAS, np.ones(2)),
@@ -165,7 +168,7 @@ SCORES, WEIGHTS, BIAS = np.ones((5, 2, 3), np.float32), np.ones((2, 3), np.float
             lambda: multimodal.radius(SCORES, WEIGHTS, BIAS, np.ones(2), modality=2),
             "modality must be an integer from 0 to 1, got 2",
         ),
-        (lambda: multimodal.lipschitz_constants(WEIGHTS), r"kernel must have shape .* got \(2, 3\)"),
+        (lambda: multimodal.lipschitz_constants(WEIGHTS), r"kernel must be .* hidden\), got .* \(2, 3\)"),
         (lambda: multimodal.lipschitz_constants(np.full((1, 2, 2), np.nan)), "kernel must be finite"),
     ],
 )

@@ -237,7 +237,7 @@ def test_too_few_draws_ever_to_certify_are_told():
         ({"tolerance": 1.5}, "tolerance must lie strictly between 0 and 1, got 1.5"),
         ({"max_samples": 0}, "max_samples must be an integer of at least 1, got 0"),
         ({"max_samples": 2**31 - 50}, "max_samples must keep draw indices within int32, got 2147483598"),
-        ({"num_selection": 2.5}, "num_selection must be an integer of at least 1, got 2.5"),
+        ({"num_selection": 2.5}, "num_selection must be an integer, got 2.5"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"measure": 0.5, "target_radius": 0.5}, "measure must be a smoothing measure such as gaussian(0.5), got 0.5"),
         ({"x": X[0, 0, 0]}, "x must have shape (batch, ...), got (1,)"),

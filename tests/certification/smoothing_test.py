@@ -264,16 +264,16 @@ def test_a_model_that_depends_on_its_batch_is_refused():
     ("change", "message"),
     [
         ({"x": X[0, 0, 0]}, "x must have shape (batch, ...), got (1,)"),
-        ({"x": (X * 255).astype(np.uint8)}, "x must be a floating array, got uint8"),
-        ({"x": [[1.0]]}, "x must be a floating array, got list"),
+        ({"x": (X * 255).astype(np.uint8)}, "x must be a floating array (batch, ...), got uint8"),
+        ({"x": [[1.0]]}, "x must be a floating array (batch, ...), got [[1.0]]"),
         ({"x": X * 255}, "x must lie in [0, 1], got values from"),
-        ({"key": np.zeros(2, np.uint32)}, "key must be a typed key from jax.random.key, got array"),
+        ({"key": np.zeros(2, np.uint32)}, "key must be a typed key from jax.random.key, got uint32"),
         ({"key": 0}, "key must be a typed key from jax.random.key, got 0"),
         ({"num_estimation": 0}, "num_estimation must be an integer of at least 1, got 0"),
-        ({"num_selection": 2.5}, "num_selection must be an integer of at least 1, got 2.5"),
+        ({"num_selection": 2.5}, "num_selection must be an integer, got 2.5"),
         ({"num_estimation": 2**31}, "draw indices within int32"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
-        ({"logits_fn": None}, "logits_fn must be a function of inputs, got None"),
+        ({"logits_fn": None}, "logits_fn must be a function, got None"),
         ({"measure": 0.5}, "measure must be a smoothing measure such as gaussian(0.5), got 0.5"),
         ({"alpha": 0.0}, "alpha must lie strictly between 0 and 1, got 0.0"),
         (
@@ -305,8 +305,12 @@ def test_bad_counts_are_named(kind):
     good = np.array([[3, 90], [50, 50]])
     bad = {
         "negative": (good, good - 4, "estimation_counts must not be negative, got -1"),
-        "float": (good, good * 1.0, "estimation_counts must be integers"),
-        "rank": (good[0], good, "selection_counts must be integers (batch, classes >= 2), got int64 (2,)"),
+        "float": (good, good * 1.0, "estimation_counts must be an array of integers"),
+        "rank": (
+            good[0],
+            good,
+            "selection_counts must be an array of integers (batch, classes), got int64",
+        ),
         "one class": (good[:, :1], good, "selection_counts must be integers (batch, classes >= 2), got int64 (2, 1)"),
         "shape": (good, good[:1], "must have one shape, got (2, 2) and (1, 2)"),
         "empty row": (good, good * np.array([[1], [0]]), "row 1 has none"),

@@ -31,7 +31,7 @@ def test_classes_and_the_rest_are_a_partition(digits):
         ((1, 1), "distinct"),
         ((3, 10), r"0, \.\.\., 9"),
         ((-1,), r"0, \.\.\., 9"),
-        ((0.7,), "integers"),
+        ((0.7,), "each an integer"),
     ],
 )
 def test_select_classes_refuses(digits, classes, message, unchecked):
@@ -75,7 +75,7 @@ def test_match_images_scales_other_whites(digits):
 def test_match_images_refuses(digits):
     with pytest.raises(ValueError, match="1 or 3 channels"):
         data.match_images(digits, (8, 8, 2))
-    with pytest.raises(ValueError, match="height must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="each at least 1, got .0, 8, 1"):
         data.match_images(digits, (0, 8, 1))
 
 

@@ -115,7 +115,7 @@ def test_float64_scores_that_float32_would_tie_are_ranked():
 @pytest.mark.parametrize(
     ("key", "samples", "settings", "message"),
     [
-        (0, [jnp.ones(3)], {}, "key must be a typed key from jax.random.key, got 0"),
+        (0, [jnp.ones(3)], {}, "key must be a typed key from jax.random.key, of shape .., got 0"),
         (None, [], {}, "samples must be one or more arrays, got none"),
         (None, [jnp.ones(3), jnp.ones(0)], {}, r"samples\[1\] must have rows, got shape \(0,\)"),
         (None, [jnp.float32(3.0)], {}, r"samples\[0\] must have rows, got shape \(\)"),

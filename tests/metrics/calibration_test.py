@@ -187,7 +187,7 @@ def test_bad_bins_are_named():
     for function in (metrics.expected_calibration_error, metrics.maximum_calibration_error):
         with pytest.raises(ValueError, match="num_bins must be an integer of at least 1, got 0"):
             function(PROBABILITIES, LABELS, num_bins=0)
-        with pytest.raises(ValueError, match="binning must be 'width' or 'mass', got 'uniform'"):
+        with pytest.raises(ValueError, match="binning must be width or mass, got 'uniform'"):
             function(PROBABILITIES, LABELS, binning="uniform")
 
 

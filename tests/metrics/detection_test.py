@@ -215,18 +215,18 @@ def test_bad_scores_are_named(name, scores_in, scores_out, message):
 @pytest.mark.parametrize("tpr", [0.0, -0.1, 1.01, 95.0, float("nan"), "0.95"])
 def test_bad_tpr_is_named(tpr):
     for function in (metrics.fpr_at_tpr, metrics.detection_metrics):
-        with pytest.raises(ValueError, match=rf"tpr must lie in \(0, 1\], got {tpr!r}"):
+        with pytest.raises(ValueError, match=rf"tpr must (lie in \(0, 1\]|be a number), got {tpr!r}"):
             function(ONE, ONE, tpr=tpr)
-    with pytest.raises(ValueError, match="tpr must lie in"):
+    with pytest.raises(ValueError, match="tpr must "):
         metrics.detection_metrics_on_device(jnp.ones(3), jnp.ones(3), tpr=tpr)
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_unknown_choices_are_named():
     for function in (metrics.aupr, metrics.fpr_at_tpr):
-        with pytest.raises(ValueError, match="positive must be 'ood' or 'id', got 'in'"):
+        with pytest.raises(ValueError, match="positive must be ood or id, got 'in'"):
             function(ONE, ONE, positive="in")
-    with pytest.raises(ValueError, match="interpolation must be 'step' or 'trapezoid', got 'linear'"):
+    with pytest.raises(ValueError, match="interpolation must be step or trapezoid, got 'linear'"):
         metrics.aupr(ONE, ONE, interpolation="linear")
 
 
@@ -234,10 +234,10 @@ def test_unknown_choices_are_named():
 @pytest.mark.parametrize(
     ("scores_in", "scores_out", "message"),
     [
-        (jnp.ones((3, 1)), jnp.ones(3), r"scores_in must be a vector, one score per input, got shape \(3, 1\)"),
+        (jnp.ones((3, 1)), jnp.ones(3), r"scores_in must be a floating array \(m,\), got float32 of shape \(3, 1\)"),
         (jnp.ones(3), jnp.ones(0), "scores_out must not be empty"),
         (jnp.ones(3), jnp.ones(3, jnp.bfloat16), "must be of one floating dtype, got float32 and bfloat16"),
-        (jnp.ones(3, jnp.int32), jnp.ones(3, jnp.int32), "must be of one floating dtype, got int32 and int32"),
+        (jnp.ones(3, jnp.int32), jnp.ones(3, jnp.int32), r"scores_in must be a floating array \(m,\), got int32"),
         (jax.ShapeDtypeStruct((2**24,), jnp.float32), jnp.ones(1), "at most 2.24 together, got 16777217"),
     ],
 )

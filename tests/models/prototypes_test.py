@@ -210,7 +210,7 @@ def test_a_key_decides_the_weights(start):
         ({"num_reasonings": 0}, "num_reasonings must be an integer of at least 1, got 0."),
         ({"num_classes": 2}, "labels must be (6,) classes from 0 to 1, got [0 0 1 1 2 2]."),
         ({"labels": np.zeros(5, int)}, "labels must be (6,) classes from 0 to 2"),
-        ({"components": np.zeros((6, 4), np.float32)}, "components must be (at least 2, height, width, channels)"),
+        ({"components": np.zeros((6, 4), np.float32)}, "components must be a floating array (components, height,"),
         ({"components": np.full((6, 2, 2, 1), np.nan, np.float32)}, "and finite, got (6, 2, 2, 1)"),
         ({"components": np.zeros((6, 2, 2, 1), np.float32)}, "components must differ, got the same image every time."),
     ],

@@ -61,7 +61,7 @@ def test_equal_compositions_are_equal():
 
 @pytest.mark.usefixtures("unchecked")
 def test_only_functions_are_composed():
-    with pytest.raises(ValueError, match=r"functions must be functions of \(key, x\), got 'crop'"):
+    with pytest.raises(ValueError, match=r"functions must be a function, got 'crop'"):
         perturbations.compose(perturbations.random_crop, "crop")
 
 
@@ -89,5 +89,5 @@ def test_contract(function):
 @pytest.mark.parametrize("name", ["random_crop", "random_horizontal_flip"])
 def test_images_without_channels_are_refused(name, unchecked):
     augment = getattr(perturbations, name)
-    with pytest.raises(ValueError, match=r"x must have shape \(batch, height, width, channels\), got \(6, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"x must be .* \(batch, height, width, channels\), got .* \(6, 8, 8\)"):
         augment(jax.random.key(0), jnp.ones((6, 8, 8)))

@@ -151,7 +151,7 @@ def test_a_label_outside_is_no_row_of_zeros(name):
 @pytest.mark.parametrize(
     ("images", "labels", "settings", "message"),
     [
-        ((N, 3, 3), (N,), {}, r"images must be \(batch, height, width, channels\), got shape \(6, 3, 3\)"),
+        ((N, 3, 3), (N,), {}, r"images must be .* \(batch, height, width, channels\), got .* \(6, 3, 3\)"),
         ((N, 3, 3, 1), (5,), {}, r"labels must be \(6,\) integers to match the images, got int32 of shape \(5,\)"),
         ((N, 3, 3, 1), (N,), {"num_classes": 1}, "num_classes must be an integer of at least 2, got 1"),
         ((N, 3, 3, 1), (N,), {"alpha": 0.0}, "alpha must be positive and finite, got 0.0"),
@@ -165,5 +165,5 @@ def test_bad_arguments(unchecked, name, images, labels, settings, message):
 
 
 def test_labels_that_are_no_integers(unchecked):
-    with pytest.raises(ValueError, match=r"labels must be \(6,\) integers to match the images, got float32"):
+    with pytest.raises(ValueError, match=r"labels must be an array of integers \(batch,\), got float32"):
         perturbations.mixup(jax.random.key(0), constant_images(), jnp.zeros(N), num_classes=3)

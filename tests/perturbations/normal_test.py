@@ -60,5 +60,5 @@ def test_keys_that_are_not_one_for_each_input_are_refused(unchecked):
     for wrong, got in ((keys, r"shape \(\) or \(4,\), got \(3,\)"), (jax.random.PRNGKey(0), "typed key")):
         with pytest.raises(ValueError, match=f"key must .*{got}"):
             perturbations.image_keys(wrong, x)
-    with pytest.raises(ValueError, match=r"key must have shape \(\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"key must be .*, of shape \(\), got .* of shape \(3,\)"):
         perturbations.standard_normal(keys, (2,))

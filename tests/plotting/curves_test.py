@@ -68,8 +68,8 @@ def test_negative_values_stay_in_sight():
         (plotting.robust_accuracy_curve, {}, "curves must have at least one curve"),
         (plotting.loss_over_steps, {"a": ([1, 2], [1.0])}, r"curves\['a'\] must be two vectors of one length"),
         (plotting.robust_accuracy_curve, {"a": ([], [])}, r"curves\['a'\] must be two vectors of one length"),
-        (plotting.robust_accuracy_curve, {"a": ([0.1], [70.0])}, r"must have accuracies in \[0, 1\], got \[70.\]"),
-        (plotting.loss_over_steps, {"a": ([0], [1.0])}, r"must have steps of at least 1, got \[0.\]"),
+        (plotting.robust_accuracy_curve, {"a": ([0.1], [70.0])}, r"must have accuracies in \[0, 1\], got 70 to 70"),
+        (plotting.loss_over_steps, {"a": ([0], [1.0])}, r"must have steps of at least 1, got 0"),
     ],
 )
 def test_bad_curves_are_named(draw, curves, message):
@@ -80,7 +80,7 @@ def test_bad_curves_are_named(draw, curves, message):
 @pytest.mark.parametrize(
     ("x", "xscale", "message"),
     [
-        ([0.0, 1.0], "log", r"curves\['a'\] must have positive x on a logarithmic axis, got \[0. 1.\]"),
+        ([0.0, 1.0], "log", r"curves\['a'\] must have positive x on a logarithmic axis, got 0"),
         ([1.0, 2.0], "cubic", "xscale must be 'log' or 'linear', got 'cubic'"),
     ],
 )

@@ -316,12 +316,12 @@ def test_a_head_may_be_nested_lists():
             lambda: scoring.msp().score((), tuple(outputs(0))),
             r"outputs must be Outputs\(logits, features\) or logits .*, got tuple",
         ),
-        (lambda: scoring.knn(k=np.array([3])), r"k must be an integer of at least 1, got array\(\[3\]\)"),
+        (lambda: scoring.knn(k=np.array([3])), r"k must be an integer, got int64 of shape \(1,\)"),
         (
             lambda: scoring.react(scoring.energy(), percentile="90"),
-            "percentile must lie strictly between 0 and 100, got '90'",
+            "percentile must be a number, got '90'",
         ),
-        (lambda: scoring.nci(alpha="1"), "alpha must be finite and at least 0, got '1'"),
+        (lambda: scoring.nci(alpha="1"), "alpha must be a number, got '1'"),
     ],
 )
 def test_other_types_are_named(call, message):

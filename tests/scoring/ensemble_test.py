@@ -85,8 +85,11 @@ def fitted_models():
     ("call", "message"),
     [
         (lambda: scoring.ensemble(), "ensemble takes one or more detectors, got none"),
-        (lambda: scoring.ensemble(scoring.energy), "ensemble needs a Detector such as scoring.energy.., got <function"),
-        (lambda: scoring.model_ensemble(3), "model_ensemble needs a Detector such as scoring.energy.., got 3"),
+        (
+            lambda: scoring.ensemble(scoring.energy),
+            "detectors must be a Detector such as scoring.energy.., got <",
+        ),
+        (lambda: scoring.model_ensemble(3), "detector must be a Detector such as scoring.energy.., got 3"),
         (lambda: scoring.ensemble(scoring.energy()).fit(), "outputs must be given to fit ensemble, got None"),
         (lambda: scoring.ensemble(scoring.energy(), scoring.she()).fit(outputs(0)), "labels must be given to fit she"),
         (

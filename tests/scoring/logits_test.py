@@ -212,7 +212,7 @@ def test_kl_matching_leaves_out_classes_that_are_never_predicted():
         (lambda: scoring.kl_matching().fit(), "outputs must be given to fit kl_matching"),
         (
             lambda: scoring.fit_temperature(np.zeros(3), np.zeros(3, int)),
-            r"logits must be \(batch >= 1, classes >= 2\)",
+            r"logits must be a floating array \(batch, classes\)",
         ),
         (lambda: scoring.fit_temperature(np.zeros((0, 3)), np.zeros(0, int)), r"logits must be .*got \(0, 3\)"),
         (lambda: scoring.fit_temperature(np.zeros((2, 3)), np.zeros(1, int)), r"labels must be \(2,\) integers"),

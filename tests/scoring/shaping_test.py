@@ -233,7 +233,7 @@ def test_react_takes_back_what_a_few_huge_units_do():
         (lambda: scoring.ash(scoring.energy(), method="X"), "method must be S, B or P, got 'X'"),
         (
             lambda: scoring.react(scoring.energy),
-            "react needs a Detector such as scoring.energy.., got <function energy",
+            "detector must be a Detector such as scoring.energy.., got <function energy",
         ),
         (lambda: scoring.scale(scoring.energy()).fit(outputs(TRAIN)), "head must be given to fit scale, got None"),
         (lambda: scoring.scale(scoring.energy()).fit(), "outputs must be given to fit scale, got None"),

@@ -82,8 +82,8 @@ def main(address, count, index, folder, settings):
     try:
         for refused in (
             lambda: training.make_mesh({"data": 1}),
-            lambda: train(None, folder=folder, mesh=training.make_mesh(devices=jax.local_devices())),
-            lambda: train(None, folder="s3://bucket/run"),
+            lambda: train(Stream(index, count), folder=folder, mesh=training.make_mesh(devices=jax.local_devices())),
+            lambda: train(Stream(index, count), folder="s3://bucket/run"),
         ):
             try:
                 refused()

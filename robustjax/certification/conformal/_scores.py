@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.typing import AnyArray, ArrayLike
 
 ScoreFn: TypeAlias = Callable[[Array, Array], AnyArray]
 """``(probabilities (batch, classes), uniforms (batch,)) -> (batch, classes)`` scores in [0, 1], traceable."""
 
 
+@_arguments.checked
 def thr(
     probabilities: Float[AnyArray, "batch classes"], uniforms: Float[AnyArray, " batch"] | None = None
 ) -> Float[AnyArray, "batch classes"]:
@@ -53,6 +54,7 @@ def thr(
     return xp.clip(1 - probabilities, 0, 1)  # a softmax may exceed 1 by rounding
 
 
+@_arguments.checked
 def aps(
     probabilities: Float[AnyArray, "batch classes"], uniforms: Float[AnyArray, " batch"]
 ) -> Float[AnyArray, "batch classes"]:
@@ -84,6 +86,7 @@ def aps(
     return _ranked(probabilities, uniforms)[1]
 
 
+@_arguments.checked
 def raps(
     probabilities: Float[AnyArray, "batch classes"],
     uniforms: Float[AnyArray, " batch"],
@@ -127,8 +130,13 @@ def raps(
     return xp.minimum((scores + weight * beyond.astype(scores.dtype)) / (1 + weight), 1)
 
 
+@_arguments.checked
 def ptt(
-    holdout_scores: ArrayLike, score: ScoreFn, *, temperature: float | Array = 1 / 400, bias: float | Array = 0.9
+    holdout_scores: ArrayLike,
+    score: ScoreFn,
+    *,
+    temperature: float | Float[Array, ""] = 1 / 400,
+    bias: float | Float[Array, ""] = 0.9,
 ) -> ScoreFn:
     r"""Transforms a score after training (PTT), so that smoothed scores of true and false labels lie farther apart.
 
@@ -163,11 +171,12 @@ def ptt(
       Yan, Romano and Weng, arXiv:2404.19651.
     """
     _validate.positive(temperature=temperature)
+    _validate.finite_number(bias=bias)
     holdout = np.asarray(holdout_scores)
     if holdout.ndim != 1 or not holdout.size or not np.isfinite(holdout).all():
-        raise ValueError(f"holdout_scores must be a vector of finite numbers, got {holdout_scores!r}.")
+        raise ValueError(f"holdout_scores must be a vector of finite numbers, got {_validate.short(holdout_scores)}.")
     holdout = jnp.sort(jnp.asarray(holdout, jnp.float32))
-    return jax.tree_util.Partial(_transformed, holdout, _validate.as_pytree(score=score), temperature, bias)
+    return jax.tree_util.Partial(_transformed, holdout, _validate.as_pytree(2, score=score), temperature, bias)
 
 
 def _transformed(holdout, score, temperature, bias, probabilities, uniforms):

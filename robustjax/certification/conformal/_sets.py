@@ -9,13 +9,14 @@ from typing import Literal
 
 import numpy as np
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.certification._means import empirical_bernstein_lower_bound, hoeffding_lower_bound
 from robustjax.certification._measures import Gaussian, resolved
 from robustjax.certification.conformal._smoothed import SmoothedScores
 from robustjax.typing import ArrayLike
 
 
+@_arguments.checked
 def conformal_quantile(scores: ArrayLike, *, alpha: float = 0.1) -> float:
     r"""Computes the threshold of split conformal prediction.
 
@@ -61,6 +62,7 @@ def conformal_quantile(scores: ArrayLike, *, alpha: float = 0.1) -> float:
     return float(np.partition(scores, n - above)[n - above])
 
 
+@_arguments.checked
 def prediction_sets(scores: ArrayLike, threshold: float) -> np.ndarray:
     r"""Collects the labels that conform.
 
@@ -89,6 +91,7 @@ def prediction_sets(scores: ArrayLike, threshold: float) -> np.ndarray:
     return scores <= float(threshold)
 
 
+@_arguments.checked
 def split_conformal(calibration: ArrayLike, labels: ArrayLike, scores: ArrayLike, *, alpha: float = 0.1) -> np.ndarray:
     """Computes the sets of split conformal prediction: ``prediction_sets`` at the ``conformal_quantile``.
 
@@ -118,6 +121,7 @@ def split_conformal(calibration: ArrayLike, labels: ArrayLike, scores: ArrayLike
     return prediction_sets(scores, threshold)
 
 
+@_arguments.checked
 def rscp(
     calibration: SmoothedScores,
     labels: ArrayLike,
@@ -171,6 +175,7 @@ def rscp(
     return _robust_sets(mean, conformal_quantile(_of_labels(clean, labels), alpha=alpha), shift)
 
 
+@_arguments.checked
 def rscp_plus(
     calibration: SmoothedScores,
     labels: ArrayLike,

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.certification._counts import check_measure, sharding_of_images
 from robustjax.certification._measures import Measure
 from robustjax.certification.conformal._scores import ScoreFn, thr
@@ -101,6 +101,7 @@ def _moments(key, logits_fn, score, x, *, measure, num_samples, batch_size, shar
     )(keys, logits_fn, score, x)
 
 
+@_arguments.checked
 def smoothed_scores(
     key: Key[Array, "..."],
     logits_fn: LogitsFn,
@@ -153,7 +154,7 @@ def smoothed_scores(
     if x.ndim < 2:
         raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
     _validate.key(key, x.shape[0])
-    logits_fn, score = _validate.as_pytree(logits_fn=logits_fn), _validate.as_pytree(score=score)
+    logits_fn, score = _validate.as_pytree(logits_fn=logits_fn), _validate.as_pytree(2, score=score)
     check_measure(measure)
     if batch_size is None:
         batch_size = 200 if jax.default_backend() == "cpu" else 1000

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.certification.halfspaces._testers import Statistics, check_geometry, null_thresholds, statistics
 from robustjax.typing import AnyArray
 
@@ -38,6 +38,7 @@ class Result(NamedTuple):
     thresholds: Statistics
 
 
+@_arguments.checked
 def surrogate_loss(
     weights: Float[AnyArray, " dim"],
     x: Float[AnyArray, "batch dim"],
@@ -83,11 +84,15 @@ def surrogate_loss(
       Gollakota et al. 2023, arXiv 2302.14853; the ramp here is a polynomial of their family.
     """
     _validate.positive(sigma=sigma)
+    _check_shapes(x, y)
+    if weights.shape != x.shape[1:]:
+        raise ValueError(f"weights must have shape {x.shape[1:]}, got {weights.shape}.")
     t = -y * (x @ (weights / jnp.linalg.norm(weights)))
     u = jnp.clip(t / sigma + 0.5, 0, 1)
     return (u * u * (3 - 2 * u)).mean()
 
 
+@_arguments.checked
 def learn(
     key: Key[Array, ""],
     x: Float[AnyArray, "batch dim"],
@@ -127,6 +132,7 @@ def learn(
     """
     _validate.positive(sigma=sigma, step_size=step_size)
     _validate.at_least(1, steps=steps, restarts=restarts)
+    _check_shapes(x, y)
     gradient = jax.vmap(jax.grad(functools.partial(surrogate_loss, sigma=sigma)), (0, None, None))
     unit = lambda w: w / jnp.linalg.norm(w, axis=-1, keepdims=True)
 
@@ -138,6 +144,7 @@ def learn(
     return w, jnp.linalg.norm(gradient(w, x, y), axis=-1)
 
 
+@_arguments.checked
 def tester_learner(
     key: Key[Array, ""],
     x: Float[AnyArray, "batch dim"],
@@ -202,10 +209,12 @@ def tester_learner(
         raise ValueError(f"epsilon must lie strictly between 0 and 1, got {epsilon!r}.")
     if not 0 <= _validate.number(eta) < 0.5:
         raise ValueError(f"eta must lie in [0, 1/2), got {eta!r}.")
+    _validate.at_least(1, steps=steps, restarts=restarts, num_draws=num_draws)
+    _validate.probability(delta=delta)
     sigma = (1 - 2 * eta) * epsilon if sigma is None else sigma
     theta = epsilon if theta is None else theta
-    _check_sample(x, y)
     check_geometry(x.shape, sigma, theta)
+    _check_sample(x, y)
     third, dimension = x.shape[0] // 3, x.shape[1]
     split_key, learn_key, null_key = jax.random.split(key, 3)
     if thresholds is None:
@@ -232,11 +241,15 @@ def _tester_learner(split_key, learn_key, x, y, eta, thresholds, sigma, theta, s
     return Result(candidates[best], passed & converged, errors[best], gradient_norm, found, thresholds)
 
 
+def _check_shapes(x, y):
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y must have shape {x.shape[:1]}, got {y.shape}.")
+
+
 def _check_sample(x, y):
     if x.ndim != 2 or x.shape[0] < 3 * (x.shape[1] + 1):
         raise ValueError(f"x must have shape (batch >= 3 (dim + 1), dim), got {x.shape}.")
-    if y.shape != x.shape[:1]:
-        raise ValueError(f"y must have shape {x.shape[:1]}, got {y.shape}.")
+    _check_shapes(x, y)
     if not isinstance(y, jax.core.Tracer) and not bool(((y == 1) | (y == -1)).all()):
         other = np.asarray(y)[~np.isin(np.asarray(y), (-1, 1))][0]
         raise ValueError(f"y must hold only the labels -1 and 1, got {other}.")

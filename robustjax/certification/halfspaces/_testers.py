@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robustjax import _validate
+from robustjax import _arguments, _validate
 from robustjax.typing import AnyArray
 
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(16)
@@ -38,6 +38,7 @@ class Statistics(NamedTuple):
     disagreement: Float[Array, ""]
 
 
+@_arguments.checked
 def statistics(
     x: Float[AnyArray, "batch dim"], weights: Float[AnyArray, " dim"], *, sigma: float, theta: float
 ) -> Statistics:
@@ -84,6 +85,7 @@ def statistics(
     )
 
 
+@_arguments.checked
 def disagreement_bound(
     x: Float[AnyArray, "batch dim"], weights: Float[AnyArray, " dim"], *, theta: float
 ) -> Float[Array, ""]:
@@ -121,6 +123,7 @@ def disagreement_bound(
     return _disagreement(*_orthogonal_pairs(x, weights), theta)
 
 
+@_arguments.checked
 def null_thresholds(
     key: Key[Array, ""],
     num_samples: int,
@@ -159,6 +162,7 @@ def null_thresholds(
     """
     _validate.key(key)
     _validate.at_least(1, num_samples=num_samples)
+    _validate.at_least(2, dimension=dimension)
     _validate.probability(delta=delta)
     check_geometry((num_samples, dimension), sigma, theta)
     least = math.ceil(len(Statistics._fields) / delta - 1 - 1e-9)

@@ -116,7 +116,7 @@ def test_settings_are_arguments_of_programs():
         (lambda: conformal.thr(np.array([[8.0, 3, -2]])), "probabilities must be >= 0 .* sum 9 .* got logits"),
         (lambda: conformal.aps(np.array([[0.9, 0.3]]), np.zeros(1)), "probabilities must .* row 0 with sum 1.2"),
         (lambda: conformal.raps(np.array([[1.5, -0.5]]), np.zeros(1)), "probabilities must .* least value -0.5"),
-        (lambda: conformal.aps(PROBABILITIES[0], UNIFORMS), r"probabilities must be floating .* of shape \(7,\)"),
+        (lambda: conformal.aps(PROBABILITIES[0], UNIFORMS), r"probabilities must be a floating .* \(7,\)"),
         (lambda: conformal.aps(PROBABILITIES, UNIFORMS[:1]), r"uniforms must be \(40,\), got shape \(1,\)"),
         (lambda: conformal.aps(PROBABILITIES, 2 + UNIFORMS), r"uniforms must lie in \[0, 1\], got values from 2"),
         (lambda: conformal.raps(PROBABILITIES, UNIFORMS, weight=-0.1), "weight must be at least 0"),

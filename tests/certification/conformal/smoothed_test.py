@@ -138,7 +138,7 @@ def test_bad_arguments_are_named(arguments, message):
 def test_other_bad_arguments_are_named(unchecked):
     with pytest.raises(ValueError, match="key must have shape"):
         scores(key=jax.random.split(KEY, 3))
-    with pytest.raises(ValueError, match="x must be a floating array, got int32"):
+    with pytest.raises(ValueError, match=r"x must be a floating array \(batch, ...\), got int32"):
         scores(np.zeros((2, 3), np.int32))
     with pytest.raises(ValueError, match="measure must be a smoothing measure"):
         conformal.smoothed_scores(KEY, linear, X, 0.25)
