@@ -224,7 +224,7 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
     if not isinstance(labels, (jax.Array, np.ndarray)) or labels.shape[:1] != x.shape[:1]:
         raise ValueError(
             f"x and labels must have one row for each input, got x of shape {x.shape} and labels "
-            f"{getattr(labels, 'shape', repr(labels))}; a single image is x[None] with labels of shape (1,)."
+            f"{getattr(labels, 'shape', _validate.short(labels))}; a single image is x[None] with labels of shape (1,)."
         )
     arguments = (x,) if samples is None else (key, x)
     try:

@@ -287,10 +287,13 @@ def resolved(probability: ArrayLike) -> np.ndarray:
 
 
 def _at_least_half(probability: ArrayLike) -> np.ndarray:
-    probability = np.asarray(probability, np.float64)
-    if not ((probability >= 0) & (probability <= 1)).all():
-        raise ValueError(f"probability must lie in [0, 1], got {probability}.")
-    return resolved(np.maximum(probability, 0.5))
+    try:
+        numbers = np.asarray(probability, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.array(np.nan)
+    if not ((numbers >= 0) & (numbers <= 1)).all():
+        raise ValueError(f"probability must lie in [0, 1], got {_validate.short(probability)}.")
+    return resolved(np.maximum(numbers, 0.5))
 
 
 def _as_number(**argument: float) -> float:

@@ -189,7 +189,7 @@ def check_detectors(name: str, *detectors: Detector) -> None:
 def check_finite(name: str, values: AnyArray) -> None:
     """Raises ValueError unless all rows are finite; traced rows pass."""
     if not isinstance(values, jax.core.Tracer) and not _validate.holds(_validate.finite, values):
-        bad = ~np.isfinite(np.asarray(values)).reshape(values.shape[0], -1).any(-1)
+        bad = ~np.isfinite(np.asarray(values)).reshape(values.shape[0], -1).all(-1)
         raise ValueError(
             f"{name} must be finite, {bad.sum()} of {bad.size} rows are not, the first is row {bad.argmax()}."
         )
