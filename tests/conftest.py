@@ -18,16 +18,26 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # In the environment, so that the processes that tests start compile and round alike.
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as many test processes as cores: more threads wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # programs go without the stack of Python below each operation
 # A process that is killed, or not yet done, leaves half an entry there: it is compiled again.
 os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # an XLA that does not know a flag ends the process
+KNOWN = importlib.metadata.version("jaxlib").startswith("0.10.")  # an XLA that does not know a flag ends the process
+if KNOWN:
     quick = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
     quick += " --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
 
 import jax  # noqa: E402
+
+if KNOWN:  # JAX loads every dialect of MLIR again for each program, a fifth of what a small one costs
+    from jax._src.interpreters import mlir
+
+    context = mlir.make_ir_context()
+    mlir.make_ir_context = lambda: context
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
