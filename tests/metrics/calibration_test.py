@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn import metrics as reference
 
 from robustjax import metrics
 
@@ -96,6 +95,8 @@ def test_equal_confidences_share_a_bin_in_any_order():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_proper_scores_equal_scikit_learn(dtype):
+    from sklearn import metrics as reference  # here, as importing it takes seconds
+
     probabilities, labels = draw(dtype=dtype)
     probabilities = probabilities.clip(1e-6)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
