@@ -33,7 +33,7 @@ SLOW = {
     "certification.prototypes": "radius",
     "losses": (
         "augmented boosted_cross_entropy conformal_training cutmix "
-        "mixing_training multimodal_margin multimodal_radius prototype_margin prototype_radius"
+        "mixing_training mixup multimodal_margin multimodal_radius prototype_margin prototype_radius"
     ),
     "losses.adversarial": "adversarial_training awp logit_pairing mart trades",
     "losses.denoising": "diffusion",

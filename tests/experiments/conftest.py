@@ -3,10 +3,12 @@
 import pytest
 
 from experiments import adversarial, ood, smoothing
+from experiments.common import runtimes
 from robustjax import attacks
 
 SMOOTHING = {"model": "mlp", "num_epochs": 10, "num_images": 6, "num_estimation": 300, "sigma": 0.3}
 OOD = {"model": "mlp", "num_epochs": 5, "seeds": 2, "detectors": ("msp", "energy", "knn", "react+energy")}
+ONE = runtimes.Runtime(mesh="data=1")  # programs for one device compile sooner
 ADVERSARIAL = {"model": "mlp", "num_epochs": 2, "num_images": 12, "epsilons": (0.05, 0.3)}
 
 
@@ -40,4 +42,4 @@ def adversarial_run(tmp_path_factory):
         patch.setenv("COLUMNS", "80")
         patch.setattr("experiments.adversarial._sanity.STEPS", (1, 4))
         patch.setattr(attacks.autoattack, "attacks", three_parts)
-        return config, adversarial.run(config)
+        return config, adversarial.run(config, ONE)

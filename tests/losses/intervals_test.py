@@ -39,12 +39,15 @@ def expected(epsilon, kappa):
     return total / 5, verified / 5
 
 
+@jax.jit
+def loss_at(epsilon, kappa):
+    return losses.interval_training(epsilon=epsilon, kappa=kappa)(KEY, apply, STATE, BATCH)
+
+
 @pytest.mark.parametrize(("epsilon", "kappa"), [(0.05, 0.25), (0.0, 0.5), (0.3, 1.0)])
 def test_it_is_its_equation(epsilon, kappa):
     objective = losses.interval_training(epsilon=epsilon, kappa=kappa)
-    loss, aux = jax.jit(
-        lambda *settings: losses.interval_training(epsilon=settings[0], kappa=settings[1])(KEY, apply, STATE, BATCH)
-    )(epsilon, kappa)
+    loss, aux = loss_at(epsilon, kappa)
     value, verified = expected(epsilon, kappa)
     assert float(loss) == pytest.approx(value, rel=1e-5)
     assert float(aux.metrics["verified"]) == pytest.approx(verified)

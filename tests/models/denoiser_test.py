@@ -83,10 +83,10 @@ def test_a_noise_predictor_hears_the_time_of_each_image(predictor):
 
 
 def test_they_begin_as_the_identity_and_as_no_noise(modules):
-    denoiser, predictor = modules
-    np.testing.assert_array_equal(denoiser(jnp.asarray(X)), X)
-    np.testing.assert_array_equal(predictor(jnp.asarray(X), TIME), np.zeros_like(X))
-    assert np.std(denoiser.body.layers[0].kernel[...]) > 0.1  # all but the last layer is random
+    denoiser, predictor = map(models.image_functional, modules)
+    np.testing.assert_array_equal(jitted(denoiser.outputs)(denoiser.state, jnp.asarray(X)), X)
+    np.testing.assert_array_equal(jitted(predictor.outputs)(predictor.state, jnp.asarray(X), TIME), np.zeros_like(X))
+    assert np.std(modules[0].body.layers[0].kernel[...]) > 0.1  # all but the last layer is random
     default = nnx.eval_shape(lambda: models.denoiser(KEY))
     assert models.num_parameters(models.image_functional(default).state.params) == 39_332
 

@@ -76,7 +76,7 @@ def test_an_image_does_not_see_its_batch_at_inference(model, x):
 
 
 def test_jit_equals_eager(make, x):
-    model = make("wide_resnet")
+    model = make("cnn")  # eagerly, each operation is a program
     eager = model.apply(model.state, x, train=True)
     chex.assert_trees_all_close(eager, applied(model.apply)(model.state, x, train=True), rtol=1e-3, atol=1e-4)
 
@@ -235,7 +235,10 @@ ACTIVATIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=ACTIVATIONS)
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n == "resnet20" else n for n in ACTIVATIONS]  # as wide_resnet
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def seen(request, build):
     """Name, model, images, outputs and activations of each architecture; two programs are compiled for each."""
     settings = SETTINGS.get(request.param, {})

@@ -10,8 +10,8 @@ from robustjax.typing import Outputs
 
 
 def outputs(features, classes):
-    features = jnp.asarray(features, jnp.float32)
-    return Outputs(jnp.zeros((features.shape[0], classes)), features)
+    features = np.asarray(features, np.float32)
+    return Outputs(np.zeros((len(features), classes), np.float32), features)
 
 
 def fit(features, labels, detector=None):

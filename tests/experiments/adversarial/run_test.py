@@ -18,10 +18,11 @@ import pytest
 
 from experiments import adversarial
 from experiments.adversarial import _attack, _sanity
-from experiments.common import adversaries, classifiers, files, targets
+from experiments.common import adversaries, classifiers, files, runtimes, targets
 
 TINY = {"model": "mlp", "num_epochs": 2, "num_images": 12, "epsilons": (0.05, 0.3)}
 ATTACKS = ("fgsm", "pgd_20", "autoattack")
+ONE = runtimes.Runtime(mesh="data=1")  # as the run that is there
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,7 +92,7 @@ def test_parts_of_autoattack_have_rows(finished):
 def test_it_fits_a_narrow_terminal(finished, capfd, monkeypatch):
     config, _, _ = finished
     monkeypatch.setenv("COLUMNS", "80")
-    adversarial.run(config)
+    adversarial.run(config, ONE)
     adversarial.run(adversarial.Config(list=True))
     printed = [line for line in capfd.readouterr().out.splitlines() if not line.startswith(("Run folder", "Re-using"))]
     assert max(len(line) for line in printed) <= 80
@@ -102,7 +103,7 @@ def test_more_attacks_and_radii_join_what_is_there(finished):
     config, _, folder = finished
     before = files_of(folder)
     (folder / "figures" / "images_l2.png").write_bytes(b"of an earlier command")
-    rows = adversarial.run(dataclasses.replace(config, attacks=("fgsm",), epsilons=(0.05, 0.1)))
+    rows = adversarial.run(dataclasses.replace(config, attacks=("fgsm",), epsilons=(0.05, 0.1)), ONE)
     assert [(row["epsilon"], row["attack"]) for row in rows] == [(0.05, "fgsm"), (0.1, "fgsm")]
     assert set(files_of(folder)) - set(before) == {folder / "adversarial" / "linf-0.1-fgsm.npz"}
     assert {path: files_of(folder)[path] for path in before} == before
@@ -112,7 +113,7 @@ def test_more_attacks_and_radii_join_what_is_there(finished):
 def test_another_config_is_refused(finished):
     config, _, folder = finished
     with pytest.raises(ValueError, match="num_images: 12 there, 13 now"):
-        adversarial.run(dataclasses.replace(config, num_images=13, name=folder.name))
+        adversarial.run(dataclasses.replace(config, num_images=13, name=folder.name), ONE)
 
 
 def test_a_damaged_file_is_named(finished):
@@ -122,7 +123,7 @@ def test_a_damaged_file_is_named(finished):
     path.write_bytes(content[:100])
     try:
         with pytest.raises(ValueError, match=r"linf-0.05-fgsm.npz is damaged .*; delete it to make it again"):
-            adversarial.run(dataclasses.replace(config, attacks=("fgsm",)))
+            adversarial.run(dataclasses.replace(config, attacks=("fgsm",)), ONE)
     finally:
         path.write_bytes(content)
 
@@ -130,11 +131,11 @@ def test_a_damaged_file_is_named(finished):
 def test_a_model_of_another_run_is_attacked(finished, tmp_path):
     _, rows, folder = finished
     settings = {**TINY, "num_epochs": None, "checkpoint": str(folder), "results_dir": str(tmp_path)}
-    again = adversarial.run(adversarial.Config(**settings, attacks=("fgsm",)))
+    again = adversarial.run(adversarial.Config(**settings, attacks=("fgsm",)), ONE)
     want = [row["robust_accuracy"] for row in rows if row["attack"] == "fgsm"]
     assert [row["robust_accuracy"] for row in again] == want
     with pytest.raises(ValueError, match=r"has model mlp, not cnn; pass --model mlp"):
-        adversarial.run(adversarial.Config(**{**settings, "model": "cnn"}))
+        adversarial.run(adversarial.Config(**{**settings, "model": "cnn"}), ONE)
 
 
 def test_a_smoothed_model_is_right_where_it_is_certified(finished, tmp_path, monkeypatch):
@@ -145,7 +146,7 @@ def test_a_smoothed_model_is_right_where_it_is_certified(finished, tmp_path, mon
     config = adversarial.Config(
         **settings, smoothed=True, sigma=0.25, samples=4, attacks=("pgd_20",), results_dir=str(tmp_path)
     )
-    rows = adversarial.run(config)
+    rows = adversarial.run(config, ONE)
     assert [(row["norm"], row["attack"]) for row in rows] == [("l2", "pgd_20")] * 2
     assert all(row["certified_accuracy"] <= row["robust_accuracy"] for row in rows)
     assert rows[0]["certified_accuracy"] > 0.3
@@ -162,7 +163,7 @@ def test_killed_while_it_attacks_it_ends_with_the_same_images(finished, tmp_path
     config, _, folder = finished
     command = [sys.executable, "-m", "experiments.adversarial", "--model", "mlp", "--num-epochs", "2"]
     command += ["--num-images", "12", "--epsilons", "0.05", "0.3", "--attacks", "fgsm", "pgd_20"]
-    command += ["--results-dir", str(tmp_path)]
+    command += ["--results-dir", str(tmp_path), "--mesh", "data=1"]
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}  # as in this process: training then rounds alike
     ours = tmp_path / "adversarial" / folder.name
     awaited = ours / "adversarial" / "linf-0.05-fgsm.npz"
@@ -174,7 +175,7 @@ def test_killed_while_it_attacks_it_ends_with_the_same_images(finished, tmp_path
     process.send_signal(signal.SIGKILL)
     process.wait()
     written = os.stat(awaited).st_mtime_ns
-    adversarial.run(dataclasses.replace(config, attacks=("fgsm", "pgd_20"), results_dir=str(tmp_path)))
+    adversarial.run(dataclasses.replace(config, attacks=("fgsm", "pgd_20"), results_dir=str(tmp_path)), ONE)
     assert os.stat(awaited).st_mtime_ns == written
     for name in ("clean", "linf-0.05-fgsm", "linf-0.3-pgd_20"):
         one, other = (
@@ -191,7 +192,7 @@ def test_what_intervals_verify_is_certified_and_no_attack_breaks_it(finished, tm
     settings = {**TINY, "num_epochs": None, "checkpoint": str(folder), "epsilons": (0.001, 0.01, 0.5)}
     attacks = {"attacks": ("fgsm", "pgd_20"), "certify_intervals": True}
     config = adversarial.Config(**settings | attacks, results_dir=str(tmp_path))
-    rows = adversarial.run(config)
+    rows = adversarial.run(config, ONE)
     certified = {row["epsilon"]: row["certified_accuracy"] for row in rows}
     assert certified[0.001] >= certified[0.01]
     assert certified[0.001] > 0.1
@@ -221,6 +222,6 @@ def test_an_attack_that_fails_is_named_and_the_others_are_kept(finished, tmp_pat
     }
     config = adversarial.Config(**settings, attacks=("fgsm", "pgd_20"))
     with pytest.raises(ValueError, match="pgd_20 at linf 0.05: the reason. Earlier attacks are kept."):
-        adversarial.run(config)
+        adversarial.run(config)  # on eight devices
     kept = config.folder() / "adversarial"
     assert {path.name for path in kept.iterdir()} == {"clean.npz", "linf-0.05-fgsm.npz"}

@@ -41,6 +41,7 @@ def shared(monkeypatch):
     """
     for module, name in (
         (losses, "conformal_training"),
+        (losses, "mixing_training"),
         (losses.adversarial, "adversarial_training"),
         (losses.smoothing, "gaussian_augmentation"),
     ):

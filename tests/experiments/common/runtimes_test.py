@@ -91,7 +91,7 @@ def test_meshes_of_a_process():
         runtimes.Runtime(mesh="data=16").local_mesh()
 
 
-@pytest.mark.parametrize("mesh", ["data=1", "data=2,noise=2"])
+@pytest.mark.parametrize("mesh", [pytest.param("data=1", marks=pytest.mark.slow), "data=2,noise=2"])
 def test_certificates_do_not_depend_on_the_mesh(finished, trained, mesh):
     smoothing.run(trained, runtimes.Runtime(mesh=mesh))
     assert lines_in(trained.folder()) == lines_in(finished.folder())

@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 
 from experiments import ood
-from experiments.common import classifiers, detectors, foreign
+from experiments.common import classifiers, detectors, foreign, runtimes
 from experiments.ood import _config, _report, _score, _train
 from robustjax import losses, metrics
 
@@ -179,6 +179,7 @@ def test_a_model_with_bounded_energy_is_fine_tuned(tmp_path):
     sets = foreign.open_sets("digits", None, classes=range(6), **names, max_images=500, seed=0)
     functional = classifiers.build("mlp", sets.train, dtype="float32", key=jax.random.key(0))
     settings = {"recipe": classifiers.recipe_of("digits", None), "num_epochs": 2, "key": jax.random.key(1), "seed": 0}
+    settings["runtime"] = runtimes.Runtime(mesh="data=1")  # programs for one device compile sooner
     tuned = _train.classifier_of("energy_bounded", functional, sets, epath.Path(tmp_path), **settings)
     before = classifiers.restored(str(tmp_path), functional)
     inside, outside = sets.test[:100].image, sets.outliers[:100].image

@@ -18,11 +18,12 @@ import pytest
 from scipy import special
 
 from experiments import smoothing
-from experiments.common import certificates
+from experiments.common import certificates, runtimes
 from robustjax import certification, data, metrics
 
 ROOT = pathlib.Path(__file__).parents[3]
 TINY = {"model": "mlp", "num_epochs": 10, "num_images": 6, "num_estimation": 300, "sigma": 0.3}
+ONE = runtimes.Runtime(mesh="data=1")  # programs for one device compile sooner
 
 
 def certifying(config: smoothing.Config) -> dict:
@@ -103,14 +104,14 @@ def test_dual_smoothing_certifies_the_sum_of_two_halves(tmp_path):
     tiny = {**TINY, "num_epochs": 1, "num_images": 3, "num_selection": 20, "num_estimation": 200}
     config = smoothing.Config(**tiny, dual=True, results_dir=str(tmp_path))
     assert config.folder().name == "digits-mlp-0.3-dual"
-    summary = smoothing.run(config)
+    summary = smoothing.run(config, ONE)
     assert summary["num_images"] == 3
     assert summary["samples_per_image"] == 220
     _, _, certificate, *_ = certificates.read(config.folder())
     largest = 0.3 * np.sqrt(2) * special.ndtri(0.0005 ** (1 / 100))
     assert (certificate.radius <= largest + 1e-9).all()
     before = (config.folder() / "certificates.csv").read_bytes()
-    assert smoothing.run(config)["certified_accuracy"] == summary["certified_accuracy"]
+    assert smoothing.run(config, ONE)["certified_accuracy"] == summary["certified_accuracy"]
     assert (config.folder() / "certificates.csv").read_bytes() == before
     with pytest.raises(ValueError, match="noise must be gaussian with dual, got laplace"):
         dataclasses.replace(config, noise="laplace")
@@ -203,5 +204,6 @@ def test_runs_are_compared(smoothing_run, tmp_path, capfd):
 @pytest.mark.data
 def test_a_tfds_data_set_runs_the_same(data_dir, tmp_path):
     settings = {**TINY, "num_epochs": 1, "num_images": 2, "train_split": "train[:512]"}
-    summary = smoothing.run(smoothing.Config(dataset="mnist", data_dir=data_dir, results_dir=str(tmp_path), **settings))
+    config = smoothing.Config(dataset="mnist", data_dir=data_dir, results_dir=str(tmp_path), **settings)
+    summary = smoothing.run(config, ONE)
     assert summary["num_images"] == 2
