@@ -31,7 +31,9 @@ def modules(module: types.ModuleType = robustjax) -> Iterator[types.ModuleType]:
 def public_names(module: types.ModuleType) -> list[str]:
     """What a module defines, or imports by ``as`` under its own name."""
     names = []
-    for node in ast.parse(inspect.getsource(module)).body:
+    top = ast.parse(inspect.getsource(module)).body
+    late = [node for part in top if isinstance(part, ast.If) for node in part.body]  # rooms imported when they are used
+    for node in top + late:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.append(node.name)
         elif isinstance(node, ast.ImportFrom):
