@@ -156,10 +156,12 @@ def untargeted(attack: Any) -> None:
             untargeted(part)
 
 
-DEPENDS_ON_BATCH = (
-    "logits_fn must answer each input by itself, got other logits for the same inputs in another batch: leave the "
-    "training mode, in which batch normalisation computes its statistics anew."
-)
+def depends_on_batch(name: str = "logits_fn") -> ValueError:
+    """The error of a model whose answers to some inputs change with the others."""
+    return ValueError(
+        f"{name} must answer each input by itself, got other answers for the same inputs in another batch: leave the "
+        "training mode, in which batch normalisation computes its statistics anew."
+    )
 
 
 def unlike(x: Any) -> Any:

@@ -42,8 +42,9 @@ def bounds(
 
     Supported are matrix products and convolutions, arithmetic, functions that increase or decrease, absolute values,
     powers, sums, maxima, pooling, comparisons, operations that only move elements, ``scan``, and ``cond`` with a
-    predicate that does not depend on the input: what Flax's layers and JAX's activations are made of. SiLU, GELU and
-    softmax over one axis have their exact extrema. Gradients reach the bounds and the arrays that the function holds.
+    predicate that does not depend on the input: what Flax's layers and JAX's activations are made of. SiLU, GELU,
+    softmax and log-softmax over one axis have their exact extrema. Gradients reach the bounds and the arrays that the
+    function holds.
 
     Args:
       function: maps an array of the shape of ``lower`` to one array; a plain function, or a pytree that holds its

@@ -14,7 +14,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from robustjax._intervals._nodes import Node, lowers, size
-from robustjax._intervals._rules import quotient
+from robustjax._intervals._rules import difference, quotient
 
 # Activations that decrease up to a minimum and increase from there on: x times the other factor, and where it is.
 _VALLEYS: dict[str, tuple[Callable[[Array], Array], float]] = {
@@ -44,14 +44,24 @@ def increasing_activation(equation: core.JaxprEqn, operands: list[Any]) -> bool:
 
 
 def pattern(equation: core.JaxprEqn, operands: list[Any]) -> Callable | None:
-    """The rule for a product or quotient that is an activation or a softmax as a whole."""
+    """The rule for a product, quotient or difference that is an activation, a softmax or its logarithm as a whole."""
     name = equation.primitive.name
-    if name not in ("mul", "div") or not all(isinstance(x, Node) for x in operands) or operands[0] is operands[1]:
+    if (
+        name not in ("mul", "div", "sub")
+        or not all(isinstance(x, Node) for x in operands)
+        or operands[0] is operands[1]
+    ):
         return None
     x, y = operands
     if name == "div":
-        axis = _axis(x, y)
+        axis = _axis(x, y, y.lower.shape)
         return None if axis is None else functools.partial(_softmax, axis)
+    if name == "sub":
+        y, shape = _whole(y), y.lower.shape
+        total = _whole(y.operands[0]) if y.name == "log" else y
+        part = total.operands[0] if y.name == "log" and total.name == "reduce_sum" else y
+        axis = _axis(part, total, shape) if part.name == "exp" and part.operands[0] is x else None
+        return None if axis is None else functools.partial(_log_softmax, axis)
     for root in (x, y, *x.operands, *y.operands):
         if isinstance(root, Node) and root.lower.shape == jnp.broadcast_shapes(x.lower.shape, y.lower.shape):
             first, second = _product(x, root), _product(y, root)
@@ -100,30 +110,54 @@ def _text(constant: float, factors: list[str]) -> str:
     return " ".join([f"{constant:.6g}"] * (constant != 1 or not factors) + sorted(factors))
 
 
-def _axis(x: Node, y: Node) -> int | None:
-    """The only axis over which y sums up x, which is an exponential; None if this is something else."""
-    while y.name in ("broadcast_in_dim", "reshape") and y.operands[0].lower.size == y.lower.size:
-        y = y.operands[0]
+def _whole(x: Node) -> Node:
+    """The array of which x is another shape."""
+    while x.name in ("broadcast_in_dim", "reshape") and x.operands[0].lower.size == x.lower.size:
+        x = x.operands[0]
+    return x
+
+
+def _axis(x: Node, y: Node, shape: tuple[int, ...]) -> int | None:
+    """The only axis over which y, of this shape beside x, sums up x, an exponential; None if this is something else."""
+    y = _whole(y)
     if x.name != "exp" or y.name != "reduce_sum" or y.operands[0] is not x or len(y.params["axes"]) != 1:
         return None
-    return y.params["axes"][0]
+    [axis] = y.params["axes"]
+    beside = (*x.lower.shape[:axis], 1, *x.lower.shape[axis + 1 :])
+    return axis if shape == beside else None  # each sum is beside its own terms
 
 
 def _softmax(axis, equation, operands):
     """An element is largest where its input is largest and all others are smallest."""
-    [x], offset = operands[0].operands, 0.0
+    [x] = operands[0].operands
+    low, high, least, most, relative = _terms(axis, x)
+    steps = quotient(equation, operands)
+    low = jnp.maximum(steps[0], jnp.where(least > 0, low / least, 0.0))
+    high = jnp.minimum(steps[1], jnp.where(most > 0, high / most, 1.0))
+    return low, high, relative * low, relative * high
+
+
+def _log_softmax(axis, equation, operands):
+    """As ``_softmax``, and its steps' bounds where float32 has no exponential."""
+    low, high, least, most, relative = _terms(axis, operands[0])
+    steps, tiny = difference(equation, operands), 1e-30
+    ratio = lambda part, whole: jnp.log(jnp.where(part > tiny, part / jnp.where(part > tiny, whole, 1.0), 1.0))
+    low = jnp.where(low > tiny, jnp.maximum(steps[0], ratio(low, least)), steps[0])
+    high = jnp.minimum(jnp.where(high > tiny, jnp.minimum(steps[1], ratio(high, most)), steps[1]), 0.0)
+    return low, high, relative - low, relative - low
+
+
+def _terms(axis, x):
+    """Numerators and denominators of the least and largest softmax of x, and room for their relative errors."""
+    offset = 0.0
     if x.name == "sub" and isinstance(x.operands[0], Node):
         shape = jnp.shape(lowers(x.operands)[1])
         if not shape or shape[axis] == 1:  # the same for all elements, and so without effect
             x, offset = x.operands
     top = x.upper.max(axis, keepdims=True)
     low, high = jnp.exp(x.lower - top), jnp.exp(x.upper - top)
-    least, most = low + _others(high, axis), high + _others(low, axis)
-    steps = quotient(equation, operands)
-    low = jnp.maximum(steps[0], jnp.where(least > 0, low / least, 0.0))
-    high = jnp.minimum(steps[1], jnp.where(most > 0, high / most, 1.0))
     relative = 1 + 2 * (size(x).max(axis, keepdims=True) + size(offset))
-    return low, high, relative * low, relative * high
+    return low, high, low + _others(high, axis), high + _others(low, axis), relative
 
 
 def _others(x: Array, axis: int) -> Array:

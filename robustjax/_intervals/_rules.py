@@ -108,7 +108,7 @@ def _decreasing(equation, operands):
     return bind(equation, uppers(operands))[0], bind(equation, lowers(operands))[0]
 
 
-def _difference(equation, operands):
+def difference(equation, operands):
     (a, b), (c, d) = lowers(operands), uppers(operands)
     terms = jnp.abs(a) + jnp.abs(d), jnp.abs(c) + jnp.abs(b)
     return bind(equation, [a, d])[0], bind(equation, [c, b])[0], *terms
@@ -213,7 +213,7 @@ RULES: dict[str, Callable[[core.JaxprEqn, list[Any]], tuple[Array, ...]]] = {
     "pow": _power,
     "rsqrt": _reciprocal_root,
     "square": lambda _, operands: _squared(*operands),
-    "sub": _difference,
+    "sub": difference,
     **dict.fromkeys(("eq", "ge", "gt", "le", "lt", "ne"), _compared),
 }
 

@@ -289,7 +289,7 @@ def _check_each_row(logits_fn, logits, sharding, keys, x, labels):
     _, beside_others, labels = placed(sharding, keys, np.concatenate([x[:half], _validate.unlike(x[half:])]), labels)
     others = np.asarray(_judged(logits_fn, beside_others, labels)[2])
     if not _validate.same_rows(logits[:half], others[:half]).all():
-        raise ValueError(_validate.DEPENDS_ON_BATCH)
+        raise _validate.depends_on_batch()
 
 
 def blocks_of(size: int, *arrays: Any) -> Any:

@@ -141,7 +141,7 @@ def counts_on_host(key, logits_fn, x, measure, edges, batch_size, bounds=None) -
     """``count_votes`` on the host; ValueError for a model whose logits change with the rest of a block."""
     counts, depends = count_votes(key, logits_fn, x, measure, edges, batch_size, bounds, checked=True)
     if np.asarray(depends).any():
-        raise ValueError(_validate.DEPENDS_ON_BATCH)
+        raise _validate.depends_on_batch()
     return np.asarray(counts)
 
 
@@ -187,7 +187,8 @@ def sample_counts(
       draws with logits that are not finite.
 
     Raises:
-      ValueError: for a key, x, num_samples or batch_size that are not as above, or logits of another shape.
+      ValueError: for a key, x, num_samples or batch_size that are not as above, logits of another shape, and, outside
+        of ``jit``, logits that change with the rest of a block: one block more is computed.
 
     Example:
       >>> measure = certification.gaussian(0.5)
@@ -200,8 +201,11 @@ def sample_counts(
     """
     _validate.at_least(1, num_samples=num_samples)
     _validate.at_least(0, first_sample=first_sample)
-    edges = (first_sample, first_sample + num_samples)
-    return count_votes(key, logits_fn, x, measure, edges, batch_size)[0][:, 0]
+    edges, checked = (first_sample, first_sample + num_samples), not isinstance(x, jax.core.Tracer)
+    counts, depends = count_votes(key, logits_fn, x, measure, edges, batch_size, checked=checked)
+    if checked and not isinstance(depends, jax.core.Tracer) and np.asarray(depends).any():
+        raise _validate.depends_on_batch()
+    return counts[:, 0]
 
 
 def check_on_host(key: Array, x: AnyArray, input_range: tuple[float, float] | None) -> None:

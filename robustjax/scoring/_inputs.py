@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from robustjax import _arguments, _validate
@@ -19,8 +20,13 @@ IMAGES = 128
 """Inputs that go through a model at once."""
 
 
-def of_inputs(function: Callable[[Any, Any], Any], state: Any, x: Any) -> Any:
-    """``function(state, x)`` by blocks of ``IMAGES`` rows; ValueError unless ``x`` is floating, and both are finite."""
+def of_inputs(function: Callable[[Any, Any], Any], state: Any, x: Any, *, model: str = "layers_fn") -> Any:
+    """``function(state, x)`` by blocks of ``IMAGES`` rows.
+
+    Raises:
+      ValueError: ``x`` is not floating, one of both is not finite, or the results for some inputs change with the
+        others, for which the first block is computed twice.
+    """
     leaves = jax.tree.leaves(x)
     if not leaves or any(not jnp.issubdtype(getattr(leaf, "dtype", jnp.int32), jnp.floating) for leaf in leaves):
         got = ", ".join(str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in leaves) or "no array"
@@ -32,7 +38,32 @@ def of_inputs(function: Callable[[Any, Any], Any], state: Any, x: Any) -> Any:
     found = in_blocks(function, state, x, IMAGES)
     for leaf in jax.tree.leaves(found):
         check_finite("what the model gives for x", leaf)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, x))):
+        _check_each_row(function, state, x, found, model)
     return found
+
+
+def _check_each_row(function, state, x, found, model):
+    """Every other row of the first block, of each device, once more beside other inputs, in the same program."""
+    devices = max(len(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else 1 for leaf in jax.tree.leaves(x))
+    rows = min(jax.tree.leaves(x)[0].shape[0], IMAGES * devices)
+    if rows < 2:
+        return
+
+    def results(beside_others):
+        def block(a):
+            some = np.array(a[:rows])
+            some[1::2] = _validate.unlike(some[1::2]) if beside_others else some[1::2]
+            return jax.device_put(some, a.sharding) if isinstance(a, jax.Array) and a.committed else some
+
+        return in_blocks(function, state, jax.tree.map(block, x), IMAGES)
+
+    # Rows of several devices were in other places, which may change rounding, and a rounded bin changes a score.
+    first, second = found if devices == 1 else results(False), results(True)
+    for pair in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        a, b = (np.asarray(leaf[:rows:2], np.float32) for leaf in pair)
+        if (np.abs(a - b) > 0.01 * np.ptp(a, axis=0) + 1e-5 * np.abs(a).max(0)).any():
+            raise _validate.depends_on_batch(model)
 
 
 def descend(loss: Callable[[Any], Float[Array, " batch"]], x: Any, epsilon: Any) -> Any:
@@ -69,7 +100,7 @@ def odin(logits_fn: LogitsFn, *, temperature: float = 1000.0, epsilon: float = 0
 
     Raises:
       ValueError: for settings out of their range; from ``score``, for images that are not floating or not finite, and
-        for logits that are not ``(batch, classes >= 2)``.
+        for logits that are not ``(batch, classes >= 2)`` or change with the rest of the batch.
 
     Example:
       >>> detector = scoring.odin(lambda images: images.reshape(len(images), -1), temperature=0.1)
@@ -84,7 +115,8 @@ def odin(logits_fn: LogitsFn, *, temperature: float = 1000.0, epsilon: float = 0
     _validate.positive(temperature=temperature)
     _validate.not_negative(epsilon=epsilon)
     model = _validate.as_pytree(logits_fn=logits_fn)
-    return Detector(lambda *_, **__: (), lambda state, images: of_inputs(_odin, (model, temperature, epsilon), images))
+    settings = model, temperature, epsilon
+    return Detector(lambda *_, **__: (), lambda _, images: of_inputs(_odin, settings, images, model="logits_fn"))
 
 
 @jax.jit

@@ -161,7 +161,7 @@ def nac(
 
     Raises:
       ValueError: for settings out of their range; from ``fit`` and ``score``, for ``x`` that is not floating or not
-        finite, or that gives other layers.
+        finite, or that gives other layers, or others beside other inputs.
 
     Example:
       >>> detector = scoring.nac()
@@ -305,7 +305,8 @@ def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detect
 
     Raises:
       ValueError: for a negative ``epsilon``; from ``fit`` and ``score``, for ``x`` that is not floating or not finite,
-        labels that do not fit it, a class without rows, fewer than five inliers or outliers, or other layers.
+        labels that do not fit it, a class without rows, fewer than five inliers or outliers, other layers, or others
+        beside other inputs.
 
     Reference:
       Lee et al., "A simple unified framework for detecting out-of-distribution samples and adversarial attacks",

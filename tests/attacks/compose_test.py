@@ -179,7 +179,7 @@ def test_where_labels_are_the_true_classes_no_attack_is_targeted(call):
 
 def test_a_model_that_depends_on_its_batch_has_no_accuracy():
     model = lambda x: network(x) - network(x).mean(0, keepdims=True)  # as batch normalisation does in training
-    with pytest.raises(ValueError, match="must answer each input by itself, got other logits .* in another batch"):
+    with pytest.raises(ValueError, match="must answer each input by itself, got other answers .* in another batch"):
         attacks.robust_accuracy(KEY, attacks.fgsm(epsilon=0.05), model, X, LABELS, batch_size=5)
 
 

@@ -203,9 +203,19 @@ def test_activations_and_softmax_have_their_extrema():
         shares = np.asarray(jax.nn.softmax(corners.astype(np.float64), -1))
     np.testing.assert_allclose(bounds.lower, values.min(0), atol=2e-6)
     np.testing.assert_allclose(bounds.upper, values.max(0), atol=2e-6)
-    bounds = compiled_bounds(lambda x: jax.nn.softmax(2 * x), low[2:5], high[2:5])
-    np.testing.assert_allclose(bounds.lower, shares.min(0), rtol=1e-5)
-    np.testing.assert_allclose(bounds.upper, shares.max(0), rtol=1e-5)
+    both = lambda x: jnp.stack([jax.nn.softmax(2 * x), jnp.exp(jax.nn.log_softmax(2 * x))])
+    bounds = compiled_bounds(both, low[2:5], high[2:5])
+    np.testing.assert_allclose(bounds.lower, np.stack([shares.min(0)] * 2), rtol=1e-5)
+    np.testing.assert_allclose(bounds.upper, np.stack([shares.max(0)] * 2), rtol=1e-5)
+    far = compiled_bounds(jax.nn.log_softmax, np.array([-40, 0, 1], np.float32), np.array([40, 0, 1], np.float32))
+    assert (far.lower <= np.array([-41.3132, -39.9999, -38.9999])).all()  # -40 - ln(1 + e), and beside the largest
+    assert (far.lower > -200).all()
+    assert (far.upper <= 0).all()
+    assert (far.upper >= np.array([-1e-6, -1.3133, -0.3133])).all()
+    e = jnp.exp  # sums of other elements than those beside them
+    turned = lambda x: jnp.stack([e(x) / e(x).sum(0)[:, None], e(x - jnp.log(e(x).sum(0))[:, None])])
+    square = np.array([[0.0, 2.0], [0.0, 0.0]], np.float32)
+    assert_contains(compiled_bounds(turned, square, square), np.asarray(turned(jnp.asarray(square)))[None])
 
 
 def test_what_may_be_undefined_stays_so():

@@ -249,6 +249,7 @@ def test_a_model_that_depends_on_its_batch_is_refused():
         lambda: certification.certify_sequential(
             jax.random.key(0), normalised, X, MEASURE, max_samples=200, batch_size=3
         ),
+        lambda: certification.sample_counts(jax.random.key(0), normalised, X, MEASURE, num_samples=40, batch_size=3),
     ):
         with pytest.raises(ValueError, match="must answer each input by itself, .* in another batch"):
             call()

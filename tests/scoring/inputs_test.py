@@ -118,6 +118,10 @@ def test_models_of_one_architecture_and_all_settings_share_a_program():
             r"logits_fn must return shape \(128, classes >= 2\), got Outputs",
         ),
         (
+            lambda: scoring.odin(lambda x: linear(KERNEL, x / x.std(0, keepdims=True))).score((), X),
+            r"logits_fn must answer each input by itself, got other answers for the same inputs in another batch",
+        ),
+        (
             lambda: of_inputs(jax.jit(lambda state, x: x), (), {"a": X, "b": X[:2]}),
             r"x must have the batch as first axis, got \(131, 2, 2, 1\), \(2, 2, 2, 1\)",
         ),

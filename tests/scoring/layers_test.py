@@ -259,6 +259,10 @@ def fit_ensemble(x=TRAIN, labels=LABELS, **known):
             r"layers_fn must return \(128, \.\.\., channels\), got \(128,\) for layer 'a'",
         ),
         (
+            lambda: scoring.nac(lambda x: {"a": x["first"] / x["first"].std(0, keepdims=True)}).fit(TRAIN),
+            r"layers_fn must answer each input by itself, got other answers",
+        ),
+        (
             lambda: NAC.score(NAC.fit(TRAIN), {"first": TEST["first"]}),
             r"layers_fn must return the fitted layers first, second, got first",
         ),

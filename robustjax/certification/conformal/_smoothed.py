@@ -101,6 +101,14 @@ def _moments(key, logits_fn, score, x, *, measure, num_samples, batch_size, shar
     )(keys, logits_fn, score, x)
 
 
+@jax.jit
+def _beside_others(logits_fn, x):
+    """Logits of the first half of a batch, and beside other images: the model is compiled once."""
+    half = -(-x.shape[0] // 2)
+    batches = jnp.stack([x, jnp.concatenate([x[:half], _validate.unlike(x[half:])])])
+    return jax.lax.map(logits_fn, batches)[:, :half]
+
+
 @_arguments.checked
 def smoothed_scores(
     key: Key[Array, "..."],
@@ -111,6 +119,7 @@ def smoothed_scores(
     score: ScoreFn = thr,
     num_samples: int = 256,
     batch_size: int | None = None,
+    input_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> SmoothedScores:
     r"""Computes means and variances of the scores of noisy copies.
 
@@ -132,13 +141,14 @@ def smoothed_scores(
       score: ``thr``, ``aps``, ``raps``, the result of ``ptt``, or any :data:`ScoreFn`.
       num_samples: number of copies of each input.
       batch_size: noisy copies in one call of ``logits_fn``, at most; None is 200 on a CPU, 1000 on an accelerator.
+      input_range: the smallest and the largest number that x may hold; None for any.
 
     Returns:
       ``SmoothedScores`` on the device, float32. Under ``jit``, NaN where an error below would be raised.
 
     Raises:
-      ValueError: for a key, x, num_samples or batch_size that are not as above, logits that are not finite, and scores
-        of another shape or outside [0, 1].
+      ValueError: for a key, x, num_samples or batch_size that are not as above, logits that are not finite or change
+        with the rest of the batch (which is tried on one), and scores of another shape or outside [0, 1].
 
     Example:
       >>> scores = conformal.smoothed_scores(jax.random.key(0), logits_fn, x, certification.gaussian(0.5))
@@ -159,10 +169,16 @@ def smoothed_scores(
     if batch_size is None:
         batch_size = 200 if jax.default_backend() == "cpu" else 1000
     _validate.at_least(1, num_samples=num_samples, batch_size=batch_size)
+    if not isinstance(x, jax.core.Tracer):
+        _validate.in_range(np.asarray(x), input_range)
     settings = {"measure": measure, "num_samples": int(num_samples), "batch_size": int(batch_size)}
     mean, variance, finite, bounded = _moments(key, logits_fn, score, x, **settings, sharding=sharding_of_images(x))
     if not isinstance(mean, jax.core.Tracer):
         for fine, what in ((finite, "logits_fn must return finite logits"), (bounded, "score must lie in [0, 1]")):
             if not fine.all():
                 raise ValueError(f"{what}, not so for noisy copies of x[{int(fine.argmin())}].")
+        if x.shape[0]:
+            some = np.resize(np.asarray(x[:batch_size], np.float32), (max(2, batch_size), *x.shape[1:]))
+            if not _validate.same_rows(*np.asarray(_beside_others(logits_fn, some))).all():
+                raise _validate.depends_on_batch()
     return SmoothedScores(mean, variance, jnp.full(x.shape[:1], num_samples, jnp.int32))

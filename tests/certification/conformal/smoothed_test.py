@@ -126,6 +126,8 @@ def test_many_devices_and_jit_find_the_same():
             {"logits_fn": jax.tree_util.Partial(logits_of, WEIGHTS * np.float32(np.inf))},
             "logits_fn must return finite logits, not so for noisy copies of x[0]",
         ),
+        ({"logits_fn": lambda x: linear(x - x.mean(0, keepdims=True))}, "logits_fn must answer each input by itself"),
+        ({"x": 2 * X}, "x must lie in [0, 1], got values from"),
         ({"score": lambda p, u: 2 * p}, "score must lie in [0, 1], not so for noisy copies of x["),
         ({"score": lambda p, u: p[:, 0]}, "score must return numbers of shape (4, 3), got (4,)"),
     ],
