@@ -53,6 +53,8 @@ class Config:
     """Of the draw."""
     processes: int = 2
     """Changes that are tested at the same time."""
+    room: bool = True
+    """Whether the other tests of the room run where the mirrored tests notice nothing."""
     timeout: float = 600.0
     """Seconds after which a change counts as noticed: its tests do not end."""
     csv: str | None = None
@@ -139,14 +141,15 @@ def tests_of(module: str) -> tuple[list[str], list[str]]:
     return mirrors, [name for name in found.values() if name not in mirrors]
 
 
-def noticed_by(change: Change, tree: pathlib.Path, timeout: float) -> str:
+def noticed_by(change: Change, tree: pathlib.Path, *, room: bool, timeout: float) -> str:
     """Which tests notice a change in a copy of the tree: "mirror", "room", or "" if none does."""
     path = tree / "robustjax" / change.module
     source = path.read_bytes()
     path.write_bytes(source[: change.start] + change.after.encode() + source[change.end :])
     settings = {"cwd": tree, "env": {**os.environ, "PYTHONPATH": str(tree)}, "capture_output": True}
     try:
-        for place, tests in zip(("mirror", "room"), tests_of(change.module)):
+        mirror, others = tests_of(change.module)
+        for place, tests in (("mirror", mirror), ("room", others if room or not mirror else [])):
             command = [sys.executable, "-m", "pytest", "-n0", "-x", "-q", *tests]
             try:
                 if tests and subprocess.run(command, timeout=timeout, **settings).returncode:
@@ -194,7 +197,7 @@ def run(config: Config) -> list[dict[str, object]]:
             if (key := tuple(map(str, change))) in rows:
                 return rows[key]
             begun, tree = time.monotonic(), trees.get()
-            noticed = noticed_by(change, tree, config.timeout)
+            noticed = noticed_by(change, tree, room=config.room, timeout=config.timeout)
             trees.put(tree)
             row = {**change._asdict(), "noticed": noticed, "seconds": round(time.monotonic() - begun, 1)}
             writer.writerow(row)
