@@ -236,10 +236,9 @@ def checked_labels(labels, rows: int, num_classes: int):
     if getattr(labels, "shape", None) != (rows,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         got = f"{labels.dtype} {labels.shape}" if hasattr(labels, "shape") else type(labels).__name__
         raise ValueError(f"labels must be ({rows},) integers, got {got}.")
-    if not isinstance(labels, jax.core.Tracer) and rows:
-        low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
-        if not 0 <= low <= high < num_classes:
-            raise ValueError(f"labels must lie in 0, ..., {num_classes - 1}, got {low} to {high}.")
+    if not isinstance(labels, jax.core.Tracer):
+        if not _validate.holds(lambda labels: (labels >= 0) & (labels < num_classes), labels):
+            raise ValueError(f"labels must lie in 0, ..., {num_classes - 1}, got {labels.min()} to {labels.max()}.")
     return jnp.asarray(labels, jnp.int32)
 
 
