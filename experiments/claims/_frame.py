@@ -28,6 +28,7 @@ from rich.console import Console
 from experiments.claims import _records, _verdicts
 from experiments.claims._verdicts import Bar as Bar
 from experiments.claims._verdicts import Claim as Claim
+from experiments.claims._verdicts import among as among
 from experiments.common import checks, command_line, files, folders, runtimes, tables
 from robustjax import plotting
 

@@ -11,13 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import classifiers, subsets
+from experiments.common import classifiers, smoothers, subsets
 from robustjax import attacks, certification, data
 from robustjax.certification import mixing
 
 BLOCK = 250
 NUM_ANSWERED, VOTES_OF_ANSWER = 1000, 1000
 """Images behind the clean accuracies, at most, and noisy copies behind each answer without a certificate."""
+RADII = (0.0, 0.25, 0.5, 0.75)
+KEPT = 0.6
+"""What a certified mixture must keep of the certified accuracy of its smoothed part."""
+BETTER, PART = "certified: better part", f"certified: {KEPT:.0%} of smoothed"
 
 
 def answers_of(logits_fn: Callable, image: np.ndarray) -> np.ndarray:
@@ -39,17 +43,22 @@ def stands(
     return (answers_of(whole or seen, image) == label) & (answers_of(whole or seen, x_adv) == label)
 
 
-def certify(
+def _beside_noise(standard: Callable, scale: Any, noisy: Callable, alpha: Any, key: jax.Array, x: jax.Array):
+    """The mixture with one draw of noise, whose mean probabilities an attack follows."""
+    return mixing.mix(scale * standard(x), noisy(key, x), alpha=alpha)
+
+
+def certified(
     config: Any, found: dict[str, classifiers.Classifier], test: data.Dataset, key: jax.Array
-) -> dict[str, np.ndarray]:
-    """Answers to many images, certificates of some, and what attacks within the radii of these change."""
-    standard, smoothed = found["standard"], found["smoothed"]
+) -> dict[str, dict[str, Any]]:
+    """Accuracy and certified accuracy of the mixture and of its parts, and what attacks within its radii change."""
+    standard, smoothed = found["standard"], found["smoothed"].logits_fn()
     measure, alpha = certification.gaussian(config.sigma), config.certified_alpha
 
     def votes(key: jax.Array, image: np.ndarray, num_samples: int, first_sample: int = 0) -> np.ndarray:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(image)))
         some = {"num_samples": num_samples, "first_sample": first_sample}
-        counts = np.asarray(certification.sample_counts(keys, smoothed.logits_fn(), image, measure, **some))
+        counts = np.asarray(certification.sample_counts(keys, smoothed, image, measure, **some))
         if (lost := num_samples - counts.sum(-1)).any():
             raise ValueError(f"the smoothed model gave logits that are not finite for {lost.sum()} noisy copies.")
         return counts
@@ -58,12 +67,12 @@ def certify(
         logits = np.asarray(classifiers.outputs_of(standard, image).logits, np.float64)
         weights = np.exp(config.standard_scale * (logits - logits.max(-1, keepdims=True)))
         mixed = (1 - alpha) * weights / weights.sum(-1, keepdims=True) + alpha * counts / counts.sum(-1, keepdims=True)
-        return {"standard": logits.argmax(-1), "smoothed": counts.argmax(-1), "mixture": mixed.argmax(-1)}
+        return {"accurate": logits.argmax(-1), "smoothed": counts.argmax(-1), "mixture": mixed.argmax(-1)}
 
     answer_key, counts_key, attack_key, judge_key = jax.random.split(key, 4)
     image, label, _ = (np.asarray(part) for part in test[subsets.evenly(len(test), NUM_ANSWERED)])
     answered = answers(image, votes(answer_key, image, VOTES_OF_ANSWER))
-    arrays = {"answered_label": label, **{f"answered_{name}": answer for name, answer in answered.items()}}
+    clean = {name: (answer == label).mean() for name, answer in answered.items()}
 
     most = config.num_certified or (100 if config.dataset == "digits" else len(test))
     image, label, ids = (np.asarray(part) for part in test[subsets.evenly(len(test), most)])
@@ -75,8 +84,8 @@ def certify(
     attacked = np.flatnonzero(radius)
     changed, excess = np.zeros(0, bool), np.zeros(0)
     if attacked.size:
-        noisy = _noisy(standard.functional.outputs, smoothed.functional.outputs, measure, config.standard_scale)
-        seen = jax.tree_util.Partial(noisy, (standard.state, smoothed.state), jnp.float32(alpha))
+        seen = standard.logits_fn(), config.standard_scale, smoothers.noisy(smoothed, measure), alpha
+        seen = jax.tree_util.Partial(_beside_noise, *seen)
         attack, x_adv = attacks.pgd(epsilon=1.0, norm="l2", steps=20, keep="last", samples=16), []
         for i in attacked:  # each within its own radius, which compiles once
             inside = dataclasses.replace(attack, epsilon=float(radius[i]) * 0.999)
@@ -88,19 +97,23 @@ def certify(
         shares = counts / counts.sum(-1, keepdims=True)
         its = np.arange(counts.shape[-1]) == bounds.label[attacked][:, None]
         excess = shares[its] - np.where(its, 0, shares).max(-1) - (1 - alpha) / alpha
-    return arrays | {
-        "id": ids, "label": label, "smoothed_label": alone.label, "smoothed_radius": alone.radius,
-        "mixture_label": np.where(radius > 0, bounds.label, certification.ABSTAIN), "mixture_radius": radius,
-        "changed": changed, "excess": excess,
-    }  # fmt: skip
+    mixed = np.where(radius > 0, bounds.label, certification.ABSTAIN)
+    arms = arms_of(clean, ids, label, smoothed=(alone.label, alone.radius), mixture=(mixed, radius))
+    changes = {"attacked": len(attacked), "changed": changed.sum(), "least_excess": excess.min(initial=np.inf)}
+    arms["certified: mixture"] |= changes
+    return arms
 
 
-@functools.cache
-def _noisy(standard: Callable, smoothed: Callable, measure: certification.Measure, scale: float) -> Callable:
-    """The mixture with one draw of noise, whose mean probabilities an attack follows."""
-
-    def logits(states, alpha, key, x):
-        of_noise = smoothed(states[1], measure.sample(key, x[0])[None]).logits
-        return mixing.mix(standard(states[0], x).logits, of_noise, alpha=alpha, standard_scale=scale)
-
-    return logits
+def arms_of(
+    clean: dict[str, float], ids: np.ndarray, label: np.ndarray, **certified: tuple[np.ndarray, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Clean accuracies, those at radii of the parts with certificates ``(classes, radii)``, and what the bars ask."""
+    arms: dict[str, dict[str, Any]] = {f"certified: {name}": {"clean": accuracy} for name, accuracy in clean.items()}
+    for name, (predicted, radius) in certified.items():
+        right = predicted == label
+        at = {f"at_{r:g}": (right & (radius >= r)).mean() for r in RADII}
+        kept = {"radius": radius, "right": right, "predicted": predicted, "id": ids, "label": label}
+        arms[f"certified: {name}"] |= at | kept
+    arms[BETTER] = {"clean": max(clean["accurate"], clean["smoothed"])}
+    arms[PART] = {f"at_{r:g}": KEPT * arms["certified: smoothed"][f"at_{r:g}"] for r in RADII}
+    return arms

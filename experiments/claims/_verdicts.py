@@ -88,6 +88,17 @@ class Claim(NamedTuple):
         return self.bars(config) if callable(self.bars) else self.bars
 
 
+def among(setting: str, *bars: Bar) -> Callable[[Any], tuple[Bar, ...]]:
+    """Bars of the arms that a setting names, such as ``trainings``; those with another arm are left out."""
+
+    def bars_of(config: Any) -> tuple[Bar, ...]:
+        arms = getattr(config, setting)
+        known = lambda arm: not isinstance(arm, str) or arm in arms
+        return tuple(bar for bar in bars if known(bar.arm) and known(bar.other))
+
+    return bars_of
+
+
 def check(claim: Claim, config: Any) -> None:
     """Raises ValueError for bars that are none, before anything is measured."""
     bars = claim.bars_of(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import robustjax
 
@@ -30,8 +30,8 @@ class Verified(NamedTuple):
     @property
     def test(self) -> str:
         """The file that verifies it: tests mirror the module of the first function."""
-        module = functools.reduce(getattr, self.functions[0].split("."), robustjax).__module__
-        return "/".join(["tests", *(part.lstrip("_") for part in module.split(".")[1:])]) + "_test.py"
+        function: Any = functools.reduce(getattr, self.functions[0].split("."), robustjax)
+        return "/".join(["tests", *(part.lstrip("_") for part in function.__module__.split(".")[1:])]) + "_test.py"
 
 
 VERIFIED = (

@@ -112,9 +112,9 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="AccelAT", paper="Nikfam et al. 2022, IEEE Access 10", arxiv=None, functions=("training.accelat",),
-            statement="About the same robustness in fewer epochs.",
-            bars=(
+            "AccelAT", "Nikfam et al. 2022, IEEE Access 10", None, ("training.accelat",),
+            "About the same robustness in fewer epochs.",
+            (
                 _frame.Bar("robust accuracy", "accelat", ">=", "constant", by=0.02),
                 _frame.Bar("epochs", "accelat", "<", "constant"),
             ),

@@ -61,16 +61,9 @@ def accuracies(config: Config, results: _frame.Results) -> Any:
     return plotting.bar_chart(results, label="accuracy", title=title)
 
 
-def _claim(training: str, method: str, paper: str, arxiv: str | None, statement: str, *bars: _frame.Bar):
-    functions = {
-        "pgd": "adversarial.adversarial_training",
-        "trades": "adversarial.trades kl_divergence",
-        "mart": "adversarial.mart boosted_cross_entropy",
-        "entropy": "adversarial.entropy_regularization",
-    }
-    named = tuple(f"losses.{name}" for name in functions.get(training, f"adversarial.{training}").split())
-    of_config = lambda config: bars if training in config.trainings else ()
-    return _frame.Claim(method, paper, arxiv, named, statement, of_config)
+def _claim(functions: str, method: str, paper: str, arxiv: str | None, statement: str, *bars: _frame.Bar):
+    named = tuple(f"losses.{name}" for name in functions.split())
+    return _frame.Claim(method, paper, arxiv, named, statement, _frame.among("trainings", *bars))
 
 
 STUDY = _frame.Study(
@@ -78,35 +71,24 @@ STUDY = _frame.Study(
     tiny=Config(model="mlp", trainings=("standard", "pgd"), num_epochs=1, train_steps=1, num_images=8),
     numbers=[_frame.Column("clean", "clean"), _frame.Column("PGD-20", "PGD-20")],
     claims=(
-        _claim(
-            "pgd", "Adversarial training", "Madry et al. 2018", "1706.06083", "Training on PGD examples makes robust.",
-            _frame.Bar("PGD-20", "pgd", ">", "standard"),
-        ),
-        _claim(
-            "trades", "TRADES", "Zhang et al. 2019", "1901.08573",
-            "A better trade-off of accuracy and robustness than adversarial training.",
-            _frame.Bar("PGD-20", "trades", ">", "pgd"), _frame.Bar("clean", "trades", ">=", "pgd", by=0.01),
-        ),
-        _claim(
-            "mart", "MART", "Wang et al. 2020, ICLR", None,
-            "More weight on misclassified examples makes more robust than adversarial training.",
-            _frame.Bar("PGD-20", "mart", ">", "pgd"),
-        ),
-        _claim(
-            "awp", "AWP", "Wu, Xia, Wang 2020", "2004.05884",
-            "Perturbed weights make more robust than adversarial training.", _frame.Bar("PGD-20", "awp", ">", "pgd"),
-        ),
-        _claim(
-            "logit_pairing", "Logit pairing", "Kannan, Kurakin, Goodfellow 2018", "1803.06373",
-            "Equal logits of clean and adversarial inputs make more robust than adversarial training; said to mask "
-            "gradients (arXiv:1807.10272), so verify with AutoAttack.",
-            _frame.Bar("PGD-20", "logit_pairing", ">", "pgd"),
-        ),
-        _claim(
-            "entropy", "Entropy regularisation", "Cubuk et al. 2017", "1711.02846",
-            "A penalty on entropy makes more robust than standard training.",
-            _frame.Bar("PGD-20", "entropy", ">", "standard"),
-        ),
+        _claim("adversarial.adversarial_training", "Adversarial training", "Madry et al. 2018", "1706.06083",
+               "Training on PGD examples makes robust.", _frame.Bar("PGD-20", "pgd", ">", "standard")),
+        _claim("adversarial.trades kl_divergence", "TRADES", "Zhang et al. 2019", "1901.08573",
+               "A better trade-off of accuracy and robustness than adversarial training.",
+               _frame.Bar("PGD-20", "trades", ">", "pgd"), _frame.Bar("clean", "trades", ">=", "pgd", by=0.01)),
+        _claim("adversarial.mart boosted_cross_entropy", "MART", "Wang et al. 2020, ICLR", None,
+               "More weight on misclassified examples makes more robust than adversarial training.",
+               _frame.Bar("PGD-20", "mart", ">", "pgd")),
+        _claim("adversarial.awp", "AWP", "Wu, Xia, Wang 2020", "2004.05884",
+               "Perturbed weights make more robust than adversarial training.",
+               _frame.Bar("PGD-20", "awp", ">", "pgd")),
+        _claim("adversarial.logit_pairing", "Logit pairing", "Kannan, Kurakin, Goodfellow 2018", "1803.06373",
+               "Equal logits of clean and adversarial inputs make more robust than adversarial training; said to mask "
+               "gradients (arXiv:1807.10272), so verify with AutoAttack.",
+               _frame.Bar("PGD-20", "logit_pairing", ">", "pgd")),
+        _claim("adversarial.entropy_regularization", "Entropy regularisation", "Cubuk et al. 2017", "1711.02846",
+               "A penalty on entropy makes more robust than standard training.",
+               _frame.Bar("PGD-20", "entropy", ">", "standard")),
     ),
     figure=accuracies, in_folder=True,
 )  # fmt: skip

@@ -272,14 +272,6 @@ def details(config: Config, results: _frame.Results) -> Sequence[tables.Table | 
     ]
 
 
-def smaller_by_rct(config: Config) -> tuple[_frame.Bar, ...]:
-    """Smaller than before RCT, with and without PTT."""
-    return tuple(
-        _frame.Bar("size, clean", arm_of("rct", name, "rscp+"), "<", arm_of("gaussian", name, "rscp+"))
-        for name in config.names * config.rct
-    )
-
-
 STUDY = _frame.Study(
     measure=measure, config=Config(),
     tiny=Config(
@@ -294,28 +286,27 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Provably robust conformal prediction (RSCP+)",
-            paper="Yan, Romano, Weng 2024; RSCP: Gendler et al. 2022, ICLR (not on arXiv)", arxiv="2404.19651",
-            functions=tuple(f"certification.conformal.{name}" for name in ("rscp_plus", "rscp", "split_conformal")),
-            statement=(
-                "Sets hold the true label with probability 1 - alpha under any l2 attack, although smoothed scores are "
-                "estimated."
-            ),
-            bars=lambda config: (_frame.Bar(LOW, "all rscp+", ">=", 1 - config.alpha),),
+            "Provably robust conformal prediction (RSCP+)",
+            "Yan, Romano, Weng 2024; RSCP: Gendler et al. 2022, ICLR (not on arXiv)", "2404.19651",
+            tuple(f"certification.conformal.{name}" for name in ("rscp_plus", "rscp", "split_conformal")),
+            "Sets hold the true label with probability 1 - alpha under any l2 attack, although smoothed scores are "
+            "estimated.",
+            lambda config: (_frame.Bar(LOW, "all rscp+", ">=", 1 - config.alpha),),
         ),
         _frame.Claim(
-            method="Post-training transformation (PTT)", paper="Yan, Romano, Weng 2024", arxiv="2404.19651",
-            functions=("certification.conformal.ptt",),
-            statement="A transformation of scores makes the sets of RSCP+ small.",
-            bars=lambda config: tuple(
+            "Post-training transformation (PTT)", "Yan, Romano, Weng 2024", "2404.19651",
+            ("certification.conformal.ptt",), "A transformation of scores makes the sets of RSCP+ small.",
+            lambda config: tuple(
                 _frame.Bar("size over that without PTT", f"{score}+ptt rscp+", "<", 0.7) for score in config.scores
             ),
         ),
-        _frame.Claim(
-            method="Robust conformal training (RCT)", paper="Yan, Romano, Weng 2024", arxiv="2404.19651",
-            functions=("losses.conformal_training",),
-            statement="Fine-tuning the last layer for small sets makes the sets of RSCP+ smaller.",
-            bars=smaller_by_rct,
+        _frame.Claim(  # smaller than before RCT, with and without PTT
+            "Robust conformal training (RCT)", "Yan, Romano, Weng 2024", "2404.19651", ("losses.conformal_training",),
+            "Fine-tuning the last layer for small sets makes the sets of RSCP+ smaller.",
+            lambda config: tuple(
+                _frame.Bar("size, clean", arm_of("rct", name, "rscp+"), "<", arm_of("gaussian", name, "rscp+"))
+                for name in config.names * config.rct
+            ),
         ),
     ),
     figure=sizes, details=details, in_folder=True,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -21,9 +20,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from experiments import _small
+from experiments import _small, smoothing
 from experiments.claims import _frame
-from experiments.common import checks, classifiers, files, runtimes, settings, subsets, tables
+from experiments.common import certificates, checks, classifiers, files, runtimes, settings, smoothers, subsets, tables
 from robustjax import attacks, certification, data, losses, metrics, models, perturbations, plotting, training
 from robustjax.typing import LogitsFn, ModelState
 
@@ -39,8 +38,6 @@ METHODS: dict[Method, str] = {
 }
 """What is smoothed, by name."""
 ACR = "average_certified_radius"
-GROUP = 20
-"""Images that are certified at once, or more, so that devices share them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,13 +108,12 @@ class Trained:
         sigma = self.config.sigma
         if method == "none":
             return self.standard.logits_fn()
-        if method == "gaussian":
-            return self._classifier(method, losses.smoothing.gaussian_augmentation(sigma=sigma)).logits_fn()
         consistency = losses.smoothing.consistency(sigma=sigma, weight=self.config.consistency_weight)
-        if method == "consistency":
-            return self._classifier(method, consistency).logits_fn()
         if method == "rrcm":
             return self._rrcm(consistency).logits_fn()
+        noisy = {"gaussian": losses.smoothing.gaussian_augmentation(sigma=sigma), "consistency": consistency}
+        if method in noisy:
+            return self._classifier(method, noisy[method]).logits_fn()
         height, width, _ = shape = self.dataset.image_shape
         make = models.noise_predictor if method == "diffusion" else models.denoiser
         network = models.image_functional(
@@ -187,49 +183,39 @@ class Trained:
 _forward = jax.jit(lambda logits_fn, x: logits_fn(x))
 
 
-@functools.cache  # one function, so that compiled programs are shared
-def _noisy_logits_of(measure: certification.Measure) -> Callable:
-    return lambda logits_fn, key, x: logits_fn(measure.sample(key, x[0])[None])
-
-
 def is_broken(
     config: Config, keys: Sequence[jax.Array], logits_fn: LogitsFn, image: np.ndarray, label: np.ndarray, radius: float,
     *, steps: int = 20, draws: int = 16, answer_draws: int = 1000,
 ) -> bool:  # fmt: skip
     """Whether PGD inside its certified radius changes the smoothed answer to one image: keys of attack and answer."""
     measure = certification.gaussian(config.sigma)
-    noisy = jax.tree_util.Partial(_noisy_logits_of(measure), logits_fn)
     attack = attacks.pgd(epsilon=radius * 0.999, norm="l2", steps=steps, samples=draws)
-    x_adv = attack(keys[0], noisy, image, label)
+    x_adv = attack(keys[0], smoothers.noisy(logits_fn, measure), image, label)
     common = {"num_samples": answer_draws, "alpha": config.alpha, "batch_size": config.batch_size}
     answer = certification.predict(keys[1], logits_fn, x_adv, measure, **common)
     return answer[0] not in (certification.ABSTAIN, label[0])
 
 
 def certified(
-    config: Config, key: jax.Array, logits_fn: LogitsFn, test: data.Dataset, place: Callable, group: int
+    config: Config, key: jax.Array, logits_fn: LogitsFn, test: data.Dataset, place: _frame.Place, method: str
 ) -> dict[str, Any]:
-    """Certificates, ``group`` at once where ``place`` puts them; attacks inside some radii; and the cost of a copy.
+    """The numbers of a method: certificates, each kept on disk, attacks inside some radii, and the cost of a copy.
 
     ``key`` is the same for all methods, which see the same noise.
     """
-    ids, measure = subsets.evenly(len(test), config.num_images), certification.gaussian(config.sigma)
-    image, label, _ = test[ids]
     certify_key, attack_key, answer_key = jax.random.split(key, 3)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(certify_key, ids)
-    common = {"num_selection": config.num_selection, "alpha": config.alpha, "batch_size": config.batch_size}
-    parts, seconds = [], 0.0
-    for start in range(-group, len(ids), group):
-        rows = np.minimum(np.arange(max(start, 0), max(start, 0) + group), len(ids) - 1)  # the last group is filled up
-        draws = config.num_estimation if start >= 0 else min(config.num_estimation, 100)  # the first compiles
-        began = time.perf_counter()
-        found = certification.certify(
-            keys[rows], logits_fn, place(image[rows]), measure, num_estimation=draws, **common
-        )
-        if start >= 0:
-            seconds += time.perf_counter() - began
-            parts.append(found)
-    certificate = certification.Certificate(*(np.concatenate(c)[: len(ids)] for c in zip(*parts, strict=True)))
+    ids, folder = subsets.evenly(len(test), config.num_images), place.folder / "certificates" / method
+    certify = smoothers.procedure(
+        (logits_fn,), certification.gaussian(config.sigma), num_selection=config.num_selection,
+        num_estimation=config.num_estimation, alpha=config.alpha, batch_size=config.batch_size,
+    )  # fmt: skip
+    smoothing.certify_images(
+        folder, certify_key, certify, test, ids, radius=config.sigma, mesh=place.runtime.local_mesh(), watch=place.watch
+    )
+    if jax.process_index() != 0:
+        return {}
+    _, label, certificate, _, seconds = certificates.read(folder)
+    image = test[ids].image
     attacked = np.flatnonzero(certificate.radius > 0)[: config.num_attacked]
     broken = 0
     for row in attacked:
@@ -239,41 +225,38 @@ def certified(
         )
     clean = np.asarray(_forward(logits_fn, image)).argmax(-1)
     cost = _forward.lower(logits_fn, image[:1]).cost_analysis() or {}
-    costs = {"flops_per_copy": cost["flops"]} if "flops" in cost else {}  # not every device says
+    at = metrics.certified_accuracy(certificate, label, config.radii)
     return {
-        **certificate._asdict(), **costs, "id": ids, "true": label, "clean_accuracy": (clean == label).mean(),
-        "seconds_per_image": seconds / (group * len(parts)), "attacked": len(attacked), "broken": broken,
-    }  # fmt: skip
-
-
-def numbers_of(config: Config, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The numbers of a method, and radii for the figure."""
-    certificate = certification.Certificate(*(arrays[name] for name in certification.Certificate._fields))
-    at = metrics.certified_accuracy(certificate, arrays["true"], config.radii)
-    numbers = {ACR: metrics.average_certified_radius(certificate, arrays["true"])}
-    numbers |= {f"certified_accuracy_{r:g}": value for r, value in zip(config.radii, at, strict=True)}
-    numbers |= {"abstained": certificate.abstained.mean()}
-    numbers |= {name: value for name, value in arrays.items() if value.ndim == 0}
-    return numbers | {"radius": certificate.radius, "correct": certificate.label == arrays["true"]}
+        ACR: metrics.average_certified_radius(certificate, label),
+        **{f"certified_accuracy_{r:g}": value for r, value in zip(config.radii, at, strict=True)},
+        **({"flops_per_copy": cost["flops"]} if "flops" in cost else {}),  # not every device says
+        "abstained": certificate.abstained.mean(),
+        "clean_accuracy": (clean == label).mean(),
+        "seconds_per_image": seconds.mean(),
+        "attacked": len(attacked),
+        "broken": broken,
+        "radius": certificate.radius,
+        "correct": certificate.label == label,
+    }
 
 
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     """Trains and certifies all methods with one seed, or does what is left of it."""
     train, test = config.images()
-    trained, devices = Trained(config, seed, train, place), place.runtime.local_mesh().size
-    group = -(-GROUP // devices) * devices
+    trained = Trained(config, seed, train, place)
     key = jax.random.fold_in(jax.random.key(seed), 1)  # the same noise for all methods
     found: dict[str, dict[str, Any]] = {}
     for method in config.methods:
         path, logits_fn = place.folder / f"{method}.npz", trained.logits_fn(method)
         classifiers.keep_to(place.folder / method, logits_fn, [train, test])
         if not path.exists():
+            numbers = certified(config, key, logits_fn, test, place, method)
             if jax.process_index() == 0:
-                files.write_arrays(path, certified(config, key, logits_fn, test, trained.standard.place, group))
+                files.write_arrays(path, numbers)
                 place.log(f"Seed {seed}: {method} certified.")
             runtimes.barrier(f"{method} of seed {seed}")
         if jax.process_index() == 0:
-            found[method] = numbers_of(config, files.read_arrays(path))
+            found[method] = files.read_arrays(path)
     return found
 
 
@@ -314,13 +297,9 @@ def details(config: Config, results: _frame.Results) -> Sequence[tables.Table | 
 
 def bars(relation: Any, *pairs: tuple[Method, Method]) -> Callable[[Config], tuple[_frame.Bar, ...]]:
     """Of the ACR of each pair of methods, and that no attack breaks a radius of the first."""
-
-    def of(config: Config) -> tuple[_frame.Bar, ...]:
-        both = [_frame.Bar(ACR, one, relation, other) for one, other in pairs if {one, other} <= {*config.methods}]
-        arms = dict.fromkeys(one for one, _ in pairs if one in config.methods)
-        return (*both, *(_frame.Bar("broken", arm, "<=", 0) for arm in arms))
-
-    return of
+    acr = (_frame.Bar(ACR, one, relation, other) for one, other in pairs)
+    arms = dict.fromkeys(one for one, _ in pairs)
+    return _frame.among("methods", *acr, *(_frame.Bar("broken", arm, "<=", 0) for arm in arms))
 
 
 STUDY = _frame.Study(
@@ -333,36 +312,30 @@ STUDY = _frame.Study(
     numbers=columns,
     claims=(
         _frame.Claim(
-            method="Denoised smoothing", paper="Salman et al. 2020", arxiv="2003.01908",
-            functions=(
-                "certification.denoised", "losses.denoising.mse", "losses.denoising.stability", "models.denoiser",
-            ),
-            statement=(
-                "A denoiser makes a classifier that never saw noise certifiable, and one trained on the classifier's "
-                "answers more than one trained on the squared error."
-            ),
-            bars=bars(">", ("denoising", "none"), ("stability", "denoising")),
+            "Denoised smoothing", "Salman et al. 2020", "2003.01908",
+            ("certification.denoised", "losses.denoising.mse", "losses.denoising.stability", "models.denoiser"),
+            "A denoiser makes a classifier that never saw noise certifiable, and one trained on the classifier's "
+            "answers more than one trained on the squared error.",
+            bars(">", ("denoising", "none"), ("stability", "denoising")),
         ),
         _frame.Claim(
-            method="Denoised smoothing beside training with noise", paper="Salman et al. 2020", arxiv="2003.01908",
-            functions=("certification.denoised", "losses.denoising.stability"),
-            statement="A classifier behind a denoiser comes near one that is trained with the noise.",
-            bars=bars(">=", ("stability", "gaussian")),  # the paper does not say what is near
+            "Denoised smoothing beside training with noise", "Salman et al. 2020", "2003.01908",
+            ("certification.denoised", "losses.denoising.stability"),
+            "A classifier behind a denoiser comes near one that is trained with the noise.",
+            bars(">=", ("stability", "gaussian")),  # the paper does not say what is near
         ),
         _frame.Claim(
-            method="Diffusion-denoised smoothing", paper="Carlini et al. 2022", arxiv="2206.10550",
-            functions=(
-                "certification.diffusion_denoised", "losses.denoising.diffusion", "losses.denoising.alphas_bar",
-                "models.noise_predictor",
-            ),
-            statement="One step of a diffusion model serves as denoiser at every sigma.",
-            bars=bars(">", ("diffusion", "none")),
+            "Diffusion-denoised smoothing", "Carlini et al. 2022", "2206.10550",
+            ("certification.diffusion_denoised", "losses.denoising.diffusion", "losses.denoising.alphas_bar",
+             "models.noise_predictor"),
+            "One step of a diffusion model serves as denoiser at every sigma.",
+            bars(">", ("diffusion", "none")),
         ),
         _frame.Claim(
-            method="rRCM", paper="Lei et al. 2025", arxiv="2501.13094",
-            functions=("losses.rrcm.consistency_pretraining", "losses.rrcm.preconditioned", "losses.info_nce"),
-            statement="Features that agree at all levels of noise give larger radii with one forward pass.",
-            bars=bars(">", ("rrcm", "gaussian"), ("rrcm", "consistency"), ("rrcm", "diffusion")),
+            "rRCM", "Lei et al. 2025", "2501.13094",
+            ("losses.rrcm.consistency_pretraining", "losses.rrcm.preconditioned", "losses.info_nce"),
+            "Features that agree at all levels of noise give larger radii with one forward pass.",
+            bars(">", ("rrcm", "gaussian"), ("rrcm", "consistency"), ("rrcm", "diffusion")),
         ),
     ),
     figure=curves, details=details, in_folder=True,

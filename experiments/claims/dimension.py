@@ -113,13 +113,11 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Dual randomized smoothing", paper="Xia et al. 2024", arxiv="2404.09586",
-            functions=("certification.dual", "certification.dual_radius", "certification.checkerboard"),
-            statement=(
-                "Two halves of the pixels, smoothed and classified by themselves, have a joint certificate that "
-                "shrinks more slowly as images grow."
-            ),
-            bars=lambda config: (
+            "Dual randomized smoothing", "Xia et al. 2024", "2404.09586",
+            ("certification.dual", "certification.dual_radius", "certification.checkerboard"),
+            "Two halves of the pixels, smoothed and classified by themselves, have a joint certificate that shrinks "
+            "more slowly as images grow.",
+            lambda config: (
                 _frame.Bar("growth", arm_of(config.sizes[-1], "dual"), ">", arm_of(config.sizes[-1], "plain")),
             ),
         ),

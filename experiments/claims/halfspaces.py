@@ -164,10 +164,10 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Tester-learner of half-spaces", paper="Gollakota et al. 2023", arxiv="2302.14853",
-            functions=("certification.halfspaces.tester_learner", "certification.halfspaces.disagreement_bound"),
-            statement="Accepts normal inputs; where it accepts, the error is near the best, given enough rows.",
-            bars=lambda config: (
+            "Tester-learner of half-spaces", "Gollakota et al. 2023", "2302.14853",
+            ("certification.halfspaces.tester_learner", "certification.halfspaces.disagreement_bound"),
+            "Accepts normal inputs; where it accepts, the error is near the best, given enough rows.",
+            lambda config: (
                 _frame.Bar("accepted", "normal", ">=", 1 - config.delta),
                 *(_frame.Bar("excess_if_accepted", name, "<=", config.epsilon) for name in config.distributions),
             ),

@@ -61,10 +61,10 @@ STUDY = _frame.Study(
     numbers=[_frame.Column(name, name) for name in ("verified", "PGD-20", "clean")],
     claims=(
         _frame.Claim(
-            method="Interval bound propagation", paper="Gowal et al. 2018", arxiv="1810.12715",
-            functions=("losses.interval_training", "certification.intervals.certify", "certification.intervals.bounds"),
-            statement="A network trained with its interval bounds is verified in linf balls without search.",
-            bars=lambda config: (
+            "Interval bound propagation", "Gowal et al. 2018", "1810.12715",
+            ("losses.interval_training", "certification.intervals.certify", "certification.intervals.bounds"),
+            "A network trained with its interval bounds is verified in linf balls without search.",
+            lambda config: (
                 _frame.Bar("verified", "intervals", ">", "standard"),
                 *((_frame.Bar("verified", "intervals", ">=", config.least),) if config.dataset == "mnist" else ()),
             ),

@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments import _small
 from experiments.claims import _frame
-from experiments.claims._mixing_parts import answers_of, certify, stands
+from experiments.claims._mixing_parts import BETTER, PART, RADII, answers_of, certified, stands
 from experiments.common import adversaries, checks, classifiers, settings, subsets, tables
 from experiments.common.command_line import Number
 from robustjax import attacks, data, losses, models, plotting, training
@@ -29,10 +29,8 @@ from robustjax.certification import mixing
 
 NETWORK = training.Recipe(algorithm="adam", learning_rate=1e-3, schedule="cosine", batch_size=128, num_epochs=20)
 """Of the mixing network; the authors' is AdamW at 5e-5 for 3 epochs of CIFAR-10."""
-RADII = (0.0, 0.25, 0.5, 0.75)
-CLEAN_LOST, KEPT = 0.005, 0.6
-"""What a certified mixture may lose of the better clean accuracy, and must keep of the certified accuracy."""
-BETTER, PART = "certified: better part", f"certified: {KEPT:.0%} of smoothed"
+CLEAN_LOST = 0.005
+"""What a certified mixture may lose of the clean accuracy of its better part."""
 ATTACKS = {
     "detached": "cross-entropy, alpha held constant",
     "attached": "cross-entropy",
@@ -144,13 +142,9 @@ def train(
     return found, mixture, fit("network", network, objective, recipe, keys[3][1], config.network_epochs).state
 
 
-@functools.cache  # one function for all shares
-def _fixed(standard: Callable, robust: Callable, standard_scale: float, robust_scale: float) -> Callable:
-    def logits(states, alpha, x):
-        parts = (outputs(state, x).logits for outputs, state in zip((standard, robust), states))
-        return mixing.mix(*parts, alpha=alpha, standard_scale=standard_scale, robust_scale=robust_scale)
-
-    return logits
+def _fixed(parts: tuple[Callable, Callable], scales: tuple[float, float], alpha: Any, x: jax.Array) -> jax.Array:
+    """The mixture by a fixed share."""
+    return mixing.mix(*(scale * logits_fn(x) for scale, logits_fn in zip(scales, parts, strict=True)), alpha=alpha)
 
 
 @functools.cache
@@ -191,10 +185,10 @@ def trade_off(
     left = functools.partial(stands, key, image=image[chosen], label=label[chosen])
     accuracy = lambda logits_fn: float((answers_of(logits_fn, image) == label).mean())
     attack, standard, robust = attacks_of(config, test.num_classes), found["standard"], found["robust"]
-    fixed = _fixed(standard.functional.outputs, robust.functional.outputs, config.standard_scale, config.robust_scale)
+    parts, scales = (standard.logits_fn(), robust.logits_fn()), (config.standard_scale, config.robust_scale)
     arms: dict[str, dict[str, float]] = {}
     for alpha in config.alphas:
-        logits_fn = jax.tree_util.Partial(fixed, (standard.state, robust.state), jnp.float32(alpha))
+        logits_fn = jax.tree_util.Partial(_fixed, parts, scales, alpha)
         names = ["robust", "autoattack"] if config.autoattack and alpha == 1 else ["robust"]
         of_share = {name: float(left(attack[name], logits_fn).mean()) for name in names}
         arms[arm_of(alpha)] = {"clean": accuracy(logits_fn), **of_share}
@@ -215,24 +209,6 @@ def at_accuracy(clean: float, fixed: Sequence[dict[str, float]]) -> float:
     return float(np.interp(clean, [at for at, _ in points], best, right=0.0))
 
 
-def certified(arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Accuracy and certified accuracy of the mixture with a smoothed classifier, and of its parts."""
-    arms: dict[str, dict[str, Any]] = {}
-    for arm, name in (("accurate", "standard"), ("smoothed", "smoothed"), ("mixture", "mixture")):
-        clean = float((arrays[f"answered_{name}"] == arrays["answered_label"]).mean())
-        numbers = arms[f"certified: {arm}"] = {"clean": clean}
-        if name != "standard":
-            radius, right = arrays[f"{name}_radius"], arrays[f"{name}_label"] == arrays["label"]
-            numbers |= {f"at_{r:g}": (right & (radius >= r)).mean() for r in RADII}
-            numbers |= {"radius": radius, "right": right, "predicted": arrays[f"{name}_label"]}
-            numbers |= {name: arrays[name] for name in ("id", "label")}
-    arms[BETTER] = {"clean": max(arms[f"certified: {arm}"]["clean"] for arm in ("accurate", "smoothed"))}
-    arms[PART] = {f"at_{r:g}": KEPT * arms["certified: smoothed"][f"at_{r:g}"] for r in RADII}
-    changed = {"attacked": len(arrays["changed"]), "changed": arrays["changed"].sum()}
-    arms["certified: mixture"] |= changed | {"least_excess": arrays["excess"].min(initial=np.inf)}
-    return arms
-
-
 def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     """Trains, attacks and certifies with one seed; trainings that were interrupted resume."""
     images, test = config.images()
@@ -241,7 +217,7 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
     if jax.process_index() != 0:
         return {}
     arms = trade_off(config, found, mixture, state, test, attack_key)
-    return arms | certified(certify(config, found, test, certify_key))
+    return arms | certified(config, found, test, certify_key)
 
 
 def figures(config: Config, results: _frame.Results) -> dict[str, Any]:
@@ -305,26 +281,22 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Mixed classifiers", paper="Bai et al. 2023", arxiv="2301.12554",
-            functions=tuple(f"certification.mixing.{name}" for name in ("mix", "smoothed_radius", "lipschitz_radius")),
-            statement="A mixture keeps the class of its robust part in a certified radius, and the other's accuracy.",
-            bars=(
+            "Mixed classifiers", "Bai et al. 2023", "2301.12554",
+            tuple(f"certification.mixing.{name}" for name in ("mix", "smoothed_radius", "lipschitz_radius")),
+            "A mixture keeps the class of its robust part in a certified radius, and the other's accuracy.",
+            (
                 _frame.Bar("clean", "certified: mixture", ">=", BETTER, by=CLEAN_LOST),
                 _frame.Bar("at_0.25", "certified: mixture", ">=", PART),
                 _frame.Bar("changed", "certified: mixture", "<=", 0),
             ),
         ),
         _frame.Claim(
-            method="Mixing network", paper="Bai et al. 2023", arxiv="2301.12554",
-            functions=(
-                "certification.mixing.mixture", "models.mixing_network", "losses.mixing_training",
-                "losses.adaptive_cross_entropy",
-            ),
-            statement=(
-                "A mixture whose shares a network chooses for each input is more robust than an equally accurate fixed "
-                "mixture."
-            ),
-            bars=(_frame.Bar("robust", "network", ">", "fixed, as accurate"),),
+            "Mixing network", "Bai et al. 2023", "2301.12554",
+            ("certification.mixing.mixture", "models.mixing_network", "losses.mixing_training",
+             "losses.adaptive_cross_entropy"),
+            "A mixture whose shares a network chooses for each input is more robust than an equally accurate fixed "
+            "mixture.",
+            (_frame.Bar("robust", "network", ">", "fixed, as accurate"),),
         ),
     ),
     figure=figures, details=details, in_folder=True,

@@ -223,13 +223,11 @@ STUDY = _frame.Study(
     numbers=columns,
     claims=(
         _frame.Claim(
-            method="Certified multi-modal training (CRMT)", paper="Yang et al. 2024", arxiv="2402.06244",
-            functions=(
-                "certification.multimodal.radius", "losses.multimodal_margin", "losses.multimodal_radius",
-                "models.multimodal",
-            ),
-            statement="Larger certified radii, and more accuracy when the stronger modality is attacked or missing.",
-            bars=bars,
+            "Certified multi-modal training (CRMT)", "Yang et al. 2024", "2402.06244",
+            ("certification.multimodal.radius", "losses.multimodal_margin", "losses.multimodal_radius",
+             "models.multimodal"),
+            "Larger certified radii, and more accuracy when the stronger modality is attacked or missing.",
+            bars,
         ),
     ),
     figure=accuracies, details=details,

@@ -68,7 +68,6 @@ def aurocs(config: Config, results: _frame.Results) -> Any:
 def _claim(training: str, method: str, paper: str, arxiv: str, statement: str, *numbers: str) -> _frame.Claim:
     bars = [_frame.Bar(number, training, ">", "standard") for number in numbers]
     bars += [_frame.Bar("accuracy", training, ">=", "standard", by=0.01)] if training in EXPOSED else []
-    of_config = lambda config: tuple(bars) if training in config.trainings else ()
     functions = {
         "logit_norm": ("losses.logit_norm", "losses.normalized_cross_entropy"),
         "mixup": ("losses.mixup", "perturbations.mixup"),
@@ -76,7 +75,7 @@ def _claim(training: str, method: str, paper: str, arxiv: str, statement: str, *
         "outlier_exposure": ("losses.outliers.outlier_exposure", "losses.outliers.uniform_cross_entropy"),
         "energy_bounded": ("losses.outliers.energy_bounded", "losses.outliers.energy_hinge"),
     }
-    return _frame.Claim(method, paper, arxiv, functions[training], statement, of_config)
+    return _frame.Claim(method, paper, arxiv, functions[training], statement, _frame.among("trainings", *bars))
 
 
 STUDY = _frame.Study(

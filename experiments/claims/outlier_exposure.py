@@ -105,16 +105,15 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Detectors after a short training", paper="Sun et al. 2022", arxiv="2204.06507",
-            functions=("scoring.knn",),
-            statement="Energy is at least as good as MSP, and detectors reach the AUROC known to be safe on MNIST.",
-            bars=_of_detectors,
+            "Detectors after a short training", "Sun et al. 2022", "2204.06507", ("scoring.knn",),
+            "Energy is at least as good as MSP, and detectors reach the AUROC known to be safe on MNIST.",
+            _of_detectors,
         ),
         _frame.Claim(
-            method="Outlier exposure, held-out outliers", paper="Hendrycks, Mazeika, Dietterich 2019",
-            arxiv="1812.04606", functions=("losses.outliers.outlier_exposure", "losses.outliers.uniform_cross_entropy"),
-            statement="Training on some outliers helps against others, at the same accuracy.",
-            bars=_of_exposure,
+            "Outlier exposure, held-out outliers", "Hendrycks, Mazeika, Dietterich 2019", "1812.04606",
+            ("losses.outliers.outlier_exposure", "losses.outliers.uniform_cross_entropy"),
+            "Training on some outliers helps against others, at the same accuracy.",
+            _of_exposure,
         ),
     ),
 )  # fmt: skip

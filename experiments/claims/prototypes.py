@@ -25,7 +25,7 @@ import optax
 from experiments import _small, smoothing
 from experiments.claims import _frame
 from experiments.common import certificates, checks, classifiers, files, settings, subsets, tables
-from robustjax import _paths, attacks, certification, data, losses, models, plotting, training
+from robustjax import _paths, attacks, certification, data, losses, metrics, models, plotting, training
 
 Loss = Literal["margin", "radius", "published_radius"]
 OWN = {"radius": "mean_radius", "published_radius": "mean_published_radius"}
@@ -147,61 +147,55 @@ def attacked(
 ) -> dict[str, np.ndarray]:
     """Whether attacks of l2 norm ``radius``, and of multiples, change the answers, ``(n,)`` each."""
     pgd_key, random_key = jax.random.split(key)
-    keys, fooled = jax.random.split(pgd_key, len(image)), {}
+    pgd_keys, random_keys = jax.random.split(pgd_key, len(image)), jax.random.split(random_key, RANDOM_DRAWS)
     at = lambda keys, factor: (keys, logits_fn, image, label, (factor * radius).astype(np.float32))
     pgd = [attacks.pgd(epsilon=0.0, norm="l2", steps=steps, restarts=2, loss=loss) for loss in ATTACK_LOSSES]
-    for factor in (WITHIN, *BEYOND):
-        fooled[f"pgd_{factor:g}"] = np.any([_fooled(attack, *at(keys, factor)) for attack in pgd], axis=0)
-    return fooled | {"random": np.asarray(_fooled_at_random(*at(jax.random.split(random_key, RANDOM_DRAWS), WITHIN)))}
+    by_pgd = lambda factor: np.any([_fooled(attack, *at(pgd_keys, factor)) for attack in pgd], axis=0)
+    fooled = {f"pgd_{factor:g}": by_pgd(factor) for factor in (WITHIN, *BEYOND)}
+    return fooled | {"random": np.asarray(_fooled_at_random(*at(random_keys, WITHIN)))}
 
 
-def certified(
-    config: Config, classifier: classifiers.Classifier, test: data.Dataset, key: jax.Array
-) -> dict[str, np.ndarray]:
-    """The network, its answers and radii on all images, and what attacks did to some of them."""
+def certified(config: Config, classifier: classifiers.Classifier, test: data.Dataset, key: jax.Array) -> dict[str, Any]:
+    """The numbers of a network: answers and radii of all images, and what attacks did to some; arrays for figures."""
     network = models.prototypes.network(classifier.state.params)
     image, label, ids = (np.asarray(part) for part in test[:])
     certify = functools.partial(certification.prototypes.radius, network, image, label)
     certify()  # compiled
     started = time.perf_counter()
     radius = np.asarray(certify().radius)
-    seconds = time.perf_counter() - started
+    milliseconds = 1000 * (time.perf_counter() - started) / len(ids)
+    published = np.asarray(certify(cancel=False).radius)
+    right = np.asarray(classifiers.outputs_of(classifier, image).logits).argmax(-1) == label
     rows = subsets.evenly(len(ids), config.num_images)
     # Of one size for all networks, so that one program serves; those without a radius are left out of what it gives.
     at = (image[rows], label[rows], np.maximum(radius[rows], 0.0))
     fooled = attacked(key, classifier.logits_fn(), *at, config.attack_steps)
-    arrays: dict[str, Any] = {
-        "label": label,
-        "answer": classifiers.outputs_of(classifier, image).logits.argmax(-1),
-        "radius": radius,
-        "published_radius": np.asarray(certify(cancel=False).radius),
-        "certifying_seconds": seconds,
-        "scale": network.scale,
+    fooled = {name: values[radius[rows] > 0] for name, values in fooled.items()}
+    return numbers_of(right, radius, published, fooled, config.radii) | {
+        "certifying_milliseconds_per_image": milliseconds,
+        "scale": np.mean(network.scale),
         "components": network.components.reshape(-1, *test.image_shape),
+        "positive": network.positive,
+        "negative": network.negative,
     }
-    arrays |= {name: getattr(network, name) for name in ("positive", "negative")}
-    return arrays | {f"fooled_{name}": values[radius[rows] > 0] for name, values in fooled.items()}
 
 
-def numbers_of(arrays: dict[str, np.ndarray], radii: Sequence[float]) -> dict[str, Any]:
-    """The numbers of a network, and arrays for the figures."""
-    radius, right = arrays["radius"], arrays["answer"] == arrays["label"]
-    inside = arrays[f"fooled_pgd_{WITHIN:g}"] | arrays["fooled_random"]
-    beyond = {f"fooled_at_{factor:g}": arrays[f"fooled_pgd_{factor:g}"] for factor in BEYOND}
+def numbers_of(
+    right: np.ndarray, radius: np.ndarray, published: np.ndarray, fooled: dict[str, np.ndarray], radii: Sequence[float]
+) -> dict[str, Any]:
+    """Accuracies, mean radii, and which attacks on the images with a radius fooled the network."""
+    inside = fooled[f"pgd_{WITHIN:g}"] | fooled["random"]
+    beyond = {f"fooled_at_{factor:g}": fooled[f"pgd_{factor:g}"] for factor in BEYOND}
     return {
         "accuracy": right.mean(),
         "mean_radius": np.maximum(radius, 0).mean(),
-        "mean_published_radius": np.maximum(arrays["published_radius"], 0).mean(),
+        "mean_published_radius": np.maximum(published, 0).mean(),
         **{f"certified_at_{r:g}": ((radius >= r) & right).mean() for r in radii},
-        "scale": arrays["scale"].mean(),
         "attacked": inside.size,
         "violations": inside.sum() + ((radius > 0) & ~right).sum(),
-        **{name: fooled.mean() if fooled.size else 0.0 for name, fooled in beyond.items()},
-        "seconds": arrays["seconds"],
-        "certifying_milliseconds_per_image": 1000 * arrays["certifying_seconds"] / radius.size,
+        **{name: of.mean() if of.size else 0.0 for name, of in beyond.items()},
         "radius": np.maximum(radius, 0),
         "right": right & (radius > 0),
-        **{name: arrays[name] for name in ("components", "positive", "negative")},
     }
 
 
@@ -221,13 +215,13 @@ def smoothed(config: Config, seed: int, place: _frame.Place) -> dict[str, Any]:
         smoothing.run(new, dataclasses.replace(place.runtime, log=(), profile=False))
         folder = new.folder()
     _, label, certificate, *_ = certificates.read(folder)
-    right = (certificate.label == label) & ~certificate.abstained
+    at = metrics.certified_accuracy(certificate, label, config.radii)
     return {
-        "mean_radius": np.where(right, certificate.radius, 0).mean(),
-        **{f"certified_at_{r:g}": (right & (certificate.radius >= r)).mean() for r in config.radii},
+        "mean_radius": metrics.average_certified_radius(certificate, label),
+        **{f"certified_at_{r:g}": value for r, value in zip(config.radii, at, strict=True)},
         "images": len(label),
         "radius": certificate.radius,
-        "right": right,
+        "right": (certificate.label == label) & ~certificate.abstained,
     }
 
 
@@ -251,10 +245,10 @@ def measure(config: Config, seed: int, place: _frame.Place) -> _frame.Numbers:
         return {}
     found: dict[str, dict[str, Any]] = {}
     for loss, (classifier, seconds) in trained.items():
-        path = place.folder / loss / "certificates.npz"
+        path = place.folder / loss / "numbers.npz"
         if not path.exists():
             files.write_arrays(path, {**certified(config, classifier, test, attack_key), "seconds": seconds})
-        found[loss] = numbers_of(files.read_arrays(path), config.radii)
+        found[loss] = files.read_arrays(path)
         place.log(f"seed {seed}, {loss}: mean certified radius {found[loss]['mean_radius']:.3f}")
     for loss, gain in gains_of(found).items():
         found[loss]["gain"] = gain
@@ -332,16 +326,12 @@ STUDY = _frame.Study(
     ],
     claims=tuple(
         _frame.Claim(
-            method=f"Robust prototypes (RBF, CBC){text}", paper="Saralajew et al. 2024", arxiv="2412.15499",
-            functions=(
-                "models.prototypes.classifier", "losses.prototype_margin", "losses.prototype_radius",
-                "certification.prototypes.radius",
-            ),
-            statement=(
-                "A network of distances to prototypes has an l2 radius by a formula; training for it makes the radius "
-                "larger, without accuracy lost."
-            ),
-            bars=functools.partial(bars, loss=loss),
+            f"Robust prototypes (RBF, CBC){text}", "Saralajew et al. 2024", "2412.15499",
+            ("models.prototypes.classifier", "losses.prototype_margin", "losses.prototype_radius",
+             "certification.prototypes.radius"),
+            "A network of distances to prototypes has an l2 radius by a formula; training for it makes the radius "
+            "larger, without accuracy lost.",
+            functools.partial(bars, loss=loss),
         )
         for loss, text in (("radius", ""), ("published_radius", ", radius as published"))
     ),

@@ -112,13 +112,10 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Sequential certification", paper="Voracek 2024", arxiv="2406.17830",
-            functions=("certification.certify_sequential",),
-            statement=(
-                "Draws that stop when the answer is known certify nearly as much as a fixed number of draws, with the "
-                "same guarantee."
-            ),
-            bars=bars,
+            "Sequential certification", "Voracek 2024", "2406.17830", ("certification.certify_sequential",),
+            "Draws that stop when the answer is known certify nearly as much as a fixed number of draws, with the same "
+            "guarantee.",
+            bars,
         ),
     ),
     details=lambda config, results: [

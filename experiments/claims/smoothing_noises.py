@@ -57,10 +57,10 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Uniform and Laplace smoothing, other norms", paper="Yang et al. 2020", arxiv="2002.08118",
-            functions=("certification.uniform", "certification.laplace", "certification.in_norm"),
-            statement="Uniform noise certifies larger l1 balls than Laplace noise of the same variance.",
-            bars=lambda config: tuple(_frame.Bar(f"at {r:g}", "uniform", ">", "laplace") for r in config.radii),
+            "Uniform and Laplace smoothing, other norms", "Yang et al. 2020", "2002.08118",
+            ("certification.uniform", "certification.laplace", "certification.in_norm"),
+            "Uniform noise certifies larger l1 balls than Laplace noise of the same variance.",
+            lambda config: tuple(_frame.Bar(f"at {r:g}", "uniform", ">", "laplace") for r in config.radii),
         ),
     ),
     figure=curves, in_folder=True,

@@ -99,8 +99,7 @@ def of_gaussian(config: Config) -> tuple[_frame.Bar, ...]:
 
 def _claim(training: str, method: str, paper: str, arxiv: str) -> _frame.Claim:
     statement = "Certifies more on average (ACR) than Gaussian augmentation."
-    bar = _frame.Bar("ACR", training, ">", "gaussian")
-    bars = lambda config: (bar,) if training in config.trainings else ()
+    bars = _frame.among("trainings", _frame.Bar("ACR", training, ">", "gaussian"))
     return _frame.Claim(method, paper, arxiv, (f"losses.smoothing.{training}",), statement, bars)
 
 
@@ -117,10 +116,10 @@ STUDY = _frame.Study(
     ],
     claims=(
         _frame.Claim(
-            method="Gaussian augmentation", paper="Cohen, Rosenfeld, Kolter 2019", arxiv="1902.02918",
-            functions=("losses.smoothing.gaussian_augmentation",),
-            statement="Training on the noise that smooths the classifier certifies more than training on clean images.",
-            bars=of_gaussian,
+            "Gaussian augmentation", "Cohen, Rosenfeld, Kolter 2019", "1902.02918",
+            ("losses.smoothing.gaussian_augmentation",),
+            "Training on the noise that smooths the classifier certifies more than training on clean images.",
+            of_gaussian,
         ),
         _claim("stability", "Stability training", "Li et al. 2019", "1809.03113"),
         _claim("consistency", "Consistency regularisation", "Jeong, Shin 2020", "2006.04062"),

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.common import classifiers
 from robustjax import certification, losses, models, perturbations
-from robustjax.typing import Apply, Batch, ModelState, Outputs
+from robustjax.typing import Apply, Batch, LogitsFn, ModelState, Outputs
 
 TRAINING: dict[str, Any] = {
     "gaussian": losses.smoothing.gaussian_augmentation,
@@ -141,23 +141,32 @@ def largest_radius(measure: Any, *, num_estimation: int, alpha: float, dual: boo
     return float(measure.radius(certification.binomial_lower_bound(num_estimation, num_estimation, alpha)))
 
 
+def noisy(logits_fn: LogitsFn, measure: certification.Measure) -> jax.tree_util.Partial:
+    """``(key, x) -> logits`` of one image with a draw of noise: what an attack on the smoothed classifier follows."""
+    return jax.tree_util.Partial(_noisy(measure), logits_fn)
+
+
+@functools.cache  # one function for each measure, so that compiled programs are shared
+def _noisy(measure: certification.Measure) -> Callable:
+    return lambda logits_fn, key, x: logits_fn(measure.sample(key, x[0])[None])
+
+
 Procedure = Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 """``(keys, x, warm_up=False) -> label, radius, probability, draws`` of each image; a warm-up takes few draws."""
 
 
 def procedure(
-    bases: tuple[classifiers.Classifier, ...],
+    logits_fns: tuple[LogitsFn, ...],
     measure: certification.Measure,
     *,
     num_selection: int,
     num_estimation: int,
     alpha: float,
     batch_size: int | None,
-    sequential: bool,
-    target_radius: float | None,
+    sequential: bool = False,
+    target_radius: float | None = None,
 ) -> Procedure:
-    """Certification with a fixed number of draws, in sequence, or of two base classifiers: dual smoothing."""
-    logits_fns: Any = tuple(classifier.logits_fn() for classifier in bases)
+    """Certification of a base classifier, or of two by dual smoothing; with a fixed number of draws, or in sequence."""
     common: Any = {"measure": measure, "alpha": alpha, "batch_size": batch_size}
 
     def in_sequence(keys, x, warm_up=False):
@@ -176,7 +185,8 @@ def procedure(
 
     def dual(keys, x, warm_up=False):
         selection, estimation = (1, 50) if warm_up else (num_selection // 2, num_estimation // 2)
-        found = certification.dual(keys, logits_fns, x, num_selection=selection, num_estimation=estimation, **common)
+        both, draws = (logits_fns[0], logits_fns[1]), {"num_selection": selection, "num_estimation": estimation}
+        found = certification.dual(keys, both, x, **draws, **common)
         return found.label, found.radius, found.probability.min(-1), np.full(len(x), 2 * (selection + estimation))
 
-    return dual if len(bases) > 1 else in_sequence if sequential or target_radius is not None else fixed
+    return dual if len(logits_fns) > 1 else in_sequence if sequential or target_radius is not None else fixed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 import warnings
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.common import classifiers, subsets
+from experiments.common import classifiers, smoothers, subsets
 from robustjax import attacks, certification
 
 ALPHA = 0.001
@@ -56,8 +55,7 @@ class Target(NamedTuple):
         """Adversarial images, computed in blocks of one size."""
         logits_fn, parts = self.classifier.logits_fn(), []
         if self.measure is not None:
-            noisy = _noisy_logits_of(self.classifier.functional.outputs, self.measure)
-            logits_fn = jax.tree_util.Partial(noisy, self.classifier.state)
+            logits_fn = smoothers.noisy(logits_fn, self.measure)
         for start in range(0, len(self.id), self.batch_size):
             rows = np.minimum(np.arange(start, start + self.batch_size), len(self.id) - 1)
             image, label = self.classifier.place(self.image[rows]), self.label[rows]
@@ -91,11 +89,6 @@ class Target(NamedTuple):
                 on_attack=on_attack, resume=resume,
             )  # fmt: skip
         return {**_arrays_of(evaluation, correct), "answer": self.answers(jax.random.fold_in(key, 1), evaluation.x_adv)}
-
-
-@functools.cache  # one function for each architecture and measure, so that compiled programs are shared
-def _noisy_logits_of(outputs: Callable, measure: certification.Measure) -> Callable:
-    return lambda state, key, x: outputs(state, measure.sample(key, x[0])[None]).logits
 
 
 def _arrays_of(evaluation: attacks.Evaluation, correct: list[np.ndarray]) -> dict[str, Any]:

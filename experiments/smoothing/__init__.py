@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.common import classifiers, folders, runtimes, smoothers
 from experiments.smoothing import _report
-from experiments.smoothing._certify import certify_images
+from experiments.smoothing._certify import certify_images as certify_images
 from experiments.smoothing._config import OF_TRAINING as OF_TRAINING
 from experiments.smoothing._config import SAME as SAME
 from experiments.smoothing._config import Config as Config
@@ -88,9 +88,9 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
 
         # Certificates.
         certify = smoothers.procedure(
-            tuple(bases), measure, num_selection=config.num_selection, num_estimation=config.num_estimation,
-            alpha=config.alpha, batch_size=config.batch_size, sequential=config.sequential,
-            target_radius=config.target_radius,
+            tuple(base.logits_fn() for base in bases), measure, num_selection=config.num_selection,
+            num_estimation=config.num_estimation, alpha=config.alpha, batch_size=config.batch_size,
+            sequential=config.sequential, target_radius=config.target_radius,
         )  # fmt: skip
         # By default progress is reported where probability 0.84 certifies: of Gaussian noise, at sigma.
         shown = round(float(measure.radius(0.8413447460685429)), 9)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from experiments.claims import _frame, denoised
-from experiments.common import classifiers, runtimes
+from experiments.common import certificates, classifiers, runtimes
 from robustjax import certification, data
 
 TINY = dataclasses.replace(denoised.STUDY.tiny, num_epochs=2)
@@ -67,28 +67,27 @@ def test_rrcm_has_the_passes_of_the_others(share, place, trainings):
     assert {name: passes for name, (passes, *_) in trainings.items()} == {"rrcm_pretraining": 1, "rrcm": 1}
 
 
-def test_certificates_are_those_of_the_votes():
+def test_certificates_are_those_of_the_votes(place):
     test = data.load("digits", "test")
     config = dataclasses.replace(TINY, sigma=0.1, alpha=0.05, num_images=6, num_attacked=0)
     logits_fn = jax.tree_util.Partial(lambda kernel, x: x.reshape(len(x), -1) @ kernel, KERNEL)
     key = jax.random.key(0)
-    arrays = denoised.certified(config, key, logits_fn, test, lambda rows: rows, 4)
-    assert len(arrays["id"]) == 6
-    np.testing.assert_array_equal(arrays["true"], test[arrays["id"]].label)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key, 3)[0], arrays["id"])
+    numbers = denoised.certified(config, key, logits_fn, test, place, "linear")
+    ids, label, certificate, *_ = certificates.read(place.folder / "certificates" / "linear")
+    assert len(ids) == 6
+    np.testing.assert_array_equal(label, test[ids].label)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key, 3)[0], ids)
     counts = certification.sample_counts(
-        keys, logits_fn, test[arrays["id"]].image, certification.gaussian(0.1),
-        num_samples=40, first_sample=20, batch_size=20,
-    )  # fmt: skip
-    decided = arrays["label"] >= 0
+        keys, logits_fn, test[ids].image, certification.gaussian(0.1), num_samples=40, first_sample=20, batch_size=20
+    )
+    decided = certificate.label >= 0
     assert decided.any()
     bound = certification.binomial_lower_bound(np.asarray(counts).max(-1), 40, config.alpha)
-    np.testing.assert_allclose(arrays["probability"][decided], bound[decided], rtol=1e-9)
-    assert arrays["flops_per_copy"] == pytest.approx(2 * KERNEL.size, rel=0.1)
-    numbers = denoised.numbers_of(config, {name: np.asarray(value) for name, value in arrays.items()})
-    correct = arrays["label"] == arrays["true"]
-    assert numbers[denoised.ACR] == pytest.approx((arrays["radius"] * correct).mean())
-    assert numbers["certified_accuracy_0.25"] == (correct & (arrays["radius"] >= 0.25)).mean()
+    np.testing.assert_allclose(certificate.probability[decided], bound[decided], rtol=1e-9)
+    assert numbers["flops_per_copy"] == pytest.approx(2 * KERNEL.size, rel=0.1)
+    correct = certificate.label == label
+    assert numbers[denoised.ACR] == pytest.approx((certificate.radius * correct).mean())
+    assert numbers["certified_accuracy_0.25"] == (correct & (certificate.radius >= 0.25)).mean()
 
 
 def test_attacks_break_a_radius_that_is_too_large():
@@ -104,11 +103,7 @@ def test_attacks_break_a_radius_that_is_too_large():
 
 def test_certificates_that_are_there_are_not_made_again(place, trainings, monkeypatch):
     config = dataclasses.replace(TINY, methods=("none", "gaussian"))
-    certificate = certification.Certificate(
-        np.array([1, -1]), np.array([0.5, 0.0]), np.array([0.9, 0.4]), np.array([False, True])
-    )
-    arrays = certificate._asdict() | {"true": np.array([1, 1]), "attacked": 1, "broken": 0}
-    monkeypatch.setattr(denoised, "certified", lambda *_: arrays)
+    monkeypatch.setattr(denoised, "certified", lambda *_: {denoised.ACR: 0.25, "attacked": 1, "broken": 0})
     first = denoised.measure(config, 0, place)
     assert {*trainings} == {"standard", "gaussian"}
     monkeypatch.setattr(denoised, "certified", lambda *_: pytest.fail("certified again"))

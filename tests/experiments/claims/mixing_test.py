@@ -51,15 +51,13 @@ def test_what_stands_is_right_before_and_after():
 
 
 def test_certified_numbers_are_those_of_the_certificates():
-    abstain = certification.ABSTAIN
-    arrays = {
-        "answered_label": [0, 1, 2, 3], "answered_standard": [0, 1, 2, 0], "answered_smoothed": [0, 1, 0, 0],
-        "answered_mixture": [0, 1, 2, 0], "id": [4, 5, 6, 7], "label": [0, 1, 2, 3],
-        "smoothed_label": [0, 1, 0, 3], "smoothed_radius": [0.5, 0.25, 0.9, 0.1],
-        "mixture_label": [0, 1, abstain, 3], "mixture_radius": [0.3, 0.2, 0.0, 0.05],
-        "changed": [False, True, False], "excess": [0.2, -0.1, 0.3],
-    }  # fmt: skip
-    arms = mixing.certified({name: np.array(values) for name, values in arrays.items()})
+    arms = _mixing_parts.arms_of(
+        {"accurate": 0.75, "smoothed": 0.5, "mixture": 0.75},
+        np.arange(4, 8),
+        np.arange(4),
+        smoothed=(np.array([0, 1, 0, 3]), np.array([0.5, 0.25, 0.9, 0.1])),
+        mixture=(np.array([0, 1, certification.ABSTAIN, 3]), np.array([0.3, 0.2, 0.0, 0.05])),
+    )
     clean = {arm: numbers["clean"] for arm, numbers in arms.items() if "clean" in numbers}
     assert clean == {
         "certified: accurate": 0.75, "certified: smoothed": 0.5, "certified: mixture": 0.75, mixing.BETTER: 0.75,
@@ -68,8 +66,7 @@ def test_certified_numbers_are_those_of_the_certificates():
     assert of("certified: smoothed") == [0.75, 0.5, 0.25, 0.0]
     assert of("certified: mixture") == [0.75, 0.25, 0.0, 0.0]
     assert of(mixing.PART) == pytest.approx([0.45, 0.3, 0.15, 0.0])
-    mixture = arms["certified: mixture"]
-    assert (mixture["attacked"], mixture["changed"], mixture["least_excess"]) == (3, 1, -0.1)
+    assert arms["certified: mixture"]["right"].tolist() == [True, True, False, True]
 
 
 @pytest.mark.parametrize(

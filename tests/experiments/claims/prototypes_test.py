@@ -15,17 +15,12 @@ from experiments.common import certificates, runtimes
 from robustjax import data
 
 
-def arrays_of(**changes):
-    """A network that answers three of four images correctly and has a radius of those; two were attacked."""
-    arrays = {
-        "label": np.array([0, 1, 2, 3]), "answer": np.array([0, 1, 2, 0]),
-        "radius": np.array([0.5, 0.25, 1.0, -0.5]), "published_radius": np.array([0.25, 0.25, 0.5, -0.5]),
-        "fooled_pgd_0.9999": np.array([False, False]), "fooled_random": np.array([False, False]),
-        "fooled_pgd_1.5": np.array([True, False]), "fooled_pgd_2": np.array([True, True]),
-        "scale": np.array([1.0, 3.0]), "seconds": np.array(2.0), "certifying_seconds": np.array(0.008),
-    }  # fmt: skip
-    arrays |= dict.fromkeys(("components", "positive", "negative"), np.zeros(1))
-    return arrays | changes
+def numbers_of(radii=(), right=(True, True, True, False), **fooled):
+    """Of a network that answers three of four images correctly and has a radius of those; two were attacked."""
+    radius, published = np.array([0.5, 0.25, 1.0, -0.5]), np.array([0.25, 0.25, 0.5, -0.5])
+    usual = {"pgd_0.9999": [False, False], "random": [False, False], "pgd_1.5": [True, False], "pgd_2": [True, True]}
+    found = {name: np.array(values) for name, values in (usual | fooled).items()}
+    return prototypes.numbers_of(np.array(right), radius, published, found, radii)
 
 
 def place_of(folder):
@@ -33,21 +28,20 @@ def place_of(folder):
 
 
 def test_numbers_are_those_of_the_certificates():
-    numbers = prototypes.numbers_of(arrays_of(), (0.0, 0.5, 0.75))
+    numbers = numbers_of(radii=(0.0, 0.5, 0.75))
     assert numbers["accuracy"] == 0.75
     assert numbers["mean_radius"] == (0.5 + 0.25 + 1.0) / 4
     assert numbers["mean_published_radius"] == 0.25
     assert [numbers[f"certified_at_{r}"] for r in ("0", "0.5", "0.75")] == [0.75, 0.5, 0.25]
     assert (numbers["attacked"], numbers["violations"]) == (2, 0)
     assert (numbers["fooled_at_1.5"], numbers["fooled_at_2"]) == (0.5, 1.0)
-    assert (numbers["scale"], numbers["certifying_milliseconds_per_image"]) == (2.0, 2.0)
 
 
 def test_a_violation_is_counted():
-    of = lambda **changes: prototypes.numbers_of(arrays_of(**changes), ())["violations"]
-    assert of(fooled_random=np.array([True, False])) == 1
-    assert of(**{"fooled_pgd_0.9999": np.array([True, False]), "fooled_random": np.array([True, True])}) == 2
-    assert of(answer=np.array([0, 1, 1, 0])) == 1  # a radius of a wrong answer
+    of = lambda **changes: numbers_of(**changes)["violations"]
+    assert of(random=[True, False]) == 1
+    assert of(**{"pgd_0.9999": [True, False], "random": [True, True]}) == 2
+    assert of(right=(True, True, False, False)) == 1  # a radius of a wrong answer
 
 
 def test_each_loss_gains_by_its_own_certificate():
