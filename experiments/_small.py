@@ -10,7 +10,7 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
-from experiments.common import classifiers
+from experiments.common import classifiers, runtimes
 from robustjax import data, losses, models, training
 
 
@@ -44,25 +44,11 @@ def fit(
     """
     model_key, train_key = jax.random.split(jax.random.key(seed))
     functional = classifiers.build(model, dataset, dtype="float32", key=model_key) if isinstance(model, str) else model
-    num_epochs = recipe.num_epochs if num_epochs is None else num_epochs
-    batch_size = min(recipe.batch_size, len(dataset))
-    per_epoch = len(dataset) // batch_size
-    optimizer = classifiers.optimizer_of(recipe, per_epoch, num_epochs) if optimizer is None else optimizer
-    objective = losses.augmented(classifiers.augmentation(), objective) if recipe.augment else objective
-    batches = data.batches(dataset, batch_size, seed=seed)
-    if outliers is not None:
-        batches = data.with_outliers(batches, data.batches(outliers, min(batch_size, len(outliers)), seed=seed))
-    result = training.fit(
-        functional.apply,
-        training.init(train_key if key is None else key, functional.state, optimizer),
-        batches,
-        objective=objective,
-        optimizer=optimizer,
-        num_steps=per_epoch * num_epochs,
-        mesh=training.make_mesh(devices=jax.local_devices()[:1]),
-        progress=False,
-    )
-    return classifiers.Classifier(functional, result.state.model)
+    return classifiers.train(
+        None, functional, dataset, key=train_key if key is None else key, objective=objective, recipe=recipe,
+        num_epochs=num_epochs, seed=seed, outliers=outliers, optimizer=optimizer,
+        runtime=runtimes.Runtime(mesh="data=1"),
+    )[0]  # fmt: skip
 
 
 def train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from experiments.common import checks, tables
@@ -21,40 +22,23 @@ DEFAULT_SMOOTHED = ("fgsm", "pgd_20")
 class Named(NamedTuple):
     """An attack that can be named."""
 
-    make: Callable[[float, Any], Any]  # ``(epsilon, norm) -> attack``
+    make: Callable[..., Any]  # of ``epsilon`` and ``norm``
     reference: str  # first author, or both of two, and arXiv id
     about: str = ""  # its settings
     norms: tuple[str, ...] = NORMS  # for which it is defined
     averages: bool = False  # whether its gradients can be averaged over draws of a random model
 
 
-def _pgd(steps: int, restarts: int = 1) -> Callable[[float, Any], Any]:
-    return lambda epsilon, norm: attacks.pgd(epsilon=epsilon, norm=norm, steps=steps, restarts=restarts)
-
-
 ATTACKS = {
-    "fgsm": Named(
-        lambda epsilon, norm: attacks.fgsm(epsilon=epsilon, norm=norm),
-        "Goodfellow 1412.6572", averages=True,
-    ),
+    "fgsm": Named(attacks.fgsm, "Goodfellow 1412.6572", averages=True),
     "momentum_iterative": Named(
-        lambda epsilon, norm: attacks.momentum_iterative(epsilon=epsilon, norm=norm),
-        "Dong 1710.06081", "10 steps", norms=("linf", "l2"), averages=True,
+        attacks.momentum_iterative, "Dong 1710.06081", "10 steps", norms=("linf", "l2"), averages=True
     ),
-    "pgd_20": Named(_pgd(20), "Madry 1706.06083", "20 steps", averages=True),
-    "pgd_40": Named(_pgd(40, 5), "Madry 1706.06083", "5 x 40 steps", averages=True),
-    "apgd_ce": Named(
-        lambda epsilon, norm: attacks.apgd(epsilon=epsilon, norm=norm, loss="ce"),
-        "Croce, Hein 2003.01690", "100 steps", averages=True,
-    ),
-    "apgd_dlr": Named(
-        lambda epsilon, norm: attacks.apgd(epsilon=epsilon, norm=norm, loss="dlr"),
-        "Croce, Hein 2003.01690", "100 steps", averages=True,
-    ),
-    "apgd_targeted": Named(
-        lambda epsilon, norm: attacks.apgd_targeted(epsilon=epsilon, norm=norm),
-        "Croce, Hein 2003.01690", "9 x 100 steps", averages=True,
-    ),
+    "pgd_20": Named(partial(attacks.pgd, steps=20), "Madry 1706.06083", "20 steps", averages=True),
+    "pgd_40": Named(partial(attacks.pgd, steps=40, restarts=5), "Madry 1706.06083", "5 x 40 steps", averages=True),
+    "apgd_ce": Named(partial(attacks.apgd, loss="ce"), "Croce, Hein 2003.01690", "100 steps", averages=True),
+    "apgd_dlr": Named(partial(attacks.apgd, loss="dlr"), "Croce, Hein 2003.01690", "100 steps", averages=True),
+    "apgd_targeted": Named(attacks.apgd_targeted, "Croce, Hein 2003.01690", "9 x 100 steps", averages=True),
     "fab": Named(
         lambda epsilon, norm: attacks.at_budget(attacks.fab(norm=norm, epsilon=epsilon), epsilon),
         "Croce, Hein 1907.02044", "9 x 100 steps",
@@ -64,49 +48,37 @@ ATTACKS = {
         "Moosavi-Dezfooli 1511.04599", "50 steps", norms=("linf", "l2"),
     ),
     "carlini_wagner": Named(
-        lambda epsilon, _: attacks.at_budget(attacks.carlini_wagner(), epsilon),
+        lambda epsilon, norm: attacks.at_budget(attacks.carlini_wagner(), epsilon),
         "Carlini, Wagner 1608.04644", "9 x 1000 steps", norms=("l2",),
     ),
-    "square": Named(
-        lambda epsilon, norm: attacks.square(epsilon=epsilon, norm=norm),
-        "Andriushchenko 1912.00049", "5000 queries",
-    ),
-    "autoattack": Named(
-        lambda epsilon, norm: attacks.autoattack(epsilon=epsilon, norm=norm),
-        "Croce, Hein 2003.01690", "4 attacks",
-    ),
+    "square": Named(attacks.square, "Andriushchenko 1912.00049", "5000 queries"),
+    "autoattack": Named(attacks.autoattack, "Croce, Hein 2003.01690", "4 attacks"),
 }  # fmt: skip
 
-EPSILONS = {
-    ("digits", "linf"): (0.1, 0.2, 0.3),
-    ("digits", "l2"): (0.25, 0.5, 1.0),
-    ("digits", "l1"): (0.5, 1.0, 2.0),
-    ("mnist", "linf"): (0.1, 0.2, 0.3),
-    ("mnist", "l2"): (1.0, 1.5, 2.0),
-    ("mnist", "l1"): (5.0, 10.0),
-    ("cifar10", "linf"): (2 / 255, 4 / 255, 8 / 255),
-    ("cifar10", "l2"): (0.25, 0.5, 1.0),
-    ("cifar10", "l1"): (4.0, 8.0, 12.0),
+
+class Radii(NamedTuple):
+    """Radii by default, of a data set and a norm."""
+
+    epsilons: tuple[float, ...]  # of the table
+    train_epsilon: float  # of adversarial training
+
+
+RADII = {
+    ("digits", "linf"): Radii((0.1, 0.2, 0.3), 0.15),
+    ("digits", "l2"): Radii((0.25, 0.5, 1.0), 0.75),
+    ("digits", "l1"): Radii((0.5, 1.0, 2.0), 2.0),
+    ("mnist", "linf"): Radii((0.1, 0.2, 0.3), 0.3),
+    ("mnist", "l2"): Radii((1.0, 1.5, 2.0), 2.0),
+    ("mnist", "l1"): Radii((5.0, 10.0), 10.0),
+    ("cifar10", "linf"): Radii((2 / 255, 4 / 255, 8 / 255), 8 / 255),
+    ("cifar10", "l2"): Radii((0.25, 0.5, 1.0), 0.5),
+    ("cifar10", "l1"): Radii((4.0, 8.0, 12.0), 12.0),
 }
-"""Radii of the table by data set and norm."""
-TRAIN_EPSILON = {
-    ("digits", "linf"): 0.15,
-    ("digits", "l2"): 0.75,
-    ("digits", "l1"): 2.0,
-    ("mnist", "linf"): 0.3,
-    ("mnist", "l2"): 2.0,
-    ("mnist", "l1"): 10.0,
-    ("cifar10", "linf"): 8 / 255,
-    ("cifar10", "l2"): 0.5,
-    ("cifar10", "l1"): 12.0,
-}
-"""Radius of adversarial training by data set and norm."""
 
 
 def default(setting: str, given: Any, dataset: str, norm: str) -> Any:
     """``given`` or, where it is None or empty, the ``epsilons`` or ``train_epsilon`` of the data set."""
-    table: Any = {"epsilons": EPSILONS, "train_epsilon": TRAIN_EPSILON}[setting]
-    found = given or table.get((dataset.split(":")[0], norm))
+    found = given or getattr(RADII.get((dataset.split(":")[0], norm)), setting, None)
     if found is None:
         raise ValueError(f"{setting} must be given for the data set {dataset!r} in {norm}.")
     return found
@@ -134,7 +106,7 @@ def text_of(epsilon: float) -> str:
 
 def make(name: str, epsilon: float, norm: str, *, samples: int | None = None) -> Any:
     """The attack of that name; with ``samples``, on a random model, with gradients averaged over as many draws."""
-    attack = ATTACKS[name].make(epsilon, norm)
+    attack = ATTACKS[name].make(epsilon=epsilon, norm=norm)
     if samples is None:
         return attack
     if isinstance(attack, attacks.pgd):  # the best point of these draws may not be the best of others

@@ -177,7 +177,7 @@ def num_steps(recipe: training.Recipe, num_epochs: int | None, size: int) -> int
 
 
 def train(
-    folder: epath.Path,
+    folder: epath.Path | None,
     functional: models.Functional,
     dataset: data.Dataset,
     *,
@@ -188,13 +188,14 @@ def train(
     seed: int,
     log: Callable[[str], None] = runtimes.log,
     outliers: data.Dataset | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     runtime: runtimes.Runtime = runtimes.HERE,
     watch: Callable[[int, int, Mapping[str, float]], None] | None = None,
 ) -> tuple[Classifier, dict[str, float]]:
-    """Trains by a recipe, or resumes the training whose checkpoints are in the folder.
+    """Trains by a recipe, or resumes the training whose checkpoints are in the folder; None keeps none.
 
-    With ``outliers``, each batch is joined by as many of them, or by all if there are fewer. ``watch`` receives the
-    number of all steps, the step and its numbers.
+    With ``outliers``, each batch is joined by as many of them, or by all if there are fewer; ``optimizer`` takes the
+    place of the recipe's. ``watch`` receives the number of all steps, the step and its numbers.
 
     Returns:
       The classifier, on the devices of this process that ``runtime`` names; and the loss and accuracy of the last
@@ -211,7 +212,7 @@ def train(
         )
     if recipe.augment:
         objective = losses.augmented(augmentation(), objective)
-    optimizer = optimizer_of(recipe, steps_per_epoch, num_epochs)
+    optimizer = optimizer_of(recipe, steps_per_epoch, num_epochs) if optimizer is None else optimizer
     total = num_steps(recipe, num_epochs, len(dataset))
     if len(dataset) * math.prod(dataset.image_shape) <= CACHED_BYTES:
         dataset = dataset.cached()
@@ -230,6 +231,7 @@ def train(
             folder=folder,
             checkpoint_every=max(100, 2 * steps_per_epoch),
             mesh=runtime.global_mesh(),
+            progress=folder is not None,
             stop=stop,
             on_metrics=None if watch is None else functools.partial(watch, total),
             log=log,
