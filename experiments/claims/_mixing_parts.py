@@ -26,7 +26,7 @@ BETTER, PART = "certified: better part", f"certified: {KEPT:.0%} of smoothed"
 
 def answers_of(logits_fn: Callable, image: np.ndarray) -> np.ndarray:
     """The classes of images."""
-    logits = subsets.in_blocks(functools.partial(_logits, logits_fn), BLOCK, image)
+    logits = subsets.in_blocks(functools.partial(_logits, logits_fn), min(BLOCK, len(image)), image)
     if not np.isfinite(logits).all():
         raise ValueError(f"logits are not finite at {(~np.isfinite(logits)).any(-1).sum()} of {len(image)} images.")
     return logits.argmax(-1)
@@ -39,7 +39,7 @@ def stands(
     key: jax.Array, attack: Any, seen: Callable, image: np.ndarray, label: np.ndarray, whole: Callable | None = None
 ) -> np.ndarray:
     """Which answers of ``whole`` are right, on the images and on what an attack on ``seen`` makes of them."""
-    x_adv = subsets.in_blocks(lambda x, y: attack(key, seen, x, y), BLOCK, image, label)
+    x_adv = subsets.in_blocks(lambda x, y: attack(key, seen, x, y), min(BLOCK, len(image)), image, label)
     return (answers_of(whole or seen, image) == label) & (answers_of(whole or seen, x_adv) == label)
 
 

@@ -138,7 +138,8 @@ def attacked(config: Config, classifier: classifiers.Classifier, pool: tuple, ke
     pgd = attacks.pgd(epsilon=config.epsilon, norm="l2", steps=config.attack_steps, keep="last", random_start=False)
     attack = attacks.expectation_over_transformation(pgd, samples=config.attack_samples)
     noisy = jax.tree_util.Partial(_noisy_logits_of(classifier.functional.outputs, config.sigma), classifier.state)
-    return subsets.in_blocks(lambda image, label: attack(key, noisy, image, label), ATTACK_BATCH, *pool)
+    size = min(ATTACK_BATCH, len(pool[0]))
+    return subsets.in_blocks(lambda image, label: attack(key, noisy, image, label), size, *pool)
 
 
 def smoothed(

@@ -17,7 +17,6 @@ import jax
 from experiments import smoothing
 from experiments.claims import _frame
 from experiments.common import settings, smoothers
-from experiments.common.command_line import Number
 from experiments.smoothing import sequential
 
 FEWER, LOST = 10, 0.01
@@ -25,30 +24,16 @@ FEWER, LOST = 10, 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(settings.Training, settings.Splits):
+class Config(sequential.Questions, settings.Training, settings.Splits):
     """Settings of the measurement; radii and sigma are in units of [0, 1] pixels."""
 
     sigma: float = 0.5
     """Standard deviation of the noise, in training and of the certificates."""
-    radii: tuple[Number, ...] = (0.25, 0.5, 0.75)
-    """Target radii."""
-    tolerances: tuple[Number, ...] = ()
-    """Also certify the radius itself, within these shares of the radius of all draws; certify then takes all draws."""
-    max_samples: int = 100_000
-    """Draws of certify, and the maximum of a sequential certificate."""
-    num_selection: int = 100
-    """Draws that select the class, for both."""
-    alpha: float = 0.001
-    """Probability, for each image, that a certificate is wrong."""
-    num_images: int | None = 500
-    """Maximum number of images, the first of the test split. None: all."""
-    batch_size: int | None = None
-    """Noisy copies per call of the model. None: 200 on a CPU, 1000 on an accelerator."""
 
     def __post_init__(self):
-        super().__post_init__()
+        settings.Training.__post_init__(self)
+        sequential.Questions.__post_init__(self)
         trained = self.training(0, "results")
-        self.comparison("run", "results")
         largest = smoothers.largest_radius(trained.measure(1), num_estimation=self.max_samples, alpha=self.alpha)
         if max(self.radii, default=0.0) > largest:
             raise ValueError(

@@ -14,9 +14,8 @@ def evenly(size: int, most: int) -> np.ndarray:
     return np.linspace(0, size - 1, min(size, most)).astype(int)
 
 
-def in_blocks(function: Callable[..., AnyArray], most: int, *arrays: AnyArray) -> np.ndarray:
-    """``function(*arrays)``, at most ``most`` rows at once: blocks of one size, the last filled up."""
+def in_blocks(function: Callable[..., AnyArray], size: int, *arrays: AnyArray) -> np.ndarray:
+    """``function(*arrays)`` on blocks of ``size`` rows, the last filled up."""
     count = len(arrays[0])
-    size = min(most, count)
     blocks = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
     return np.concatenate([np.asarray(function(*(a[rows] for a in arrays))) for rows in blocks])[:count]

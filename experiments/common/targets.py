@@ -53,14 +53,11 @@ class Target(NamedTuple):
 
     def perturbed(self, key: jax.Array, attack: Any) -> np.ndarray:
         """Adversarial images, computed in blocks of one size."""
-        logits_fn, parts = self.classifier.logits_fn(), []
+        logits_fn = self.classifier.logits_fn()
         if self.measure is not None:
             logits_fn = smoothers.noisy(logits_fn, self.measure)
-        for start in range(0, len(self.id), self.batch_size):
-            rows = np.minimum(np.arange(start, start + self.batch_size), len(self.id) - 1)
-            image, label = self.classifier.place(self.image[rows]), self.label[rows]
-            parts.append(np.asarray(attack(key, logits_fn, image, label)))
-        return np.concatenate(parts)[: len(self.id)]
+        of_block = lambda image, label: attack(key, logits_fn, self.classifier.place(image), label)
+        return subsets.in_blocks(of_block, self.batch_size, self.image, self.label)
 
     def under(self, key: jax.Array, attack: Any) -> dict[str, Any]:
         """What an attack finds and what it costs: arrays for an npz file."""

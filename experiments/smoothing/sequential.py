@@ -32,15 +32,11 @@ FIRST, DOUBT = 5000, 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of a comparison; the runs determine data set, model and noise."""
+class Questions:
+    """What is asked of each image, and with how many draws; radii are in [0, 1] pixels."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run folders of experiments.smoothing."""
-    data_dir: str | None = None
-    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
     radii: tuple[command_line.Number, ...] = (0.25, 0.5, 0.75)
-    """Target radii, in [0, 1] pixels."""
+    """Target radii."""
     tolerances: tuple[command_line.Number, ...] = ()
     """Also certify the radius itself, within these shares of the radius of all draws; certify then takes all draws."""
     max_samples: int = 100_000
@@ -53,12 +49,6 @@ class Config:
     """Maximum number of images, the first of the test split. None: all."""
     batch_size: int | None = None
     """Noisy copies per call of the model. None: 200 on a CPU, 1000 on an accelerator."""
-    results_dir: str = "results"
-    """Parent folder of all runs."""
-    name: str | None = None
-    """Name of the run folder. None: the name of the first run."""
-    overwrite: bool = False
-    """Delete the comparison in the folder and start again."""
 
     def __post_init__(self):
         if not self.radii and not self.tolerances:
@@ -68,6 +58,22 @@ class Config:
         checks.probability(self, "alpha", "tolerances")
         if self.alpha ** (1 / self.max_samples) <= 0.5:
             raise ValueError(f"max_samples must be larger: {self.max_samples} certify nothing at alpha {self.alpha:g}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Questions):
+    """Settings of a comparison; the runs determine data set, model and noise."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders of experiments.smoothing."""
+    data_dir: str | None = None
+    """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
+    results_dir: str = "results"
+    """Parent folder of all runs."""
+    name: str | None = None
+    """Name of the run folder. None: the name of the first run."""
+    overwrite: bool = False
+    """Delete the comparison in the folder and start again."""
 
     def folder(self) -> epath.Path:
         """The run folder."""
