@@ -70,77 +70,64 @@ def aurocs(config: Any, results: _frame.Results) -> Any:
 
 
 def _claim(
-    function: str, method: str, paper: str, arxiv: str | None, statement: str,
-    arms: tuple[str, ...], others: tuple[str | float, ...], groups: tuple[str, ...] = GROUPS,
-) -> _frame.Claim:  # fmt: skip
+    functions: str, method: str, statement: str, arms: str, others: str | float, groups: str = "near far"
+) -> _frame.Claim:
     """Every arm has a higher AUROC than every other, on each group of sets that the run has."""
+    ours, theirs = arms.split(), others.split() if isinstance(others, str) else [others]
 
     def bars(config: Any) -> tuple[_frame.Bar, ...]:
-        used = {arm for arm in (*arms, *others) if isinstance(arm, str)}
-        if not used <= set(config.detectors):
+        if not {arm for arm in (*ours, *theirs) if isinstance(arm, str)} <= {*config.detectors}:
             return ()
-        shown = [g for g in groups if g == "far" or config.dataset == "digits" or config.near or config.classes]
-        return tuple(_frame.Bar(f"AUROC {g}", arm, ">", other) for arm in arms for other in others for g in shown)
+        has_near = config.dataset == "digits" or config.near or config.classes
+        shown = [group for group in groups.split() if group == "far" or has_near]
+        return tuple(_frame.Bar(f"AUROC {g}", arm, ">", other) for arm in ours for other in theirs for g in shown)
 
-    functions = tuple(f"scoring.{name}" for name in function.split())
-    return _frame.Claim(method, paper, arxiv, functions, statement, bars)
+    source = named.NAMED[ours[0].split("+")[0]]
+    scoring = tuple(f"scoring.{name}" for name in functions.split())
+    return _frame.Claim(method, source.paper, source.arxiv, scoring, statement, bars)
 
 
 CLAIMS = (
-    _claim("msp", "MSP", "Hendrycks, Gimpel 2017", "1610.02136",
-           "The maximum softmax probability is lower for foreign inputs.", ("msp",), (0.5,)),
-    _claim("entropy", "Entropy", "Hendrycks, Gimpel 2017", "1610.02136",
-           "Predictions of foreign inputs are more uncertain.", ("entropy",), (0.5,)),
-    _claim("max_logit", "Max logit", "Hendrycks et al. 2022", "1911.11132",
-           "Better than MSP: the logits say more before the softmax than after it.", ("max_logit",), ("msp",)),
-    _claim("energy", "Energy", "Liu et al. 2020", "2010.03759", "Better than MSP.", ("energy",), ("msp",)),
-    _claim("generalized_entropy", "GEN", "Liu, Lochman, Zach 2023, CVPR", None, "Better than entropy and MSP.",
-           ("generalized_entropy",), ("entropy", "msp")),
-    _claim("kl_matching", "KL matching", "Hendrycks et al. 2022", "1911.11132",
+    _claim("msp", "MSP", "The maximum softmax probability is lower for foreign inputs.", "msp", 0.5),
+    _claim("entropy", "Entropy", "Predictions of foreign inputs are more uncertain.", "entropy", 0.5),
+    _claim("max_logit", "Max logit", "Better than MSP: the logits say more before the softmax than after it.",
+           "max_logit", "msp"),
+    _claim("energy", "Energy", "Better than MSP.", "energy", "msp"),
+    _claim("generalized_entropy", "GEN", "Better than entropy and MSP.", "generalized_entropy", "entropy msp"),
+    _claim("kl_matching", "KL matching",
            "Better than MSP: distance of a prediction from the typical predictions of each class.",
-           ("kl_matching",), ("msp",)),
-    _claim("odin", "ODIN", "Liang, Li, Srikant 2018", "1706.02690",
-           "Better than MSP, by a temperature and a step on the input.", ("odin",), ("msp",)),
-    _claim("mahalanobis add_class", "Mahalanobis", "Lee et al. 2018", "1807.03888",
-           "Better than MSP: distance from class-conditional Gaussians with one covariance.",
-           ("mahalanobis",), ("msp",)),
-    _claim("mahalanobis_ensemble", "Mahalanobis ensemble", "Lee et al. 2018", "1807.03888",
+           "kl_matching", "msp"),
+    _claim("odin", "ODIN", "Better than MSP, by a temperature and a step on the input.", "odin", "msp"),
+    _claim("mahalanobis add_class", "Mahalanobis",
+           "Better than MSP: distance from class-conditional Gaussians with one covariance.", "mahalanobis", "msp"),
+    _claim("mahalanobis_ensemble", "Mahalanobis ensemble",
            "Weighing the distances of all layers, with a step on the input, is better than the last layer only.",
-           ("mahalanobis_ensemble",), ("mahalanobis",)),
-    _claim("relative_mahalanobis", "Relative Mahalanobis", "Ren et al. 2021", "2106.09022",
-           "Better than Mahalanobis on near sets.", ("relative_mahalanobis",), ("mahalanobis",), ("near",)),
-    _claim("feature_normalized", "Mahalanobis++", "Mueller, Hein 2025", "2505.18032",
-           "Features of one length help Mahalanobis distances.",
-           ("feature_normalized+mahalanobis",), ("mahalanobis",)),
-    _claim("knn", "k-NN", "Sun et al. 2022", "2204.06507",
-           "The distance to the k-th nearest normalised training feature is better than Mahalanobis.",
-           ("knn",), ("mahalanobis",)),
-    _claim("vim residual", "ViM, residual", "Wang et al. 2022", "2203.10807",
+           "mahalanobis_ensemble", "mahalanobis"),
+    _claim("relative_mahalanobis", "Relative Mahalanobis", "Better than Mahalanobis on near sets.",
+           "relative_mahalanobis", "mahalanobis", "near"),
+    _claim("feature_normalized", "Mahalanobis++", "Features of one length help Mahalanobis distances.",
+           "feature_normalized+mahalanobis", "mahalanobis"),
+    _claim("knn", "k-NN", "The distance to the k-th nearest normalised training feature is better than Mahalanobis.",
+           "knn", "mahalanobis"),
+    _claim("vim residual", "ViM, residual",
            "Logits and the residual outside the principal subspace are better together than each.",
-           ("vim",), ("residual", "energy")),
-    _claim("gradnorm", "GradNorm", "Huang, Geng, Li 2021", "2110.00218",
+           "vim", "residual energy"),
+    _claim("gradnorm", "GradNorm",
            "Better than MSP: gradients towards the uniform distribution are smaller for foreign inputs.",
-           ("gradnorm",), ("msp",)),
-    _claim("she", "SHE", "Zhang et al. 2023, ICLR", None,
-           "Better than MSP: inner product with the stored pattern of the predicted class.", ("she",), ("msp",)),
-    _claim("nnguide", "NNGuide", "Park, Jung, Teoh 2023", "2309.14888", "Neighbours guide the energy.",
-           ("nnguide",), ("energy",)),
-    _claim("fdbd", "fDBD", "Liu, Qin 2024", "2312.11536",
-           "Better than MSP: foreign features lie closer to decision boundaries.", ("fdbd",), ("msp",)),
-    _claim("nci", "NCI", "Liu, Qin 2023", "2311.01479",
-           "Better than MSP: features of known inputs are near the weights of their class.", ("nci",), ("msp",)),
-    _claim("nac neuron_states", "NAC", "Liu et al. 2024", "2306.02879",
-           "Better than MSP: states of neurons that training did not cover are foreign.", ("nac",), ("msp",)),
-    _claim("react", "ReAct", "Sun, Guo, Li 2021", "2111.12797", "Clipping features helps the energy.",
-           ("react+energy",), ("energy",)),
-    _claim("dice", "DICE", "Sun, Li 2022", "2111.09805", "Keeping the largest contributions helps the energy.",
-           ("dice+energy",), ("energy",)),
-    _claim("ash", "ASH", "Djurisic et al. 2023", "2209.09858", "Pruning activations helps the energy.",
-           ("ash_s+energy", "ash_b+energy", "ash_p+energy"), ("energy",)),
-    _claim("scale", "SCALE", "Xu et al. 2024", "2310.00227", "Scaling without pruning is better than ASH.",
-           ("scale+energy",), ("ash_s+energy",)),
-    _claim("vra", "VRA", "Xu et al. 2023", "2302.11716",
-           "Removing low and clipping high activations helps the energy.", ("vra+energy",), ("energy",)),
+           "gradnorm", "msp"),
+    _claim("she", "SHE", "Better than MSP: inner product with the stored pattern of the predicted class.",
+           "she", "msp"),
+    _claim("nnguide", "NNGuide", "Neighbours guide the energy.", "nnguide", "energy"),
+    _claim("fdbd", "fDBD", "Better than MSP: foreign features lie closer to decision boundaries.", "fdbd", "msp"),
+    _claim("nci", "NCI", "Better than MSP: features of known inputs are near the weights of their class.",
+           "nci", "msp"),
+    _claim("nac neuron_states", "NAC", "Better than MSP: states of neurons that training did not cover are foreign.",
+           "nac", "msp"),
+    _claim("react", "ReAct", "Clipping features helps the energy.", "react+energy", "energy"),
+    _claim("dice", "DICE", "Keeping the largest contributions helps the energy.", "dice+energy", "energy"),
+    _claim("ash", "ASH", "Pruning activations helps the energy.", "ash_s+energy ash_b+energy ash_p+energy", "energy"),
+    _claim("scale", "SCALE", "Scaling without pruning is better than ASH.", "scale+energy", "ash_s+energy"),
+    _claim("vra", "VRA", "Removing low and clipping high activations helps the energy.", "vra+energy", "energy"),
 )  # fmt: skip
 
 STUDY = _frame.Study(

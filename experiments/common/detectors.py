@@ -44,35 +44,49 @@ Scorer = Callable[[AnyArray, Outputs], jax.Array]
 """``(images, outputs) -> (batch,)`` scores, HIGHER = more out-of-distribution."""
 
 
-PLAIN: dict[str, tuple[Callable[[], scoring.Detector], str]] = {
-    "msp": (scoring.msp, "Hendrycks, Gimpel 2017, 1610.02136"),
-    "temperature_scaling": (scoring.temperature_scaling, "Guo et al. 2017, 1706.04599"),
-    "max_logit": (scoring.max_logit, "Hendrycks et al. 2022, 1911.11132"),
-    "energy": (scoring.energy, "Liu et al. 2020, 2010.03759"),
-    "entropy": (scoring.entropy, "Hendrycks, Gimpel 2017, 1610.02136"),
-    "generalized_entropy": (scoring.generalized_entropy, "Liu, Lochman, Zach 2023, CVPR (GEN)"),
-    "kl_matching": (scoring.kl_matching, "Hendrycks et al. 2022, 1911.11132"),
-    "mahalanobis": (scoring.mahalanobis, "Lee et al. 2018, 1807.03888"),
-    "relative_mahalanobis": (scoring.relative_mahalanobis, "Ren et al. 2021, 2106.09022"),
-    "knn": (scoring.knn, "Sun et al. 2022, 2204.06507"),
-    "vim": (scoring.vim, "Wang et al. 2022, 2203.10807"),
-    "residual": (scoring.residual, "Wang et al. 2022, 2203.10807"),
-    "nac": (scoring.nac, "Liu et al. 2024, 2306.02879"),
-    "gradnorm": (scoring.gradnorm, "Huang, Geng, Li 2021, 2110.00218"),
-    "she": (scoring.she, "Zhang et al. 2023, ICLR"),
-    "nnguide": (scoring.nnguide, "Park, Jung, Teoh 2023, 2309.14888"),
-    "fdbd": (scoring.fdbd, "Liu, Qin 2024, 2312.11536"),
-    "nci": (scoring.nci, "Liu, Qin 2023, 2311.01479"),
+class Named(NamedTuple):
+    """What can be named: a detector ``() -> Detector``, a combinator of one, or ``Context -> Scorer`` for images."""
+
+    make: Callable[..., Any]
+    paper: str
+    arxiv: str | None = None
+    about: str = ""  # what the paper calls it
+
+    @property
+    def reference(self) -> str:
+        """Paper and arXiv id."""
+        return ", ".join(filter(None, (self.paper, self.arxiv))) + (f" ({self.about})" if self.about else "")
+
+
+PLAIN = {
+    "msp": Named(scoring.msp, "Hendrycks, Gimpel 2017", "1610.02136"),
+    "temperature_scaling": Named(scoring.temperature_scaling, "Guo et al. 2017", "1706.04599"),
+    "max_logit": Named(scoring.max_logit, "Hendrycks et al. 2022", "1911.11132"),
+    "energy": Named(scoring.energy, "Liu et al. 2020", "2010.03759"),
+    "entropy": Named(scoring.entropy, "Hendrycks, Gimpel 2017", "1610.02136"),
+    "generalized_entropy": Named(scoring.generalized_entropy, "Liu, Lochman, Zach 2023, CVPR", about="GEN"),
+    "kl_matching": Named(scoring.kl_matching, "Hendrycks et al. 2022", "1911.11132"),
+    "mahalanobis": Named(scoring.mahalanobis, "Lee et al. 2018", "1807.03888"),
+    "relative_mahalanobis": Named(scoring.relative_mahalanobis, "Ren et al. 2021", "2106.09022"),
+    "knn": Named(scoring.knn, "Sun et al. 2022", "2204.06507"),
+    "vim": Named(scoring.vim, "Wang et al. 2022", "2203.10807"),
+    "residual": Named(scoring.residual, "Wang et al. 2022", "2203.10807"),
+    "nac": Named(scoring.nac, "Liu et al. 2024", "2306.02879"),
+    "gradnorm": Named(scoring.gradnorm, "Huang, Geng, Li 2021", "2110.00218"),
+    "she": Named(scoring.she, "Zhang et al. 2023, ICLR"),
+    "nnguide": Named(scoring.nnguide, "Park, Jung, Teoh 2023", "2309.14888"),
+    "fdbd": Named(scoring.fdbd, "Liu, Qin 2024", "2312.11536"),
+    "nci": Named(scoring.nci, "Liu, Qin 2023", "2311.01479"),
 }
-COMBINATORS: dict[str, tuple[Callable[[scoring.Detector], scoring.Detector], str]] = {
-    "react": (scoring.react, "Sun, Guo, Li 2021, 2111.12797"),
-    "dice": (scoring.dice, "Sun, Li 2022, 2111.09805"),
-    "ash_s": (functools.partial(scoring.ash, method="S"), "Djurisic et al. 2023, 2209.09858"),
-    "ash_b": (functools.partial(scoring.ash, method="B"), "Djurisic et al. 2023, 2209.09858"),
-    "ash_p": (functools.partial(scoring.ash, method="P"), "Djurisic et al. 2023, 2209.09858"),
-    "scale": (scoring.scale, "Xu et al. 2024, 2310.00227"),
-    "vra": (scoring.vra, "Xu et al. 2023, 2302.11716"),
-    "feature_normalized": (scoring.feature_normalized, "Mueller, Hein 2025, 2505.18032"),
+COMBINATORS = {
+    "react": Named(scoring.react, "Sun, Guo, Li 2021", "2111.12797"),
+    "dice": Named(scoring.dice, "Sun, Li 2022", "2111.09805"),
+    "ash_s": Named(functools.partial(scoring.ash, method="S"), "Djurisic et al. 2023", "2209.09858"),
+    "ash_b": Named(functools.partial(scoring.ash, method="B"), "Djurisic et al. 2023", "2209.09858"),
+    "ash_p": Named(functools.partial(scoring.ash, method="P"), "Djurisic et al. 2023", "2209.09858"),
+    "scale": Named(scoring.scale, "Xu et al. 2024", "2310.00227"),
+    "vra": Named(scoring.vra, "Xu et al. 2023", "2302.11716"),
+    "feature_normalized": Named(scoring.feature_normalized, "Mueller, Hein 2025", "2505.18032"),
 }
 
 
@@ -115,11 +129,11 @@ def _mahalanobis_ensemble(context: Context) -> Scorer:
     return lambda images, _: detector.score(state, images)
 
 
-OF_IMAGES: dict[str, tuple[Callable[[Context], Scorer], str]] = {
-    "odin": (_odin, "Liang, Li, Srikant 2018, 1706.02690"),
-    "mahalanobis_ensemble": (_mahalanobis_ensemble, "Lee et al. 2018, 1807.03888"),
+OF_IMAGES = {
+    "odin": Named(_odin, "Liang, Li, Srikant 2018", "1706.02690"),
+    "mahalanobis_ensemble": Named(_mahalanobis_ensemble, "Lee et al. 2018", "1807.03888"),
 }
-NAMES = (*PLAIN, *OF_IMAGES, *COMBINATORS)
+NAMED = PLAIN | OF_IMAGES | COMBINATORS
 ALL = (*PLAIN, *OF_IMAGES, *(f"{name}+energy" for name in COMBINATORS))
 ON_VALIDATION = ("temperature_scaling",)
 
@@ -129,7 +143,7 @@ def check(names: tuple[str, ...]) -> None:
     for name in names:
         *combinators, base = name.split("+")
         for part in (*combinators, base):
-            checks.known("detectors", part, NAMES)
+            checks.known("detectors", part, NAMED)
         if base in COMBINATORS:
             raise ValueError(f"detectors must end in a detector, such as {name}+energy, got {name!r}.")
         if any(part not in COMBINATORS for part in combinators) or (combinators and base in OF_IMAGES):
@@ -143,10 +157,10 @@ def fit(name: str, context: Context) -> Scorer:
     """Fits the detector of that name."""
     *combinators, base = name.split("+")
     if base in OF_IMAGES:
-        return OF_IMAGES[base][0](context)
-    detector = PLAIN[base][0]()
+        return OF_IMAGES[base].make(context)
+    detector = PLAIN[base].make()
     for combinator in reversed(combinators):
-        detector = COMBINATORS[combinator][0](detector)
+        detector = COMBINATORS[combinator].make(detector)
     rows = context.validation if base in ON_VALIDATION else context.train
     state = detector.fit(rows.outputs, rows.label, context.head)
     return lambda _, outputs: detector.score(state, outputs)
@@ -154,6 +168,5 @@ def fit(name: str, context: Context) -> Scorer:
 
 def listed() -> tables.Table:
     """Every name with its reference."""
-    rows = [(name, reference) for name, (_, reference) in {**PLAIN, **OF_IMAGES}.items()]
-    rows += [(f"{name}+...", reference) for name, (_, reference) in COMBINATORS.items()]
+    rows = [(f"{name}+..." if name in COMBINATORS else name, found.reference) for name, found in NAMED.items()]
     return tables.Table("Detectors", ("detector", "paper (arXiv)"), rows)
