@@ -183,7 +183,7 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
     folders.open_run(folder, config, same=SAME, overwrite=repeat.overwrite, notes=notes)
     paths = [folder / "seeds" / f"{seed}.npz" for seed in range(repeat.seeds)]
     missing = [seed for seed, path in enumerate(paths) if not path.exists()]
-    _check_code(study, repeat, folder, {seed: paths[seed] for seed in range(repeat.seeds) if seed not in missing})
+    _check_code(study, repeat, folder, [path for path in paths if path.exists()])
     runtimes.barrier("seeds that are there")
     with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
         for seed in missing:
@@ -226,10 +226,9 @@ def run(study: Study, config: Any, repeat: Repeat, runtime: runtimes.Runtime = r
     return record
 
 
-def _check_code(study: Study, repeat: Repeat, folder: epath.Path, paths: Mapping[int, epath.Path]) -> None:
+def _check_code(study: Study, repeat: Repeat, folder: epath.Path, paths: Sequence[epath.Path]) -> None:
     """Names seeds that other code has measured; a record is not made of them."""
-    codes = {seed: note.get("code") for seed, path in paths.items() for note in read([path])[1]}
-    old = [str(seed) for seed, code in codes.items() if code != files.source_digest()]
+    old = [path.stem for path in paths if read([path])[1][0].get("code") != files.source_digest()]
     if old:
         message = f"{study.name}: other code than today's measured seed {', '.join(old)} in {folder}; "
         if repeat.record is not None:

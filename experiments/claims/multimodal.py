@@ -20,7 +20,7 @@ import optax
 
 from experiments import _small
 from experiments.claims import _frame
-from experiments.common import checks, settings, subsets
+from experiments.common import checks, classifiers, settings, subsets
 from robustjax import attacks, data, losses, models, plotting, training
 from robustjax.certification import multimodal as certificate
 from robustjax.typing import ModelState
@@ -92,30 +92,29 @@ def _step_2(config: Config) -> optax.GradientTransformation:
     return optax.masked(descend, only_weights)
 
 
-def train(config: Config, dataset: data.Dataset, functional: models.Functional, seed: int) -> dict[str, ModelState]:
+def train(
+    config: Config, dataset: data.Dataset, functional: models.Functional, seed: int
+) -> dict[str, classifiers.Classifier]:
     """The trained models, by the names of ``ARMS``; all begin with the same parameters."""
     num_epochs, key = config.num_epochs or config.recipe.num_epochs, jax.random.fold_in(jax.random.key(1), seed)
 
     def fit(state, objective, epochs, optimizer=None):
         how = {"model": functional._replace(state=state), "num_epochs": epochs, "optimizer": optimizer, "key": key}
-        return _small.fit(objective, config.recipe, dataset, seed, **how).state
+        return _small.fit(objective, config.recipe, dataset, seed, **how)
 
+    first = [
+        fit(functional.state, of, num_epochs) for of in (losses.standard(), losses.multimodal_margin(rho=config.rho))
+    ]
     found = {}
-    for arm, objective in zip(ARMS[::2], (losses.standard(), losses.multimodal_margin(rho=config.rho))):
-        state = found[arm] = fit(functional.state, objective, num_epochs)
-        radius = losses.multimodal_radius(constants=tuple(map(tuple, constants_of(state).tolist())))
-        found[ARMS[ARMS.index(arm) + 1]] = fit(state, radius, -(-num_epochs // 3), _step_2(config))
+    for arm, arm_2, before in zip(ARMS[::2], ARMS[1::2], first, strict=True):
+        radius = losses.multimodal_radius(constants=tuple(map(tuple, constants_of(before.state).tolist())))
+        found |= {arm: before, arm_2: fit(before.state, radius, -(-num_epochs // 3), _step_2(config))}
     return found
 
 
-@functools.cache  # one function for each architecture, so that compiled programs are shared
-def _logits_of(outputs):
-    """``(state, free, x) -> logits``; gradients go through the columns ``free`` only, which attacks then change."""
-
-    def logits(state, free, x):
-        return outputs(state, jnp.where(free[None, None, :, None], x, jax.lax.stop_gradient(x))).logits
-
-    return logits
+def _through(logits_fn, free, x):
+    """Logits whose gradients go through the columns ``free`` only, which attacks then change."""
+    return logits_fn(jnp.where(free[None, None, :, None], x, jax.lax.stop_gradient(x)))
 
 
 _answers = jax.jit(lambda logits_fn, x: logits_fn(x).argmax(-1))
@@ -129,18 +128,18 @@ def without(image: np.ndarray, side: int) -> np.ndarray:
     return image
 
 
-def numbers_of(config: Config, functional: models.Functional, state: ModelState, test, attacked) -> dict[str, Any]:
+def numbers_of(config: Config, classifier: classifiers.Classifier, test, attacked) -> dict[str, Any]:
     """Accuracies, radii and what attacks found: of the halves ``left`` and ``right``, and of both together."""
-    params, constants, width = state.params, constants_of(state), test.image.shape[2]
-    logits_fn = lambda free: jax.tree_util.Partial(_logits_of(functional.outputs), state, jnp.asarray(free))
-    everywhere, outputs = np.ones(width, bool), jax.jit(functional.outputs)
+    state, constants, width = classifier.state, constants_of(classifier.state), test.image.shape[2]
+    logits_fn = lambda free: jax.tree_util.Partial(_through, classifier.logits_fn(), jnp.asarray(free))
+    everywhere, outputs = np.ones(width, bool), jax.jit(classifier.functional.outputs)
     answers = lambda image: np.asarray(_answers(logits_fn(everywhere), jnp.asarray(image)))
     found = {"clean": (answers(test.image) == test.label).mean()}
     found |= {f"without {name}": (answers(without(test.image, i)) == test.label).mean() for i, name in enumerate(SIDES)}
 
     def radii(batch, modality):
         scores = outputs(state, jnp.asarray(batch.image)).features.reshape(-1, *constants.shape)
-        of_model = params["weights"], params["bias"], jnp.asarray(constants, jnp.float32)
+        of_model = state.params["weights"], state.params["bias"], jnp.asarray(constants, jnp.float32)
         return np.asarray(_radius(scores, *of_model, labels=jnp.asarray(batch.label), modality=modality))
 
     violations, nearest, clean = 0, np.inf, answers(attacked.image) == attacked.label
@@ -167,17 +166,17 @@ def measure(config: Config, seed: int) -> _frame.Numbers:
     dataset, test = (images.cached() for images in config.images())
     encoders = {"image_shape": dataset.image_shape, "num_classes": dataset.num_classes, "hidden": config.hidden}
     functional = models.functional(models.multimodal(jax.random.fold_in(jax.random.key(0), seed), **encoders))
-    states = train(config, dataset, functional, seed)
+    trained = train(config, dataset, functional, seed)
     attacked = test[subsets.evenly(len(test), config.num_images)]
     # The stronger half by the plain model and on training images: nothing is chosen on test images.
     some = dataset[subsets.evenly(len(dataset), 5000)]
-    plain = jax.tree_util.Partial(_logits_of(functional.outputs), states[ARMS[0]], jnp.ones(some.image.shape[2], bool))
+    plain = jax.tree_util.Partial(_through, trained[ARMS[0]].logits_fn(), jnp.ones(some.image.shape[2], bool))
     images = (jnp.asarray(without(np.asarray(some.image), 1 - side)) for side in range(2))
     stronger = int(np.argmax([(np.asarray(_answers(plain, image)) == some.label).mean() for image in images]))
     told = lambda name: name.replace(SIDES[stronger], "stronger").replace(SIDES[1 - stronger], "weaker")
     found = {}
-    for arm, state in states.items():
-        numbers = numbers_of(config, functional, state, test.arrays(), attacked)
+    for arm, classifier in trained.items():
+        numbers = numbers_of(config, classifier, test.arrays(), attacked)
         found[arm] = {told(name): value for name, value in numbers.items()} | {"left is stronger": stronger == 0}
     return found
 

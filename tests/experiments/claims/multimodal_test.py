@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from experiments.claims import multimodal
-from robustjax.typing import Outputs
 
 
 def test_numbers_say_what_was_measured():
@@ -25,11 +24,11 @@ def test_numbers_say_what_was_measured():
 
 
 def test_gradients_go_through_what_is_free():
-    outputs = lambda state, x: Outputs(state * x.reshape(x.shape[0], -1), x)
+    logits_fn = lambda x: 2.0 * x.reshape(x.shape[0], -1)
     x, free = jnp.ones((1, 2, 4, 1)), jnp.array([False, True, True, False])
-    logits = multimodal._logits_of(outputs)
-    assert logits(2.0, free, x).sum() == 16
-    gradient = jax.grad(lambda x: logits(2.0, free, x).sum())(x)
+    logits = lambda x: multimodal._through(logits_fn, free, x)
+    assert logits(x).sum() == 16
+    gradient = jax.grad(lambda x: logits(x).sum())(x)
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 2, 2, 0]] * 2)
 
 
