@@ -84,8 +84,13 @@ follows from a measured block, in the seconds of the tables above. Times of a ca
 forward pass, as XLA counts them (two for a multiply-add), and an assumed share of the card's dense peak. For matrix
 units the share is 1 to 10% for resnet110, whose 16 to 64 channels fill only a small part of them, and 5 to 40% for
 resnet50; for float32 without matrix units it is 15 to 50% and 30 to 70%. The share includes noise, memory traffic and
-compiling. No implementation of this arithmetic is faster than the time at the full peak. NVIDIA and Google state the
-peaks.
+compiling. NVIDIA and Google state the peaks and the bandwidths.
+
+Two bounds stand beside it; plan with the longer one. *Peak* is the time of these operations at the full peak: no
+implementation of this arithmetic is faster. *Memory* is the time at the full bandwidth if every convolution and product
+reads its input from memory once and writes its output once, two bytes a value in bfloat16 and otherwise four, without
+weights, noise and all steps between layers. Only a program that keeps several layers on the chip is faster; one whose
+normalisations, ReLUs and sums pass over memory by themselves takes two to four times as long.
 
 For comparison, the certificates that Cohen, Rosenfeld and Kolter published in 2019, with as many draws, took 14 to 17
 seconds an image for resnet110 on CIFAR-10 and 150 to 152 for resnet50 on ImageNet (medians of each file of
@@ -234,17 +239,17 @@ def growth_sheets(figures: Mapping[str, Any]) -> list[Sheet]:
     for p in figures["predictions"]:
         name, speed = f"{p['model']} {'x'.join(map(str, p['shape']))}", p["here"]["batch_size"] / p["here"]["block"]
         predicted.append([f"{name}, {p['flops_per_image'] / 1e9:.3g} GFLOP"])
-        predicted.append(["here", f"{speed:,.3g} copies/s", "", duration(p["here"]["seconds"]), ""])
+        predicted.append(["here", f"{speed:,.3g} copies/s", "", duration(p["here"]["seconds"]), "", ""])
         for card in p["cards"]:
             low, high = (f"{100 * share:.0f}" for share in card["shares"])
             span = f"{duration(card['fast'])} to {duration(card['slow'])}"
             cells = [f"{card['name']} {card['dtype']}", f"{card['peak'] / 1e12:g} TFLOP/s", f"{low}-{high}%", span]
-            predicted.append([*cells, duration(card["at_peak"])])
+            predicted.append([*cells, duration(card["at_peak"]), duration(card["at_bandwidth"])])
     return [
         Sheet(("function", "over", "from", "to", "exponent", "at the end"), curves),
         Sheet(("", "devices", "seconds", "ratio", "min-max"), split),
         Sheet(("model", "images x draws", "predicted", "measured", "min-max", "error"), checked),
-        Sheet(("predicted", "speed", "share", "time", "at peak"), predicted),
+        Sheet(("predicted", "speed", "share", "time", "peak", "memory"), predicted),
     ]
 
 

@@ -66,19 +66,20 @@ NUM_IMAGES, NUM_SAMPLES, CARD_BATCH = 500, 100_100, 1_000
 
 
 class Card(NamedTuple):
-    """An accelerator and its peak, dense, as its maker states it."""
+    """An accelerator, its peak, dense, and its bytes per second, as its maker states them."""
 
     name: str
     dtype: str
     peak: float
+    bandwidth: float
 
 
 CARDS = (
-    Card("H200", "bfloat16", 989e12),
-    Card("H200", "TF32", 494e12),
-    Card("H200", "float32", 67e12),
-    Card("TPU v5e", "bfloat16", 197e12),
-    Card("TPU v6e", "bfloat16", 918e12),
+    Card("H200", "bfloat16", 989e12, 4.8e12),
+    Card("H200", "TF32", 494e12, 4.8e12),
+    Card("H200", "float32", 67e12, 4.8e12),
+    Card("TPU v5e", "bfloat16", 197e12, 0.819e12),
+    Card("TPU v6e", "bfloat16", 918e12, 1.64e12),
 )
 SHARES = {  # of the peak, assumed: 16 to 64 channels fill little of a matrix unit; float32 on a GPU does not use one
     ("resnet110", True): (0.01, 0.10),
@@ -156,10 +157,26 @@ def flops_per_image(logits_of: Callable[[Any, Any], Any], state: Any, image_shap
     return float(counted["flops"]) / 8
 
 
-def card_seconds(flops: float, speed: float) -> float:
-    """Seconds of a standard run on one card, from its operations per second and the ``flops`` of a forward pass."""
+def values_per_image(logits_of: Callable[[Any, Any], Any], state: Any, image_shape: Sequence[int]) -> float:
+    """Values that the convolutions and products of a forward pass read and write, without weights."""
+
+    def count(jaxpr: Any) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+                total += equation.invars[0].aval.size + equation.outvars[0].aval.size
+            inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+            total += sum(count(value) for value in inner if hasattr(value, "eqns"))
+        return total
+
+    x = jax.ShapeDtypeStruct((8, *image_shape), jnp.float32)
+    return count(jax.make_jaxpr(logits_of)(state, x).jaxpr) / 8
+
+
+def card_seconds(amount: float, speed: float) -> float:
+    """Seconds of a standard run on one card, from the operations or bytes of a forward pass, and those per second."""
     sizes = {"num_images": NUM_IMAGES, "num_samples": NUM_SAMPLES, "batch_size": CARD_BATCH}
-    return predicted_seconds(flops * CARD_BATCH / speed, **sizes)
+    return predicted_seconds(amount * CARD_BATCH / speed, **sizes)
 
 
 class Subject:
@@ -294,6 +311,7 @@ def predictions(config: Config) -> list[dict[str, Any]]:
     for (name, shape), (classes, batch_size) in RUNS.items():
         subject = Subject(name, shape, config.seed, classes=classes)
         flops = flops_per_image(subject.logits_of, subject.state, shape)
+        values = values_per_image(subject.logits_of, subject.state, shape)
         sizes = {"num_images": NUM_IMAGES, "num_samples": NUM_SAMPLES}
         block = float(np.median(measure([subject.blocks(batch_size)], min(config.repeats, 3)))) / BLOCKS
         here = {"batch_size": batch_size, "block": block}
@@ -302,8 +320,10 @@ def predictions(config: Config) -> list[dict[str, Any]]:
         for card in CARDS:
             shares = SHARES[name, card.dtype != "float32"]
             slow, fast, peak = (card_seconds(flops, card.peak * share) for share in (*shares, 1.0))
-            cards.append({**card._asdict(), "shares": list(shares), "at_peak": peak, "fast": fast, "slow": slow})
-        entry = {"model": name, "shape": list(shape), **sizes, "flops_per_image": flops}
+            moved = card_seconds(values * (2 if card.dtype == "bfloat16" else 4), card.bandwidth)
+            bounds = {"at_peak": peak, "at_bandwidth": moved, "fast": fast, "slow": slow}
+            cards.append({**card._asdict(), "shares": list(shares), **bounds})
+        entry = {"model": name, "shape": list(shape), **sizes, "flops_per_image": flops, "values_per_image": values}
         figures.append({**entry, "here": here, "cards": cards})
     return figures
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -44,8 +45,9 @@ def _per_channel(name: str, value: float | Sequence[float], channels: int) -> tu
 class Classifier(nnx.Module):
     r"""Image classifier that normalises its input: :math:`W\,f((x - \mu) / \sigma) + b`.
 
-    Normalisation and head are computed in float32 whatever ``dtype`` is, so that rounding removes neither the noise on
-    an image nor the difference between two logits. The constants :math:`\mu, \sigma` are not parameters.
+    Normalisation and head are computed in float32 whatever ``dtype`` is, on every device, so that rounding removes
+    neither the noise on an image nor the difference between two logits. The constants :math:`\mu, \sigma` are not
+    parameters.
 
     Args:
       key: typed PRNG key of the initial parameters.
@@ -85,7 +87,9 @@ class Classifier(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         rngs = nnx.Rngs(params=key)
         self.body = body(self.image_shape, self.dtype, rngs)
-        self.head = nnx.Linear(self.body.num_features, num_classes, kernel_init=torch_init, bias_init=zeros, rngs=rngs)
+        exact = jax.lax.Precision.HIGHEST  # the default is bfloat16 on a TPU, and TF32 on a GPU
+        start = {"kernel_init": torch_init, "bias_init": zeros}
+        self.head = nnx.Linear(self.body.num_features, num_classes, precision=exact, **start, rngs=rngs)
 
     def __call__(self, x: Shaped[Array, "..."]) -> Outputs:
         """Logits and features of a batch of images.

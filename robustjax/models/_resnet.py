@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from robustjax import _arguments
 from robustjax.models._classifier import Classifier, ImageShape
-from robustjax.models._layers import Norm, conv
+from robustjax.models._layers import Norm, conv, normalised
 
 _CIFAR = (16, 32, 64)
 _IMAGENET = (64, 128, 256, 512)
@@ -24,7 +24,7 @@ class _Shortcut(nnx.Module):
         self.norm = Norm(outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        return self.norm(self.conv(x))
+        return normalised(self.conv, self.norm, x)
 
 
 class _Block(nnx.Module):
@@ -44,7 +44,7 @@ class _Block(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         y = x
         for index, (convolve, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            y = norm(convolve(y if index == 0 else nnx.relu(y)))
+            y = normalised(convolve, norm, y if index == 0 else nnx.relu(y))
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
 
 
@@ -82,7 +82,7 @@ class _ResNet(nnx.Module):
         self.num_features = inputs
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b dim"]:
-        x = nnx.relu(self.norm(self.stem(x)))
+        x = nnx.relu(normalised(self.stem, self.norm, x))
         if self.large_stem:
             x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for block in self.blocks:

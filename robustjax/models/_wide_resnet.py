@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from robustjax import _arguments, _validate
 from robustjax.models._classifier import Classifier, ImageShape
-from robustjax.models._layers import Norm, conv
+from robustjax.models._layers import Norm, conv, normalised
 
 
 class _Block(nnx.Module):
@@ -27,7 +27,7 @@ class _Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         active = nnx.relu(self.norm1(x))
-        y = self.conv2(nnx.relu(self.norm2(self.conv1(active))))
+        y = self.conv2(nnx.relu(normalised(self.conv1, self.norm2, active)))
         return y + (x if self.shortcut is None else self.shortcut(active))
 
 

@@ -80,6 +80,13 @@ def test_operations_are_two_for_each_multiply_add():
     assert counted == pytest.approx(2 * (784 * 128 + 128 * 128 + 128 * 10), rel=0.01)
 
 
+def test_a_convolution_reads_its_input_and_writes_its_output():
+    subject = benchmark.Subject("cnn", (28, 28, 1), 0)
+    counted = benchmark.values_per_image(subject.logits_of, subject.state, (28, 28, 1))
+    convolutions = 28 * 28 * (1 + 32) + 14 * 14 * (32 + 64)
+    assert counted == convolutions + (7 * 7 * 64 + 128) + (128 + 10)
+
+
 def test_a_standard_run_at_the_peak_is_its_operations_over_the_peak():
     draws = 500 * 101_000  # in whole blocks of 1,000
     assert benchmark.card_seconds(2e9, 1e12) == pytest.approx(draws * 2e9 / 1e12)

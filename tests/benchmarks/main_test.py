@@ -106,7 +106,7 @@ FIGURES = {  # as the modules write them
                 "num_samples": 100_100,
                 "flops_per_image": 4.6e8,
                 "here": {"batch_size": 200, "block": 4.0, "seconds": 1_000_000.0},
-                "cards": [{**CARD, "at_peak": 23.6, "fast": 236.0, "slow": 2360.0}],
+                "cards": [{**CARD, "at_peak": 23.6, "at_bandwidth": 50.0, "fast": 236.0, "slow": 2360.0}],
             }
         ],
     },
@@ -272,7 +272,7 @@ def test_the_page_tells_machine_load_and_haste_and_no_paths():
     assert "Left out: pytorch-ood, which cannot be imported (no symbol in)." in page
     assert "/home" not in page
     assert "predicted, not measured" in page
-    assert "| H200 bfloat16 | 989 TFLOP/s | 1-10% | 3.9 min to 39 min | 24 s |" in page
+    assert "| H200 bfloat16 | 989 TFLOP/s | 1-10% | 3.9 min to 39 min | 24 s | 50 s |" in page
 
 
 def test_durations_are_told_in_the_unit_that_suits():

@@ -307,3 +307,28 @@ def test_an_offset_without_a_submodule_is_named(build):
     model = build("mlp", image_shape=SHAPE, hidden=(4,))
     with pytest.raises(ValueError, match=r"offsets must name submodules among body/dense/0, body, head, got 'bdy'\."):
         jax.eval_shape(model.activations, model.state, jnp.zeros((1, *SHAPE)), {"bdy": jnp.zeros((1, 4))})
+
+
+def test_normalisation_is_folded_into_convolutions_at_inference(build):
+    model = build("resnet20", image_shape=(8, 8, 3))
+    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+    folded, plain = jax.jit(lambda state, x: (model.outputs(state, x).logits, model.activations(state, x)["head"]))(
+        model.state, x
+    )
+    np.testing.assert_allclose(folded, plain, rtol=0, atol=1e-5 * np.abs(plain).max())
+
+    def products_of_images(functions):
+        text = str(jax.make_jaxpr(functions)(model.state, x))
+        return sum(" = mul " in line and "f32[2," in line.split(" = ")[0] for line in text.splitlines())
+
+    assert products_of_images(lambda state, x: model.outputs(state, x).logits) == 0
+    assert products_of_images(lambda state, x: model.activations(state, x)["head"]) > 20
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_the_head_is_computed_in_float32_everywhere(build, platform):
+    model = build("mlp", image_shape=(4, 4, 1), hidden=(8,), dtype=jnp.bfloat16)
+    traced = jax.jit(model.outputs).trace(model.state, jnp.ones((2, 4, 4, 1)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert ["HIGHEST" in line for line in products] == [False, True]
