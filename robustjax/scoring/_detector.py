@@ -236,9 +236,9 @@ def checked_labels(labels, rows: int, num_classes: int):
     if getattr(labels, "shape", None) != (rows,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         got = f"{labels.dtype} {labels.shape}" if hasattr(labels, "shape") else type(labels).__name__
         raise ValueError(f"labels must be ({rows},) integers, got {got}.")
-    if not isinstance(labels, jax.core.Tracer):
-        if not _validate.holds(lambda labels: (labels >= 0) & (labels < num_classes), labels):
-            raise ValueError(f"labels must lie in 0, ..., {num_classes - 1}, got {labels.min()} to {labels.max()}.")
+    inside = lambda labels: (labels >= 0) & (labels < num_classes)
+    if not isinstance(labels, jax.core.Tracer) and not _validate.holds(inside, labels):
+        raise ValueError(f"labels must lie in 0, ..., {num_classes - 1}, got {labels.min()} to {labels.max()}.")
     return jnp.asarray(labels, jnp.int32)
 
 
