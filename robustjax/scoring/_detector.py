@@ -145,7 +145,7 @@ def make_detector(
             outputs = jax.tree.map(in_float32, outputs)
             if labels is not None:
                 labels = checked_labels(labels, *outputs.logits.shape)
-            sharding = _sharding_of_rows(outputs)
+            sharding = sharding_of_rows(outputs)
             if sharding is not None:
                 outputs, labels = jax.device_put((outputs, labels), sharding)
             if head is not None:
@@ -283,7 +283,7 @@ def _spread(tree):
     return any(len(leaf.sharding.device_set) > 1 for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
 
 
-def _sharding_of_rows(rows):
+def sharding_of_rows(rows):
     """The sharding of rows over several devices; None for one device, and if single rows are sharded."""
     leaves = [leaf for leaf in jax.tree.leaves(rows) if not isinstance(leaf, jax.core.Tracer)]
     shardings = [getattr(leaf, "sharding", None) for leaf in leaves]
@@ -346,7 +346,7 @@ def in_blocks(function: Callable[[Any, Any], Any], state: Any, rows: Any, size: 
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, rows))):
         return function(state, rows)
-    sharding = _sharding_of_rows(rows)
+    sharding = sharding_of_rows(rows)
     if sharding is not None and jax.tree.leaves(rows)[0].shape[0]:
         return _in_blocks_on_devices(function, state, rows, size, sharding)
     if _spread(rows):  # single rows are sharded: leave it to the compiler

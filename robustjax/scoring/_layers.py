@@ -16,10 +16,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from robustjax import _arguments, _validate
-from robustjax.scoring._detector import Detector, checked_labels, fitted_shapes, make_detector, require
+from robustjax.scoring._detector import (
+    BLOCK,
+    Detector,
+    checked_labels,
+    fitted_shapes,
+    make_detector,
+    require,
+    sharding_of_rows,
+)
 from robustjax.scoring._inputs import descend, of_inputs
 from robustjax.scoring._mahalanobis import mahalanobis
 from robustjax.typing import Outputs
@@ -29,6 +38,8 @@ Layers = Mapping[str, Array]
 
 LayersFn = Callable[[Any], Layers]
 """From a tree of arrays with the batch as first axis to layers; each row independently."""
+
+_UNROLL = 16
 
 
 class CoveredBins(NamedTuple):
@@ -200,7 +211,10 @@ def nac(
                 setting(name, value, layer)
                 for name, value in (("steepness", steepness), ("share", share), ("num_bins", num_bins))
             )
-            covered[layer] = _cover(states, alpha, r, num_bins=bins)
+            if not states.shape[0]:
+                raise ValueError("x must hold at least one row to fit on, got none.")
+            settings = {"states_fn": _itself, "num_bins": bins, "sharding": sharding_of_rows(states)}
+            covered[layer] = _cover((), states, alpha, r, **settings)
         return CoveredBins(covered, None)
 
     def score(state, x):
@@ -223,38 +237,63 @@ def _single(name, value):
 
 @functools.cache
 def _nac_of_features(steepness, num_bins, share):
-    def states(kernel, outputs):
-        from_uniform = jax.nn.softmax(outputs.logits) - 1 / outputs.logits.shape[1]
-        return outputs.features * jnp.matmul(from_uniform, kernel.T, precision=jax.lax.Precision.HIGHEST)
-
     def fit(outputs, labels, head):
         require("nac", outputs=outputs, head=head)
-        return CoveredBins(
-            {"features": _cover(states(head.kernel, outputs), steepness, share, num_bins=num_bins)}, head.kernel
-        )
+        settings = {"states_fn": _of_features, "num_bins": num_bins, "sharding": sharding_of_rows(outputs)}
+        return CoveredBins({"features": _cover(head.kernel, outputs, steepness, share, **settings)}, head.kernel)
 
     def score(state, outputs):
-        return -_coverage(state.covered["features"], states(state.kernel, outputs), steepness)
+        return -_coverage(state.covered["features"], _of_features(state.kernel, outputs), steepness)
 
     return make_detector(fit, score, lambda state: state.kernel.shape[::-1])
 
 
-def _bins(states, steepness, num_bins):
+def _of_features(kernel, outputs):
+    from_uniform = jax.nn.softmax(outputs.logits) - 1 / outputs.logits.shape[1]
+    return outputs.features * jnp.matmul(from_uniform, kernel.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _itself(_, states):
+    return states
+
+
+def _at_bins(of_bin, states, steepness, num_bins):
+    """``of_bin(i)`` for the bin i of each state. All edges are compared in turn: a binary search gathers, and is slow."""
     half = np.log(np.linspace(1, math.sqrt(1000), num_bins // 2 + 1)) / np.log(1000)
     edges = np.concatenate([half[1:-1], [0.5], 1 - half[1:-1][::-1]])  # the inner ones: all states fall into a bin
-    return jnp.searchsorted(jnp.asarray(edges, jnp.float32), jax.nn.sigmoid(steepness * states), side="right")
+    edges, q = jnp.asarray(edges, jnp.float32), jax.nn.sigmoid(steepness * states)
+    at_least = lambda i, found: jnp.where(q >= edges[i], of_bin(i + 1), found)
+    return jax.lax.fori_loop(0, num_bins - 1, at_least, jnp.broadcast_to(of_bin(0), q.shape), unroll=_UNROLL)
 
 
-@functools.partial(jax.jit, static_argnames="num_bins")
-def _cover(states, steepness, share, *, num_bins):
-    rows, channels = states.shape
-    counts = jnp.zeros((num_bins, channels)).at[_bins(states, steepness, num_bins), jnp.arange(channels)[None]].add(1)
-    return jnp.minimum(counts / (share * rows), 1)
+@functools.partial(jax.jit, static_argnames=("states_fn", "num_bins", "sharding"))
+def _cover(state, rows, steepness, share, *, states_fn, num_bins, sharding):
+    """The coverage of each bin by the states of all rows, which are counted where they are, a block at a time."""
+
+    def count(state, rows, steepness):
+        total = jax.tree.leaves(rows)[0].shape[0]
+        size, channels = min(BLOCK, total), jax.eval_shape(states_fn, state, rows).shape[1]
+
+        def add(i, counts):
+            start = jnp.minimum(i * size, total - size)
+            new = (start + jnp.arange(size) >= i * size)[:, None]  # the last block repeats some rows
+            block = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), rows)
+            bins = _at_bins(jnp.int32, states_fn(state, block), steepness, num_bins)
+            return counts.at[bins, jnp.arange(channels)[None]].add(new.astype(jnp.int32))
+
+        return jax.lax.fori_loop(0, -(-total // size), add, jnp.zeros((num_bins, channels), jnp.int32))[None]
+
+    if sharding is not None:
+        mesh, everywhere, spec = sharding.mesh, PartitionSpec(), sharding.spec
+        specs = {"in_specs": (everywhere, spec, everywhere), "out_specs": spec}
+        count = jax.shard_map(count, mesh=mesh, **specs, check_vma=False)
+    counts = count(state, rows, steepness).sum(0).astype(jnp.float32)
+    return jnp.minimum(counts / (share * jax.tree.leaves(rows)[0].shape[0]), 1)
 
 
 def _coverage(covered, states, steepness):
-    found = jnp.take_along_axis(covered, _bins(states, steepness, covered.shape[0]), axis=0)
-    return jnp.where(jnp.isnan(states), jnp.nan, found).mean(-1)  # NaN would fall into the last bin
+    found = _at_bins(lambda i: covered[i][None], states, steepness, covered.shape[0])
+    return jnp.where(jnp.isnan(states), jnp.nan, found).mean(-1)  # NaN would fall into the first bin
 
 
 @jax.jit
