@@ -25,7 +25,7 @@ from experiments.adversarial._config import SAME
 from experiments.adversarial._config import Config as Config
 from experiments.common import adversaries, classifiers, folders, runtimes, subsets, tables
 from experiments.common.targets import Target
-from robustjax import certification
+from robustjax import _blocks, certification
 
 
 def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]:
@@ -78,7 +78,9 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
         chosen = test[subsets.evenly(len(test), config.num_images or len(test))]
         image, label, ids = (np.asarray(part) for part in chosen)
         devices = runtime.local_mesh().size
-        target = Target(classifier, ids, image, label, -(-min(config.batch_size or 250, len(ids)) // devices) * devices)
+        most = config.batch_size or _blocks.at_once(image.shape[1:], backward=True)
+        size = min(most, len(ids)) if config.batch_size else _blocks.evenly(len(ids), most)
+        target = Target(classifier, ids, image, label, -(-size // devices) * devices)
         measure = certification.gaussian(config.sigma)
         if config.smoothed:
             target = target._replace(measure=measure, samples=config.samples)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from robustjax import _arguments, _validate, losses
+from robustjax import _arguments, _blocks, _validate, losses
 from robustjax.attacks import _ball
 from robustjax.attacks._attack import (
     Attack,
@@ -220,7 +220,7 @@ def robust_accuracy(
     x: Float[AnyArray, "batch ..."],
     labels: Int[AnyArray, " batch"],
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> float:
     """Computes the share of inputs that are classified correctly both without and under the attack.
 
@@ -234,7 +234,8 @@ def robust_accuracy(
       logits_fn: ``x -> logits``, deterministic, and each row independently: checked on the first block.
       x: ``(batch, ...)``, float32 in [0, 1].
       labels: ``(batch,)``, integer.
-      batch_size: inputs attacked at once, rounded up to a multiple of the devices that x is sharded over.
+      batch_size: inputs attacked at once, rounded up to a multiple of the devices that x is sharded over; None for
+        equal blocks of at most 256 on a CPU and 1000 on an accelerator, fewer for large images.
 
     Returns:
       The accuracy in [0, 1].
@@ -249,13 +250,16 @@ def robust_accuracy(
       >>> attacks.robust_accuracy(key, attack, logits_fn, x, labels, batch_size=2)
       0.5
     """
-    _validate.at_least(1, batch_size=batch_size)
+    if batch_size is not None:
+        _validate.at_least(1, batch_size=batch_size)
     _validate.untargeted(attack)
     logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
     check_inputs(key, logits_fn, x, labels)
     if not x.shape[0]:
         raise ValueError("x must hold at least one input, got none.")
     correct, sharding = [], sharding_of(x)
+    if batch_size is None:
+        batch_size = _blocks.evenly(x.shape[0], _blocks.at_once(x.shape[1:], backward=True))
     batch_size = divisible(batch_size, sharding)
     rows_of_all = keys_on_one_device(keys_of(key, x), sharding), np.asarray(x), np.asarray(labels)
     for rows_of_block in blocks_of(batch_size, *rows_of_all):

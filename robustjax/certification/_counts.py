@@ -10,81 +10,86 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _arguments, _validate
+from robustjax import _arguments, _blocks, _validate
 from robustjax.certification._measures import Measure
 from robustjax.certification._stopping import stops
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray, LogitsFn
 
 
-@functools.partial(jax.jit, static_argnames=("measure", "batch_size", "checked", "sharding"))
-def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, checked=False, sharding=None):
+@functools.partial(jax.jit, static_argnames=("measure", "batch_size", "group", "checked", "sharding"))
+def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, group=1, checked=False, sharding=None):
     """Counts votes of draws ``edges[g] <= index < edges[g + 1]``: (batch, groups, classes).
 
     The number of draws is an argument of the compiled program (a loop with a traced end, because the length of a scan
     would be static), so one compilation serves all numbers. With a sharding, each device of the mesh works on its own
-    images, and devices with the same images take turns with the blocks. With ``bounds``, the rows of a ``Rule``, an
-    image stops at the first of the looks ``edges[2:]`` at which the rule stops the votes for the winner of the first
-    group; the counts of later groups are then incomplete.
+    images, and devices with the same images take turns with the blocks. A block has ``batch_size`` copies of each of
+    ``group`` images. With ``bounds``, the rows of a ``Rule``, an image, which then has blocks of its own, stops at the
+    first of the looks ``edges[2:]`` at which the rule stops the votes for the winner of the first group; the counts of
+    later groups are then incomplete.
 
-    If ``checked``, the first image of each device is drawn for one more block, its first, half of which is replaced by
+    If ``checked``, the first block of each device is drawn once more, before it, with half of its copies replaced by
     other images. The second result, (batch,), is not 0 where that changed the logits of the other half.
     """
-    noisy = jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), jnp.float32)
+    copies = group * batch_size
+    noisy = jax.ShapeDtypeStruct((copies, *x.shape[1:]), jnp.float32)
     logits = jax.eval_shape(logits_fn, noisy)
-    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != batch_size or logits.shape[1] < 2:
+    if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != copies or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
-        raise ValueError(
-            f"logits_fn must map {noisy.shape} to logits of shape ({batch_size}, classes >= 2), got {got}."
-        )
+        raise ValueError(f"logits_fn must map {noisy.shape} to logits of shape ({copies}, classes >= 2), got {got}.")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits_fn must return floating-point logits, got {logits.dtype}.")
     num_classes = logits.shape[1]
 
     def of_images(keys, logits_fn, x, edges, bounds, turn=0, turns=1, shared=()):
-        beside_others = jnp.arange(batch_size) >= -(-batch_size // 2)
+        beside_others = jnp.arange(copies) >= -(-copies // 2)
 
-        def of_image(args):
-            image_key, image, twice = args
+        def of_group(args):
+            image_keys, images, twice = args
 
             def stopped(counts, blocks):
                 if bounds is None:
                     return jnp.zeros((), bool)
                 counts = jax.lax.psum(counts, shared) if shared else counts
-                count = counts[1:, counts[0].argmax()].cumsum(0)
+                count = counts[0, 1:, counts[0, 0].argmax()].cumsum(0)
                 return ((edges[2:] - edges[0] <= blocks * batch_size) & stops(count, *bounds)).any()
 
             def block(state):
                 i, counts, _, before, depends = state
                 place = jnp.maximum(i, 0) if checked else i
                 draws = edges[0] + (turn + place * turns) * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-                keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, draws)
-                noisy = jax.vmap(measure.sample, (0, None))(keys, image)
+                keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, draws))(image_keys)
+                noisy = jax.vmap(jax.vmap(measure.sample, (0, None)))(keys, images).reshape(copies, *x.shape[1:])
                 if checked:
-                    replaced = (beside_others & (i < 0)).reshape(-1, *(1,) * image.ndim)
+                    replaced = (beside_others & (i < 0)).reshape(-1, *(1,) * (x.ndim - 1))
                     noisy = jnp.where(replaced, _validate.unlike(noisy), noisy)
                 logits = logits_fn(noisy)
                 # A row that is not finite is an error of the model: it votes for no class (argmax would elect one).
-                votes = jax.nn.one_hot(logits.argmax(-1), num_classes, dtype=bool)
-                votes &= jnp.isfinite(logits).all(-1, keepdims=True)
-                member = (edges[:-1, None] <= draws[None]) & (draws[None] < edges[1:, None])
+                votes = jnp.isfinite(logits).all(-1).reshape(group, batch_size) & (edges[0] <= draws)[None]
                 if checked:
-                    member &= i >= 0
+                    votes &= i >= 0
                     depends |= twice & (i == 0) & ~(_validate.same_rows(logits, before) | beside_others).all()
                     before = logits
-                counts += (member[:, :, None] & votes[None]).sum(1, dtype=jnp.int32)
+                winners = logits.argmax(-1).reshape(group, batch_size)
+                part = (edges[1:, None] <= draws[None]).sum(0)[None]  # draws after the last have none, and are dropped
+                image = jnp.arange(group)[:, None]
+                counts = counts.at[image, part, winners].add(votes.astype(jnp.int32), mode="drop")
                 return i + 1, counts, stopped(counts, (i + 1) * turns), before, depends
 
             blocks = (edges[-1] - edges[0] - 1) // batch_size + 1  # in this order, which cannot overflow
             rounds = (blocks - 1) // turns + 1  # the same for all devices that take turns: they may wait for each other
-            no, none = jnp.zeros((), bool), jnp.zeros((edges.size - 1, num_classes), jnp.int32)
+            no, none = jnp.zeros((), bool), jnp.zeros((group, edges.size - 1, num_classes), jnp.int32)
             before = jnp.zeros(logits.shape if checked else 0, logits.dtype)
             start = (-twice.astype(jnp.int32), none, no, before, no)
             _, counts, _, _, depends = jax.lax.while_loop(lambda s: (s[0] < rounds) & ~s[2], block, start)
-            return counts, depends.astype(jnp.int32)
+            return counts, jnp.broadcast_to(depends.astype(jnp.int32), group)
 
-        twice = (jnp.arange(x.shape[0]) == 0) & checked
-        return jax.lax.map(of_image, (keys, x, twice))
+        rows = x.shape[0] + -x.shape[0] % group
+        index = jnp.arange(rows) % max(x.shape[0], 1)  # the last group is padded
+        in_groups = lambda a: a[index].reshape(rows // group, group, *a.shape[1:])
+        twice = (jnp.arange(rows // group) == 0) & checked
+        found = jax.lax.map(of_group, (in_groups(keys), in_groups(x), twice))
+        return jax.tree.map(lambda a: a.reshape(rows, *a.shape[2:])[: x.shape[0]], found)
 
     keys = image_keys(key, x)
     if sharding is None:
@@ -127,13 +132,16 @@ def count_votes(
     _validate.key(key, x.shape[0])
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     check_measure(measure)
+    group, sharding = 1, sharding_of_images(x)
     if batch_size is None:
-        batch_size = 200 if jax.default_backend() == "cpu" else 1000
+        known = bounds is None and not any(isinstance(edge, jax.core.Tracer) for edge in edges)
+        batch_size, group = _blocks.of_draws(int(edges[-1] - edges[0]) if known else None, x.shape[1:])
+        group = max(1, min(group, (x.shape if sharding is None else sharding.shard_shape(x.shape))[0]))
     _validate.at_least(1, batch_size=batch_size)
     if not isinstance(edges[-1], jax.core.Tracer) and edges[-1] > np.iinfo(np.int32).max:
         raise ValueError(f"num_samples must keep draw indices within int32, got {edges[-1]} draws.")
     edges = jnp.asarray(edges, jnp.int32)
-    settings = {"measure": measure, "batch_size": int(batch_size), "sharding": sharding_of_images(x)}
+    settings = {"measure": measure, "batch_size": int(batch_size), "group": group, "sharding": sharding}
     return _votes(key, logits_fn, x, edges, bounds, checked=checked, **settings)
 
 
@@ -166,8 +174,9 @@ def sample_counts(
     ``rbg`` keys draw sound noise that does depend on ``batch_size``, because JAX vectorises that generator differently.
 
     All of it is one compiled program: a loop over images and, inside, a loop over blocks of ``batch_size`` noisy
-    copies, with counts that stay on the device. Memory holds one block for any ``num_samples``, and another
-    ``num_samples`` does not compile again. As under ``jax.jit``, a plain function is traced once: the arrays that it
+    copies, with counts that stay on the device. Memory holds one block for any ``num_samples``. With a ``batch_size``,
+    another ``num_samples`` does not compile again; without, blocks divide the draws evenly, and every multiple of 40
+    copies is compiled once. As under ``jax.jit``, a plain function is traced once: the arrays that it
     closes over become constants of the program, and later assignments to them have no effect. To make weights
     arguments of the program instead, so that new weights are used and do not compile again, pass
     ``jax.tree_util.Partial(logits_of, weights)`` or a module that is a pytree of arrays (Equinox, Flax NNX).
@@ -180,7 +189,8 @@ def sample_counts(
       measure: what noise to add, for example ``gaussian(0.5)``.
       num_samples: draws for each input, at least 1; may be traced.
       first_sample: index of the first draw.
-      batch_size: noisy copies in one call of ``logits_fn``; None is 200 on a CPU and 1000 on an accelerator.
+      batch_size: noisy copies in one call of ``logits_fn``; None is at most 200 on a CPU and 1000 on an accelerator,
+        fewer for large images, and there a block holds several images where one has too few draws to fill it.
 
     Returns:
       ``(batch, classes)`` int32. Ties go to the lowest class. Rows sum to ``num_samples`` minus the number of

@@ -39,7 +39,7 @@ Layers = Mapping[str, Array]
 LayersFn = Callable[[Any], Layers]
 """From a tree of arrays with the batch as first axis to layers; each row independently."""
 
-_UNROLL = 16
+_itself = lambda _, states: states
 
 
 class CoveredBins(NamedTuple):
@@ -207,10 +207,8 @@ def nac(
     def fit(x, labels=None, head=None):
         covered: dict[str, Array] = {}
         for layer, states in of_inputs(_pooled, model, x).items():
-            alpha, r, bins = (
-                setting(name, value, layer)
-                for name, value in (("steepness", steepness), ("share", share), ("num_bins", num_bins))
-            )
+            bins = setting("num_bins", num_bins, layer)
+            alpha, r = setting("steepness", steepness, layer), setting("share", share, layer)
             if not states.shape[0]:
                 raise ValueError("x must hold at least one row to fit on, got none.")
             settings = {"states_fn": _itself, "num_bins": bins, "sharding": sharding_of_rows(states)}
@@ -253,17 +251,13 @@ def _of_features(kernel, outputs):
     return outputs.features * jnp.matmul(from_uniform, kernel.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _itself(_, states):
-    return states
-
-
 def _at_bins(of_bin, states, steepness, num_bins):
-    """``of_bin(i)`` for the bin i of each state. All edges are compared in turn: a binary search gathers, and is slow."""
+    """``of_bin(i)`` for the bin i of each state. All edges are compared in turn: a binary search would gather."""
     half = np.log(np.linspace(1, math.sqrt(1000), num_bins // 2 + 1)) / np.log(1000)
     edges = np.concatenate([half[1:-1], [0.5], 1 - half[1:-1][::-1]])  # the inner ones: all states fall into a bin
     edges, q = jnp.asarray(edges, jnp.float32), jax.nn.sigmoid(steepness * states)
     at_least = lambda i, found: jnp.where(q >= edges[i], of_bin(i + 1), found)
-    return jax.lax.fori_loop(0, num_bins - 1, at_least, jnp.broadcast_to(of_bin(0), q.shape), unroll=_UNROLL)
+    return jax.lax.fori_loop(0, num_bins - 1, at_least, jnp.broadcast_to(of_bin(0), q.shape), unroll=16)
 
 
 @functools.partial(jax.jit, static_argnames=("states_fn", "num_bins", "sharding"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import special, stats
 
-from robustjax import certification, perturbations
+from robustjax import _blocks, certification, perturbations
 from robustjax.certification import ABSTAIN
 
 SIGMA = 0.5
@@ -94,6 +94,26 @@ def test_counts_are_the_same_on_many_devices_and_under_jit():
         np.testing.assert_array_equal(counts(spread, num_samples=70), few)  # a block for some devices
     jitted = jax.jit(lambda k, x, n: certification.sample_counts(k, linear, x, MEASURE, num_samples=n))
     np.testing.assert_array_equal(jitted(jax.random.key(0), spread, 500), alone)
+
+
+def test_a_block_of_several_images_holds_the_draws_of_each(monkeypatch):
+    """As on an accelerator: 40 draws of an image leave room for two more in a block of 150."""
+    x = np.concatenate([X, X[:2] + np.float32(0.01)])
+    alone = counts(x, num_samples=40, batch_size=40)
+    monkeypatch.setattr(_blocks, "at_once", lambda shape: 150)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert _blocks.of_draws(40, x.shape[1:]) == (40, 3)
+    np.testing.assert_array_equal(counts(x, num_samples=40), alone)
+
+
+def test_blocks_divide_draws_evenly(monkeypatch):
+    """The waste of a block that is half empty: 10,100 draws were 11 blocks of 1,000, and 1,100 were two."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for num_samples, size, blocks in ((10_100, 920, 11), (1_100, 560, 2), (100_100, 1000, 101), (100, 120, 1)):
+        assert _blocks.of_draws(num_samples, (32, 32, 3)) == (size, 1000 // size)
+        assert -(-num_samples // size) == blocks
+    assert _blocks.at_once((1024, 1024, 3)) < 100 < _blocks.at_once((224, 224, 3), backward=False)
+    assert _blocks.at_once((224, 224, 3), backward=True) < 100
 
 
 def test_one_compilation_serves_every_number_of_samples_and_all_weights():

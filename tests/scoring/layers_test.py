@@ -52,9 +52,7 @@ def covered_by_hand(train, test, steepness, num_bins, share):
     return np.array([np.mean([covered[bin_of(v), i] for i, v in enumerate(row)]) for row in states[1]])
 
 
-@pytest.mark.parametrize(
-    ("settings", "block"), [({}, 1024), ({"steepness": 25.0, "num_bins": 10, "share": 0.3}, 16)]
-)
+@pytest.mark.parametrize(("settings", "block"), [({}, 1024), ({"steepness": 25.0, "num_bins": 10, "share": 0.3}, 16)])
 def test_nac_equals_loops(settings, block, monkeypatch):
     monkeypatch.setattr("robustjax.scoring._layers.BLOCK", block)  # the last one repeats rows, which count once
     train, test = TRAIN["first"] / 50, TEST["first"] / 50

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _arguments, _validate
+from robustjax import _arguments, _blocks, _validate
 from robustjax.certification._counts import check_measure, sharding_of_images
 from robustjax.certification._measures import Measure
 from robustjax.certification.conformal._scores import ScoreFn, thr
@@ -140,7 +140,7 @@ def smoothed_scores(
       measure: what noise to add, for example ``gaussian(0.25)``.
       score: ``thr``, ``aps``, ``raps``, the result of ``ptt``, or any :data:`ScoreFn`.
       num_samples: number of copies of each input.
-      batch_size: noisy copies in one call of ``logits_fn``, at most; None is 200 on a CPU, 1000 on an accelerator.
+      batch_size: noisy copies in one call of ``logits_fn``, at most; None as in ``sample_counts``.
       input_range: the smallest and the largest number that x may hold; None for any.
 
     Returns:
@@ -167,7 +167,7 @@ def smoothed_scores(
     logits_fn, score = _validate.as_pytree(logits_fn=logits_fn), _validate.as_pytree(2, score=score)
     check_measure(measure)
     if batch_size is None:
-        batch_size = 200 if jax.default_backend() == "cpu" else 1000
+        batch_size = _blocks.at_once(x.shape[1:])
     _validate.at_least(1, num_samples=num_samples, batch_size=batch_size)
     if not isinstance(x, jax.core.Tracer):
         _validate.in_range(np.asarray(x), input_range)
