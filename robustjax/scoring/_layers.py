@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from robustjax import _arguments, _validate
@@ -38,8 +37,6 @@ Layers = Mapping[str, Array]
 
 LayersFn = Callable[[Any], Layers]
 """From a tree of arrays with the batch as first axis to layers; each row independently."""
-
-_itself = lambda _, states: states
 
 
 class CoveredBins(NamedTuple):
@@ -211,8 +208,7 @@ def nac(
             alpha, r = setting("steepness", steepness, layer), setting("share", share, layer)
             if not states.shape[0]:
                 raise ValueError("x must hold at least one row to fit on, got none.")
-            settings = {"states_fn": _itself, "num_bins": bins, "sharding": sharding_of_rows(states)}
-            covered[layer] = _cover((), states, alpha, r, **settings)
+            covered[layer] = _cover((), states, alpha, r, num_bins=bins, sharding=sharding_of_rows(states))
         return CoveredBins(covered, None)
 
     def score(state, x):
@@ -261,26 +257,27 @@ def _at_bins(of_bin, states, steepness, num_bins):
 
 
 @functools.partial(jax.jit, static_argnames=("states_fn", "num_bins", "sharding"))
-def _cover(state, rows, steepness, share, *, states_fn, num_bins, sharding):
+def _cover(state, rows, steepness, share, *, num_bins, sharding, states_fn=None):
     """The coverage of each bin by the states of all rows, which are counted where they are, a block at a time."""
 
     def count(state, rows, steepness):
         total = jax.tree.leaves(rows)[0].shape[0]
-        size, channels = min(BLOCK, total), jax.eval_shape(states_fn, state, rows).shape[1]
+        size, states_of = min(BLOCK, total), states_fn or (lambda _, states: states)
+        channels = jax.eval_shape(states_of, state, rows).shape[1]
 
         def add(i, counts):
             start = jnp.minimum(i * size, total - size)
             new = (start + jnp.arange(size) >= i * size)[:, None]  # the last block repeats some rows
             block = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), rows)
-            bins = _at_bins(jnp.int32, states_fn(state, block), steepness, num_bins)
+            bins = _at_bins(jnp.int32, states_of(state, block), steepness, num_bins)
             return counts.at[bins, jnp.arange(channels)[None]].add(new.astype(jnp.int32))
 
         return jax.lax.fori_loop(0, -(-total // size), add, jnp.zeros((num_bins, channels), jnp.int32))[None]
 
     if sharding is not None:
-        mesh, everywhere, spec = sharding.mesh, PartitionSpec(), sharding.spec
-        specs = {"in_specs": (everywhere, spec, everywhere), "out_specs": spec}
-        count = jax.shard_map(count, mesh=mesh, **specs, check_vma=False)
+        everywhere, spec = jax.sharding.PartitionSpec(), sharding.spec
+        specs = {"mesh": sharding.mesh, "in_specs": (everywhere, spec, everywhere), "out_specs": spec}
+        count = jax.shard_map(count, **specs, check_vma=False)
     counts = count(state, rows, steepness).sum(0).astype(jnp.float32)
     return jnp.minimum(counts / (share * jax.tree.leaves(rows)[0].shape[0]), 1)
 
