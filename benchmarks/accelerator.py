@@ -167,11 +167,11 @@ def run(config: Config) -> dict[str, Any]:
     image_shape = (32, 32, 3)
     if config.tiny:
         config = dataclasses.replace(
-            config, models=("mlp",), dtypes=config.dtypes[:1], blocks=(40, 80), num_images=4, rows=100, rounds=1
+            config, models=("mlp",), dtypes=config.dtypes[:1], blocks=(40, 80), num_images=4, rows=1_000, rounds=1
         )
         image_shape = (8, 8, 1)
-    if min(*config.blocks, config.num_images, config.rounds) < 1 or config.rows < 100:
-        raise ValueError(f"blocks, num_images and rounds must be positive, and rows at least 100, got {config}.")
+    if min(*config.blocks, config.num_images, config.rounds) < 1 or config.rows < 1_000:
+        raise ValueError(f"blocks, num_images and rounds must be positive, and rows at least 1,000, got {config}.")
     console, rows, kind = Console(highlight=False), [], jax.devices()[0].device_kind
     for name in config.models:
         for dtype in config.dtypes:
