@@ -204,8 +204,8 @@ def nac(
     def fit(x, labels=None, head=None):
         covered: dict[str, Array] = {}
         for layer, states in of_inputs(_pooled, model, x).items():
-            bins = setting("num_bins", num_bins, layer)
-            alpha, r = setting("steepness", steepness, layer), setting("share", share, layer)
+            pairs = ("steepness", steepness), ("share", share), ("num_bins", num_bins)
+            alpha, r, bins = (setting(*pair, layer) for pair in pairs)
             if not states.shape[0]:
                 raise ValueError("x must hold at least one row to fit on, got none.")
             covered[layer] = _cover((), states, alpha, r, num_bins=bins, sharding=sharding_of_rows(states))
@@ -275,9 +275,8 @@ def _cover(state, rows, steepness, share, *, num_bins, sharding, states_fn=None)
         return jax.lax.fori_loop(0, -(-total // size), add, jnp.zeros((num_bins, channels), jnp.int32))[None]
 
     if sharding is not None:
-        everywhere, spec = jax.sharding.PartitionSpec(), sharding.spec
-        specs = {"mesh": sharding.mesh, "in_specs": (everywhere, spec, everywhere), "out_specs": spec}
-        count = jax.shard_map(count, **specs, check_vma=False)
+        specs = {"in_specs": (jax.P(), sharding.spec, jax.P()), "out_specs": sharding.spec}
+        count = jax.shard_map(count, mesh=sharding.mesh, **specs, check_vma=False)
     counts = count(state, rows, steepness).sum(0).astype(jnp.float32)
     return jnp.minimum(counts / (share * jax.tree.leaves(rows)[0].shape[0]), 1)
 
