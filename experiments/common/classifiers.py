@@ -41,8 +41,13 @@ class Classifier(NamedTuple):
         return jax.tree_util.Partial(_logits_of(self.functional.outputs), self.state)
 
     def place(self, rows: AnyArray) -> AnyArray:
-        """Rows split over the devices of the mesh; as they are, where there is none or they do not divide."""
+        """Rows split over the devices of the mesh; as they are, where there is none or they do not divide.
+
+        For a single CPU they stay on the host, where rows can be picked and joined without a program for each shape.
+        """
         if self.mesh is None or len(rows) % self.mesh.size:
+            return rows
+        if self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu":
             return rows
         return jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
 

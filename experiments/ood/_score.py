@@ -55,7 +55,7 @@ def score_sets(
         seconds = dict(zip(SECONDS, (fitted - started, time.perf_counter() - fitted), strict=True))
         files.write_arrays(path, scores | seconds)
         runtimes.log(f"{folder.parent.name}: {name}, {sum(seconds.values()):.1f} s")
-    probabilities = np.asarray(jax.nn.softmax(parts["in"].outputs.logits))
+    probabilities = np.asarray(jax.jit(jax.nn.softmax)(parts["in"].outputs.logits))
     return {
         "accuracy": float((probabilities.argmax(-1) == images["in"].label).mean()),
         "expected_calibration_error": float(metrics.expected_calibration_error(probabilities, images["in"].label)),

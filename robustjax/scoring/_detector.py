@@ -142,7 +142,7 @@ def make_detector(
                 raise ValueError("outputs must hold at least one row to fit on, got none.")
             for name, values in zip(outputs._fields, outputs, strict=True):
                 check_finite(f"outputs.{name}", values)
-            outputs = jax.tree.map(in_float32, outputs)
+            outputs = jax.tree.map(lambda a: jnp.asarray(in_float32(a)), outputs)
             if labels is not None:
                 labels = checked_labels(labels, *outputs.logits.shape)
             sharding = sharding_of_rows(outputs)
@@ -152,6 +152,7 @@ def make_detector(
                 head = _checked_head(head, outputs)
         return () if fit is None else fit(outputs, labels, head)
 
+    checked_fit.reads_rows = fit is not None
     return Detector(checked_fit, checked_score)
 
 

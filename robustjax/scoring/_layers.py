@@ -351,7 +351,7 @@ def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detect
         layers = of_inputs(_pooled, model, x)
         rows = next(iter(layers.values())).shape[0]
         labels = checked_labels(labels, rows, np.iinfo(np.int32).max)
-        logits = jnp.zeros((rows, max(2, int(labels.max()) + 1)))  # needed only for the number of classes
+        logits = np.zeros((rows, max(2, int(np.max(labels)) + 1)), np.float32)  # needed only for the number of classes
         gaussians = {name: mahalanobis().fit(Outputs(logits, z), labels) for name, z in layers.items()}
         known = [of_inputs(distances, (model, gaussians, epsilon), some) for some in (inliers, outliers)]
         weights, bias = _logistic_regression(*(np.stack([some[name] for name in layers], -1) for some in known))
@@ -360,7 +360,10 @@ def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detect
     def score(state, x):
         fitted_shapes(lambda state: state.gaussians.items(), state)
         by_layer = of_inputs(distances, (model, state.gaussians, epsilon), x)
-        return state.bias + sum(state.weights[name] * distance for name, distance in by_layer.items())
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, x))):
+            return state.bias + sum(state.weights[name] * distance for name, distance in by_layer.items())
+        weighted = (np.asarray(state.weights[name]) * np.asarray(distance) for name, distance in by_layer.items())
+        return jnp.asarray(np.asarray(state.bias) + sum(weighted))
 
     return Detector(fit, score)
 

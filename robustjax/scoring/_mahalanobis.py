@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from robustjax import _arguments
@@ -201,7 +202,7 @@ def _checked_features(state, features, least_rows):
 
 
 def _fit_classes(outputs, labels):
-    counts = jnp.bincount(labels, length=outputs.logits.shape[1])
+    counts = np.bincount(np.asarray(labels), minlength=outputs.logits.shape[1])
     if not counts.all():
         raise ValueError(f"labels must hold every class, class {int(counts.argmin())} has no rows.")
     weights = counts.astype(outputs.features.dtype)

@@ -43,7 +43,9 @@ def _shaped_detector(
     def fit(outputs, labels, head):
         require(name, outputs=outputs, head=head)
         learned, head = learn(outputs.features, head)
-        base = detector.fit(shaped(learned, head, outputs.features), labels, head)
+        # Most detectors by logits have nothing to fit, and need no program that shapes the training rows.
+        rows = shaped(learned, head, outputs.features) if getattr(detector.fit, "reads_rows", True) else None
+        base = detector.fit(rows, labels, head)
         return Shaped(learned, head, base)
 
     def score(state, outputs):
@@ -60,7 +62,7 @@ def _check_percentiles(**values: float) -> None:
 
 def _percentile(values, percentile: float, axis: int | None = None) -> jax.Array:
     """On the host: a partition there is ten times faster than XLA's sort on a CPU."""
-    return jnp.asarray(np.percentile(np.asarray(values), percentile, axis=axis), jnp.float32)
+    return jnp.asarray(np.percentile(np.asarray(values), percentile, axis=axis).astype(np.float32))
 
 
 @_arguments.checked
@@ -93,7 +95,7 @@ def react(detector: Detector, *, percentile: float = 90.0) -> Detector:
 
     def learn(features, head):
         limit = _percentile(features, percentile)
-        if not limit > 0:
+        if not float(limit) > 0:
             raise ValueError(
                 f"percentile must reach positive features, but {percentile} per cent of the training features are at "
                 f"most {float(limit):g}."
@@ -133,9 +135,10 @@ def dice(detector: Detector, *, percentile: float = 90.0) -> Detector:
     _check_percentiles(percentile=percentile)
 
     def learn(features, head):
-        contributions = features.mean(0)[:, None] * head.kernel
-        kept = contributions > _percentile(contributions, percentile)
-        return (), Head(jnp.where(kept, head.kernel, 0), head.bias)
+        kernel = np.asarray(head.kernel)
+        contributions = np.asarray(jnp.mean(features, 0))[:, None] * kernel
+        kept = contributions > np.asarray(_percentile(contributions, percentile))
+        return (), Head(jnp.asarray(np.where(kept, kernel, 0)), head.bias)
 
     return _shaped_detector("dice", detector, lambda learned, features: features, learn)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from robustjax import _arguments, _validate
@@ -115,7 +116,8 @@ def vim(*, principal_dim: int | None = None) -> Detector:
         check_scale("vim", outputs.features)
         size = _principal_dim(principal_dim, outputs.features)
         subspace, length = _fit(outputs.features, outputs.features.mean(0), head, size)
-        distance, logit = _distance(subspace, outputs.features).mean(), outputs.logits.max(-1).mean()
+        lengths, logits = _distance(subspace, outputs.features), outputs.logits.max(-1)
+        distance, logit, length = (np.asarray(a) for a in (jnp.mean(lengths), jnp.mean(logits), length))
         if not logit > 0:
             raise ValueError(f"outputs.logits must have a positive mean of the largest entries, got {logit:.4g}.")
         if not distance > _NOTHING * length:
