@@ -273,7 +273,7 @@ class _Inputs(NamedTuple):
 
     def at(self, places, keys, x):
         """A block on the devices: the keys, x and labels at these places."""
-        return placed(self.sharding, keys[places], x[places], self.labels[places])
+        return placed(self.sharding, _picked(keys, places), x[places], self.labels[places])
 
     def answers(self, x, places=None):
         """Logits at these places, or mean probabilities of a random model; always in blocks of one size."""
@@ -336,6 +336,7 @@ class _Inputs(NamedTuple):
 
 
 _fold_in = jax.jit(fold_in)
+_picked = jax.jit(lambda keys, places: keys[places])  # one program instead of several for each size of a block
 
 
 @jax.jit(static_argnames="samples")

@@ -124,7 +124,7 @@ def make_detector(
             finite = jnp.isfinite(outputs.logits).all(-1) & jnp.isfinite(outputs.features).all(-1)
             return jnp.where(finite, score_and_finite(state, outputs)[0], jnp.nan)
         scores, finite = in_blocks(compiled, state, outputs)
-        if not finite.all():
+        if not np.asarray(finite).all():
             check_finite("outputs.logits", outputs.logits)
             check_finite("outputs.features", outputs.features)
             nan = np.isnan(scores)
@@ -152,7 +152,7 @@ def make_detector(
                 head = _checked_head(head, outputs)
         return () if fit is None else fit(outputs, labels, head)
 
-    checked_fit.reads_rows = fit is not None
+    setattr(checked_fit, "reads_rows", fit is not None)  # noqa: B010, for type checkers
     return Detector(checked_fit, checked_score)
 
 

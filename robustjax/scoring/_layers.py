@@ -352,7 +352,7 @@ def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detect
         rows = next(iter(layers.values())).shape[0]
         labels = checked_labels(labels, rows, np.iinfo(np.int32).max)
         logits = np.zeros((rows, max(2, int(np.max(labels)) + 1)), np.float32)  # needed only for the number of classes
-        gaussians = {name: mahalanobis().fit(Outputs(logits, z), labels) for name, z in layers.items()}
+        gaussians = {name: mahalanobis().fit(Outputs._make((logits, z)), labels) for name, z in layers.items()}
         known = [of_inputs(distances, (model, gaussians, epsilon), some) for some in (inliers, outliers)]
         weights, bias = _logistic_regression(*(np.stack([some[name] for name in layers], -1) for some in known))
         return WeightedLayers(gaussians, dict(zip(layers, weights)), bias)

@@ -202,7 +202,8 @@ def _checked_features(state, features, least_rows):
 
 
 def _fit_classes(outputs, labels):
-    counts = np.bincount(np.asarray(labels), minlength=outputs.logits.shape[1])
+    classes, here = outputs.logits.shape[1], labels.is_fully_addressable  # else other processes hold rows, too
+    counts = np.bincount(labels, minlength=classes) if here else np.asarray(jnp.bincount(labels, length=classes))
     if not counts.all():
         raise ValueError(f"labels must hold every class, class {int(counts.argmin())} has no rows.")
     weights = counts.astype(outputs.features.dtype)

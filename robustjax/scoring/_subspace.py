@@ -122,7 +122,7 @@ def vim(*, principal_dim: int | None = None) -> Detector:
             raise ValueError(f"outputs.logits must have a positive mean of the largest entries, got {logit:.4g}.")
         if not distance > _NOTHING * length:
             raise ValueError(f"principal_dim must leave a residual of the training features, {size} leaves none.")
-        return VimState(subspace, logit / distance)
+        return VimState(subspace, jnp.asarray(logit / distance))
 
     def score(state, outputs):
         energy = jax.nn.logsumexp(outputs.logits, axis=-1)
