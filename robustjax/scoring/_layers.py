@@ -360,10 +360,7 @@ def mahalanobis_ensemble(layers_fn: LayersFn, *, epsilon: float = 0.0) -> Detect
     def score(state, x):
         fitted_shapes(lambda state: state.gaussians.items(), state)
         by_layer = of_inputs(distances, (model, state.gaussians, epsilon), x)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, x))):
-            return state.bias + sum(state.weights[name] * distance for name, distance in by_layer.items())
-        weighted = (np.asarray(state.weights[name]) * np.asarray(distance) for name, distance in by_layer.items())
-        return jnp.asarray(np.asarray(state.bias) + sum(weighted))
+        return state.bias + sum(state.weights[name] * distance for name, distance in by_layer.items())
 
     return Detector(fit, score)
 
