@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _arguments, _validate
-from robustjax.certification.halfspaces._testers import Statistics, check_geometry, null_thresholds, statistics
+from robustjax.certification.halfspaces._testers import Statistics, check_geometry, matmul, null_thresholds, statistics
 from robustjax.typing import AnyArray
 
 
@@ -87,7 +87,7 @@ def surrogate_loss(
     _check_shapes(x, y)
     if weights.shape != x.shape[1:]:
         raise ValueError(f"weights must have shape {x.shape[1:]}, got {weights.shape}.")
-    t = -y * (x @ (weights / jnp.linalg.norm(weights)))
+    t = -y * matmul(x, weights / jnp.linalg.norm(weights))
     u = jnp.clip(t / sigma + 0.5, 0, 1)
     return (u * u * (3 - 2 * u)).mean()
 
@@ -231,7 +231,7 @@ def _tester_learner(split_key, learn_key, x, y, eta, thresholds, sigma, theta, s
     to_learn, to_test, to_choose = order[:third], order[third : 2 * third], order[2 * third :]
     weights, gradient_norms = learn(learn_key, x[to_learn], y[to_learn], sigma=sigma, steps=steps, restarts=restarts)
     candidates = jnp.concatenate([weights, -weights])
-    answers = jnp.where(x[to_choose] @ candidates.T >= 0, 1.0, -1.0)
+    answers = jnp.where(matmul(x[to_choose], candidates.T) >= 0, 1.0, -1.0)
     errors = (answers != y[to_choose, None]).mean(0, dtype=jnp.float32)
     best = errors.argmin()
     found = statistics(x[to_test], candidates[best], sigma=sigma, theta=theta)
