@@ -82,9 +82,9 @@ def test_an_attack_that_leaves_the_images_is_refused():
     with pytest.raises(ValueError, match=r"attack must return inputs in \[0, 1\]"):
         attacks.robust_accuracy(KEY, Towards(float("nan"), (1,)), network, X, LABELS)
     with pytest.raises(
-        ValueError, match=r"attack must return inputs of shape \(256, 4, 4, 1\), .* returned \(2, 4, 4, 1\)\."
+        ValueError, match=r"attack must return inputs of shape \(8, 4, 4, 1\), .* returned \(2, 4, 4, 1\)\."
     ):
-        attacks.robust_accuracy(KEY, lambda key, logits_fn, x, labels: x[:2], network, X, LABELS)
+        attacks.robust_accuracy(KEY, lambda key, logits_fn, x, labels: x[:2], network, X, LABELS, batch_size=8)
     with pytest.raises(ValueError, match="x must hold at least one input"):
         attacks.robust_accuracy(KEY, PGD, network, X[:0], LABELS[:0])
 

@@ -131,8 +131,8 @@ def test_sizes_and_processes_are_checked(batch_size, world, rank):
         iterator = data.batches(digits, batch_size, seed=0, process_index=rank, process_count=world, prefetch=0)
     except ValueError as error:
         assert not good
-        name, value = re.match(r"(batch_size|process_index) must .*, got (-?\d+)\.$", str(error)).groups()  # noqa: PT017
-        assert int(value) == {"batch_size": batch_size, "process_index": rank}[name]
+        name, value = re.match(r"(batch_size|process_\w+) must .*, got (-?\d+)\.$", str(error)).groups()  # noqa: PT017
+        assert int(value) == {"batch_size": batch_size, "process_index": rank, "process_count": world}[name]
     else:
         assert good
         assert len(next(iterator).id) == batch_size // world
