@@ -99,13 +99,13 @@ def _step(equation: core.JaxprEqn, operands: list[Any], outward: bool) -> list[A
     whole = whole or name == "jit" and _patterns.increasing_activation(equation, operands)
     if name in _CALLS and not whole:
         return _interpret(equation.params[_CALLS[name]], operands, outward)
-    if name == "scan":
+    if name == "scan" and equation.params["length"]:
         return _scan(equation, operands, outward)
     if name == "cond":
         return _cond(equation, operands, outward)
     conditional = any(isinstance(operand, Node) and operand.lower.dtype == bool for operand in operands)
     affine = name in MOVES or name in SUMS or name == "sub" or len(places) == 1 and places <= LINEAR.get(name, set())
-    if rule := _patterns.pattern(equation, operands) or rule_of(name, operands):
+    if rule := _patterns.pattern(equation, operands) or rule_of(equation, operands):
         found = [rule(equation, operands)]
     elif whole or name in MOVES | SUMS | INCREASING | LOGICAL or name == "sort":
         found = increasing(equation, operands)
@@ -151,6 +151,7 @@ def _is_increasing(equation: core.JaxprEqn) -> bool:
         _is_increasing(e)
         if e.primitive.name in _CALLS
         else e.primitive.name in (MOVES | SUMS | INCREASING) - set(PLACES)
+        and jnp.issubdtype(e.outvars[0].aval.dtype, jnp.floating)  # conditions and integers do not increase
         for e in getattr(inner, "jaxpr", inner).eqns
     )
 

@@ -157,9 +157,11 @@ def _integer_power(equation, operands):
 
 
 def _power(_, operands):
-    """Monotone in both operands over a base that is nowhere negative; else unknown."""
+    """Monotone in both operands over a positive base, or 0 where the exponent is nowhere negative; else unknown."""
     ends = [(a.lower, a.upper) if isinstance(a, Node) else (a,) for a in operands]
-    powers = [jnp.where(ends[0][0] < 0, jnp.nan, a**b) for a, b in itertools.product(*ends)]
+    base, exponent = ends[0][0], ends[1][0]
+    outside = (base < 0) | (base == 0) & (exponent < 0)  # 1 / -0.0 is minus infinity
+    powers = [jnp.where(outside, jnp.nan, a**b) for a, b in itertools.product(*ends)]
     return functools.reduce(jnp.minimum, powers), functools.reduce(jnp.maximum, powers)
 
 
@@ -199,6 +201,11 @@ def _finite(_, operands):
     return jnp.isfinite(x.lower) & jnp.isfinite(x.upper), jnp.isfinite(x.lower) | ~(x.lower == x.upper)
 
 
+def _not_zero(_, operands):
+    [x] = operands
+    return (x.lower > 0) | (x.upper < 0), ~((x.lower == 0) & (x.upper == 0))
+
+
 RULES: dict[str, Callable[[core.JaxprEqn, list[Any]], tuple[Array, ...]]] = {
     "abs": lambda _, operands: _absolute(*operands),
     "conv_general_dilated": _bilinear,
@@ -218,5 +225,8 @@ RULES: dict[str, Callable[[core.JaxprEqn, list[Any]], tuple[Array, ...]]] = {
 }
 
 
-def rule_of(name: str, operands: list[Any]) -> Callable | None:
+def rule_of(equation: core.JaxprEqn, operands: list[Any]) -> Callable | None:
+    name = equation.primitive.name
+    if name == "convert_element_type" and equation.outvars[0].aval.dtype == bool:
+        return _not_zero
     return _selected if name == "select_n" and _logical(operands[0]) else RULES.get(name)

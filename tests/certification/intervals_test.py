@@ -223,6 +223,17 @@ def test_sums_of_other_elements_make_no_softmax():
     assert_contains(compiled_bounds(turned, square, square), np.asarray(turned(jnp.asarray(square)))[None])
 
 
+def test_a_number_as_a_condition_is_whether_it_is_not_0():
+    as_condition = lambda x: x.astype(bool).astype(x.dtype)
+    straight_through = jax.custom_jvp(as_condition)
+    straight_through.defjvp(lambda x, dx: (as_condition(*x), *dx))
+    low, high = np.array([[-1, 1], [-1, 0], [0, 1], [0, 0], [1, 2], [-2, -1]], np.float32).T
+    for function in (as_condition, straight_through):
+        bounds = compiled_bounds(function, low, high)
+        np.testing.assert_array_equal(bounds.lower, [0, 0, 0, 0, 1, 1])
+        np.testing.assert_array_equal(bounds.upper, [1, 1, 1, 0, 1, 1])
+
+
 def test_what_may_be_undefined_stays_so():
     """Each step leaves its domain, or may, between 0.4 and 0.6; whatever is made of it has no bounds."""
     one, huge = jnp.ones(1), 1e38
@@ -231,7 +242,8 @@ def test_what_may_be_undefined_stays_so():
         a = x - 0.5
         overflow = jnp.exp(200 * x) - jnp.exp(199 * x), (huge * x) * 50 * (x - x), jnp.exp(200 * x) @ one[None].T * a
         roots = jnp.sqrt(a), a**-0.5, jnp.power(a, 1.5), jax.lax.rsqrt(a), jnp.arccosh(0.5 + x), jnp.arcsin(0.5 + x)
-        return jnp.stack([*roots, jnp.log(a), jnp.log1p(-2 * x), 1 / a, x / (x * a), 1 / a**2, *overflow])
+        inverses = 1 / a, x / (x * a), 1 / a**2, jnp.maximum(a, -0.0) ** -1.0
+        return jnp.stack([*roots, *inverses, jnp.log(a), jnp.log1p(-2 * x), *overflow])
 
     def healed(x):
         a = steps(x)
@@ -366,6 +378,7 @@ def test_gradients_go_through_bounds_to_weights_and_input():
         ),
         (lambda x: x.astype(jnp.bfloat16), "'convert_element_type', which gives bfloat16 and not float32 or float64"),
         (lambda x: jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: 2 * c, x), "for primitive 'while', at "),
+        (lambda x: jax.lax.scan(lambda c, _: (c, c), x, None, length=0)[0], "for primitive 'scan', at "),
         (lambda x: jnp.lexsort(x), "for primitive 'sort' of several arrays, at "),
         (lambda x: (x, x), "function must return one array, got 2."),
     ],
