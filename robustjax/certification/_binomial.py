@@ -81,4 +81,5 @@ def sign_test_p_value(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     if first.shape != second.shape:
         raise ValueError(f"first and second must have one shape, got {first.shape} and {second.shape}.")
     _check_integers(0, first=first, second=second)
+    first, second = first.astype(np.float64), second.astype(np.float64)  # the sum of two uint8 would overflow
     return np.asarray(np.minimum(1.0, 2.0 * stats.binom.sf(np.maximum(first, second) - 1, first + second, 0.5)))

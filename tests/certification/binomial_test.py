@@ -60,6 +60,11 @@ def test_sign_test_equals_scipy(first, second):
     np.testing.assert_allclose(certification.sign_test_p_value(first, second), exact, rtol=1e-9)
 
 
+def test_sign_test_adds_up_counts_of_one_byte():
+    first, second = np.array([130, 0], np.uint8), np.array([126, 0], np.uint8)
+    np.testing.assert_allclose(certification.sign_test_p_value(first, second), [0.851315, 1.0], atol=1e-6)
+
+
 @given(st.one_of(st.floats(max_value=0), st.floats(min_value=1), st.just(float("nan"))))
 def test_alpha_outside_its_interval_is_named(alpha):
     with pytest.raises(ValueError, match="alpha must lie strictly between 0 and 1, got"):
