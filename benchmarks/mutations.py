@@ -109,6 +109,8 @@ def changes_in(module: str) -> Iterator[Change]:
                 yield from between(node.left, node.right, node.op)
             case ast.BoolOp():
                 yield from between(node.values[0], node.values[1], node.op)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=1)):
+                return  # the last axis, which in most places is axis 1 too
             case ast.UnaryOp(op=ast.USub() | ast.Not()):
                 start = span(node)[0]
                 yield change(start, start + len(b"-" if isinstance(node.op, ast.USub) else b"not "), "")
