@@ -227,6 +227,6 @@ RULES: dict[str, Callable[[core.JaxprEqn, list[Any]], tuple[Array, ...]]] = {
 
 def rule_of(equation: core.JaxprEqn, operands: list[Any]) -> Callable | None:
     name = equation.primitive.name
-    if name == "convert_element_type" and equation.outvars[0].aval.dtype == bool:
+    if name == "convert_element_type" and jnp.issubdtype(equation.params["new_dtype"], jnp.bool_):
         return _not_zero
     return _selected if name == "select_n" and _logical(operands[0]) else RULES.get(name)
