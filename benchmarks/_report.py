@@ -44,18 +44,20 @@ rounds in which both take turns, with the smallest and the largest. Bars are wha
 ## Starting
 
 `python -m benchmarks.start` runs each product on digits in a fresh process, with so few epochs and images that
-compiling dominates: with an empty cache of compiled programs (cold), and again with that cache (warm). Measured in
-November 2026 on 2 cores of a shared AMD EPYC with jax 0.10.2, once each, beside commit 085855b (before); seconds are
-CPU seconds of all threads, and compiling includes tracing and lowering.
+compiling dominates: with an empty cache of compiled programs (cold), and again with that cache (warm). Measured on
+30 November 2026 on 2 idle cores of an AMD EPYC with jax 0.10.2, once each, in turns with commit 085855b (before).
+Compiling includes tracing and lowering, in CPU seconds of all threads; a run is a whole process, in seconds.
 
-| product | programs | before | compiling, cold | before | process, warm | before |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: |
-| smoothing | 22 | 59 | 10.6 | 18.8 | 10.3 | 14.9 |
-| ood | 92 | 223 | 37.4 | 61.8 | 19.3 | 48.1 |
-| adversarial | 62 | 120 | 43.4 | 64.5 | 18.8 | 26.3 |
+| product | programs | before | compiling, cold | before | run, cold | before | run, warm | before |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| smoothing | 23 | 59 | 13.0 | 16.2 | 15.6 | 17.8 | 8.2 | 14.0 |
+| ood | 110 | 223 | 41.6 | 53.1 | 39.2 | 49.6 | 19.5 | 46.3 |
+| adversarial | 47 | 120 | 44.0 | 61.7 | 40.2 | 55.1 | 16.4 | 29.7 |
 
-`import robustjax` takes 0.5 s beyond jax, and 1.4 s before: Flax and Optax are imported when a model or a training
-step is first used.
+The number of programs halves, and warm runs take 0.4 to 0.6 of the time, but compiling takes 0.7 to 0.8: most of it
+goes into a few large programs (the training step, fits and scores of 25 detectors), not into the many small ones.
+`import robustjax` takes 0.3 CPU seconds beyond jax, and 1.2 before: Flax and Optax are imported when a model or a
+training step is first used.
 
 ## What is not covered
 
