@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "attacks", "certification", "data", "losses", "metrics", "models", "perturbations", "plotting", "scoring",
+    "training", "typing",
+]  # fmt: skip
+
 _LATE = ("models", "training")
 """Imported when they are first used, because Flax and Optax take longer to import than all the rest."""
 
@@ -40,4 +45,4 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATE})
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

@@ -15,7 +15,7 @@ import robustjax
 from robustjax import attacks, certification, data, losses, models, scoring, training
 from robustjax.typing import Batch, ModelState, Outputs
 
-ROOMS = [name for name in dir(robustjax) if inspect.ismodule(getattr(robustjax, name)) and not name.startswith("_")]
+ROOMS = robustjax.__all__
 
 BAD = {
     "nothing": None,
