@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import pathlib
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -25,6 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import _report
+from benchmarks._command import command
 from benchmarks.certify import machine
 from experiments.common.files import write_whole
 from robustjax import attacks, certification, models, scoring
@@ -183,17 +182,12 @@ def run(config: Config) -> dict[str, Any]:
     console.print(_report.as_table(table))
     result = {"machine": machine(), "kind": kind, "settings": dataclasses.asdict(config), "rows": rows}
     if config.json:
-        write_whole(pathlib.Path(config.json), json.dumps(result, indent=1) + "\n")
+        write_whole(config.json, json.dumps(result, indent=1) + "\n")
     if config.markdown:
         text = f"Measured on {kind}: {_report.about(result['machine'])}.\n\n{_report.as_markdown(table)}\n"
-        write_whole(pathlib.Path(config.markdown), text)
+        write_whole(config.markdown, text)
     return result
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        run(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(Config, run, __doc__)

@@ -17,7 +17,6 @@ import functools
 import importlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._command import command
 from benchmarks.certify import INSTALL, machine
 from benchmarks.scoring import cpu_seconds
 from experiments.common.files import write_whole
@@ -215,10 +215,5 @@ def run(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import tyro
-
     use_one_thread()
-    try:
-        run(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(Config, run, __doc__)

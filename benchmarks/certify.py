@@ -31,6 +31,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._command import command
 from experiments.common.files import write_whole
 from robustjax import certification, models
 
@@ -274,9 +275,4 @@ def run(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        run(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(Config, run, __doc__)

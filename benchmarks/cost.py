@@ -31,6 +31,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from benchmarks import _report
+from benchmarks._command import command
 from benchmarks.certify import machine
 from experiments.common.files import write_whole
 from robustjax import attacks, certification, models, scoring
@@ -348,9 +349,4 @@ def run(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        run(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(Config, run, __doc__)

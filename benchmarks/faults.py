@@ -28,6 +28,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._command import command
 from experiments.common import certificates, files
 
 GRACE = 30.0
@@ -227,10 +228,5 @@ def run(config: Config) -> list[dict]:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        found = run(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    found = command(Config, run, __doc__)
     sys.exit(any(row["survived"] < row["runs"] for row in found))

@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from benchmarks._command import command
+
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("attacks", "certification", "losses", "metrics", "scoring")
 SYMBOLS = {
@@ -59,6 +61,16 @@ class Config:
     """Seconds after which a change counts as noticed: its tests do not end."""
     csv: str | None = None
     """File for all changes; those that it has already are not tested again."""
+
+    def __post_init__(self):
+        for name in ("changes", "processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for module in self.modules:
+            if not (ROOT / "robustjax" / module).is_file():
+                raise ValueError(
+                    f"modules must be files below robustjax, such as metrics/_certified.py, got {module!r}."
+                )
 
 
 class Change(NamedTuple):
@@ -175,8 +187,8 @@ def run(config: Config) -> list[dict[str, object]]:
         found = list(changes_in(module))
         drawn += random.Random(f"{config.seed} {module}").sample(found, min(config.changes, len(found)))
     fields = [*Change._fields, "noticed", "seconds"]
-    path = pathlib.Path(config.csv or os.devnull)
-    known = path.exists() and config.csv and list(csv.DictReader(path.open(newline=""))) or []
+    path = pathlib.Path(config.csv or os.devnull).expanduser()
+    known = csv.DictReader(path.read_text().splitlines()) if path.is_file() else []
     rows = {tuple(row[name] for name in Change._fields): row for row in known}
     with (
         path.open("a", newline="") as file,
@@ -192,7 +204,7 @@ def run(config: Config) -> list[dict[str, object]]:
             (ROOT / ".cache").mkdir(exist_ok=True)
             (tree / ".cache").symlink_to(ROOT / ".cache")
         writer = csv.DictWriter(file, fields)
-        if not known:
+        if not rows:
             writer.writeheader()
 
         def test(change: Change) -> dict[str, object]:
@@ -217,6 +229,4 @@ def run(config: Config) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    run(tyro.cli(Config, description=__doc__))
+    command(Config, run, __doc__)

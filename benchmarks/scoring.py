@@ -28,6 +28,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._command import command
 from benchmarks.certify import INSTALL, machine, num_cores
 from experiments.common.files import write_whole
 from robustjax import metrics, scoring
@@ -268,9 +269,4 @@ def run(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        run(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(Config, run, __doc__)

@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks._command import command
 from experiments.common.files import write_whole
 
 HERE = pathlib.Path(__file__).parents[1]
@@ -135,11 +136,12 @@ def run(config: Config) -> dict[str, Any]:
         for product in config.only:
             for side, checkout in checkouts.items():
                 figures[product][side].append(started(checkout, product))
-    table = Table("", *(f"{name} {state}" for state in ("cold", "warm") for name in MEASURED), box=None)
+    table = Table("product", "cache", "checkout", *MEASURED, box=None)
     for product, sides in figures.items():
-        for side, runs in sides.items():
-            cells = [form.format(median_of(runs, s, n)) for s in ("cold", "warm") for n, form in MEASURED.items()]
-            table.add_row(f"{product}, {side}", *cells)
+        for state in ("cold", "warm"):
+            for side, runs in sides.items():
+                cells = [form.format(median_of(runs, state, name)) for name, form in MEASURED.items()]
+                table.add_row(product, state, side, *cells)
     console = Console(highlight=False)
     console.print(table)
     console.print("Medians; compiling: CPU seconds of tracing, lowering and compiling; cpu and wall: of the process.")
@@ -171,9 +173,4 @@ def compared(figures: dict[str, dict[str, list]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        run(tyro.cli(Config, description=__doc__, prog="python -m benchmarks.start"))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(Config, run, __doc__)

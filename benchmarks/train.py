@@ -16,8 +16,6 @@ import dataclasses
 import functools
 import importlib.util
 import json
-import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -27,6 +25,7 @@ import optax
 from rich.console import Console
 
 from benchmarks import _report
+from benchmarks._command import command
 from benchmarks.certify import INSTALL, machine, num_cores, seconds
 from experiments.common.files import write_whole
 from robustjax import losses, models, training
@@ -153,14 +152,9 @@ def run(config: Config) -> dict[str, Any]:
     for note in sheet.notes:
         console.print(note, markup=False, soft_wrap=True)
     if config.json:
-        write_whole(pathlib.Path(config.json), json.dumps(result, indent=1) + "\n")
+        write_whole(config.json, json.dumps(result, indent=1) + "\n")
     return result
 
 
 if __name__ == "__main__":
-    import tyro
-
-    try:
-        run(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(Config, run, __doc__)
