@@ -1,0 +1,24 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from robustjax.models import _initializers
+
+
+@pytest.mark.parametrize(
+    ("mode", "distribution", "shape", "stacked"),
+    [
+        ("fan_out", "normal", (3, 3, 2, 5), False),  # of residual networks
+        ("fan_in", "uniform", (3, 7), False),  # of all others
+        ("fan_in", "uniform", (2, 3, 7), True),  # of several modalities
+        ("fan_in", "truncated_normal", (3, 7), False),  # Flax's own
+    ],
+)
+def test_parameters_are_those_of_flax_bit_for_bit(mode, distribution, shape, stacked):
+    ours = _initializers.variance_scaling(1.7, mode, distribution, stacked=stacked)
+    flax = nnx.initializers.variance_scaling(1.7, mode, distribution, batch_axis=(0,) if stacked else ())
+    key = jax.random.key(3)
+    drawn = np.asarray(ours(key, shape))
+    np.testing.assert_array_equal(drawn, flax(key, shape, np.float32))
+    assert np.ptp(drawn) > 0
