@@ -213,7 +213,8 @@ def sample_counts(
     _validate.at_least(0, first_sample=first_sample)
     edges, checked = (first_sample, first_sample + num_samples), not isinstance(x, jax.core.Tracer)
     counts, depends = count_votes(key, logits_fn, x, measure, edges, batch_size, checked=checked)
-    if checked and not isinstance(depends, jax.core.Tracer) and np.asarray(depends).any():
+    here = checked and not isinstance(depends, jax.core.Tracer) and depends.is_fully_addressable
+    if here and np.asarray(depends).any():
         raise _validate.depends_on_batch()
     return counts[:, 0]
 

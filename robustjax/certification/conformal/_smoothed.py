@@ -169,7 +169,8 @@ def smoothed_scores(
     if batch_size is None:
         batch_size = _blocks.at_once(x.shape[1:])
     _validate.at_least(1, num_samples=num_samples, batch_size=batch_size)
-    if not isinstance(x, jax.core.Tracer):
+    here = not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
+    if here:
         _validate.in_range(np.asarray(x), input_range)
     settings = {"measure": measure, "num_samples": int(num_samples), "batch_size": int(batch_size)}
     mean, variance, finite, bounded = _moments(key, logits_fn, score, x, **settings, sharding=sharding_of_images(x))
@@ -177,7 +178,7 @@ def smoothed_scores(
         for fine, what in ((finite, "logits_fn must return finite logits"), (bounded, "score must lie in [0, 1]")):
             if not fine.all():
                 raise ValueError(f"{what}, not so for noisy copies of x[{int(fine.argmin())}].")
-        if x.shape[0]:
+        if here and x.shape[0]:
             some = np.resize(np.asarray(x[:batch_size], np.float32), (max(2, batch_size), *x.shape[1:]))
             if not _validate.same_rows(*np.asarray(_beside_others(logits_fn, some))).all():
                 raise _validate.depends_on_batch()
