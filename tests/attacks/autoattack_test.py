@@ -123,6 +123,10 @@ def test_goes_on_from_what_has_finished(inputs, fakes):
     assert evaluate(inputs, resume=resumed).per_attack == whole.per_attack
     assert not made.seen
 
+    tied, correct = whole.x_adv.copy(), whole.correct.copy()
+    tied[5, 0, 1], correct[5] = tied[5, 0, 0], False  # of two equal logits, another batch may have had the other first
+    assert evaluate(inputs, resume=whole._replace(x_adv=tied, correct=correct)).per_attack == whole.per_attack
+
     with pytest.raises(ValueError, match="resume must be an evaluation of .* inputs by first, second, square, got one"):
         evaluate((inputs[0][:5], inputs[1][:5]), resume=state)
     with pytest.raises(ValueError, match="resume must be an evaluation .* by other"):
@@ -171,7 +175,7 @@ def test_a_model_that_is_not_sound_raises(inputs, fakes):
     with pytest.raises(ValueError, match=r"logits_fn must be deterministic, got other answers .* at \d+ of 20 inputs"):
         evaluate(inputs, of_batch, batch_size=4)
     with pytest.raises(ValueError, match="logits_fn must return finite logits, got others at 3 of 20 inputs"):
-        evaluate(inputs, lambda x: jnp.where(x[:, 0, 2] > 0.8, jnp.nan, corner(x)))
+        evaluate(inputs, lambda x: corner(x).at[:, 3].set(jnp.where(x[:, 0, 2, 0] > 0.8, jnp.nan, 0.0)))
 
 
 def test_an_attack_that_leaves_the_ball_raises(inputs, fakes):
