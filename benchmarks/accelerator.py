@@ -2,7 +2,8 @@
 
 Prepared to be run once where there is an accelerator, in a few minutes. Weights are untrained. A share of the peak of
 matrix units counts the operations of the model, and a share of the bandwidth the bytes that its compiled program
-accesses, both as XLA counts them; noise, votes and steps of attacks are counted for neither, but take time.
+accesses, both as XLA counts them: columns peak and memory. Noise, votes and steps of attacks count for neither, but
+take time.
 
     python -m benchmarks.accelerator --markdown accelerator.md
     python -m benchmarks.accelerator --tiny
@@ -34,7 +35,7 @@ PEAKS = {  # operations with each type, and bytes of memory, a second, dense, as
     "TPU v5 lite": {"bfloat16": 197e12, "bytes": 819e9},
     "TPU v6 lite": {"bfloat16": 918e12, "bytes": 1.64e12},
 }
-COLUMNS = ("work", "model", "dtype", "block", "per second", "min-max", "of matmul peak", "of bandwidth")
+COLUMNS = ("work", "block", "per second", "min-max", "peak", "memory")
 DETECTORS = {
     "energy": scoring.energy(), "knn": scoring.knn(k=50), "mahalanobis": scoring.mahalanobis(), "nac": scoring.nac(),
     "vim": scoring.vim(),
@@ -152,12 +153,13 @@ def sheet(rows: list[dict[str, Any]], kind: str) -> _report.Sheet:
     peaks = next((peaks for name, peaks in PEAKS.items() if name in kind), {})
     cells = []
     for row in rows:
-        rate, spread = float(np.median(row["rates"])), f"{min(row['rates']):,.4g}-{max(row['rates']):,.4g}"
+        rate, spread = float(np.median(row["rates"])), f"{min(row['rates']):,.0f}-{max(row['rates']):,.0f}"
         shares = [
             f"{rate * row[what] / peaks[peak]:.1%}" if row[what] and peak in peaks else ""
             for what, peak in (("flops", row["dtype"]), ("bytes", "bytes"))
         ]
-        cells.append([row["work"], row["model"], row["dtype"], f"{row['block']:,}", f"{rate:,.4g}", spread, *shares])
+        work = " ".join(filter(None, (row["work"], row["model"], row["dtype"] if row["model"] else "")))
+        cells.append([work, f"{row['block']:,}", f"{rate:,.0f}", spread, *shares])
     return _report.Sheet(COLUMNS, cells)
 
 
