@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from robustjax import _arguments
-from robustjax.data._dataset import Dataset
+from robustjax.data import _own
+from robustjax.data._dataset import Dataset, is_floating
 
 
 class Splits(NamedTuple):
@@ -70,10 +71,10 @@ def splits(name: str, *, validation: float = 0.1) -> Splits:
 
     Returns:
       The three splits. The labels of ImageNet's test split are not public; as usual, its validation split serves as
-      the test split.
+      the test split. So does that of ``"arrays:FILE.npz"`` and ``"folder:PATH"`` where they have no test split.
 
     Raises:
-      ValueError: if ``validation`` is outside (0, 1).
+      ValueError: if ``validation`` is outside (0, 1), or a file or folder is no data set.
 
     Example:
       >>> data.splits("mnist")
@@ -83,6 +84,9 @@ def splits(name: str, *, validation: float = 0.1) -> Splits:
     if not 0 < percent < 100:
         raise ValueError(f"validation must lie strictly between 0 and 1, got {validation}.")
     test = "validation" if _base(name) == "imagenet2012" else "test"
+    if (own := _own.parsed(name)) is not None:
+        stored = _own.splits(own)
+        test = next((split for split in ("test", "val", "validation") if split in stored), "test")
     return Splits(f"train[:{percent:g}%]", f"train[{percent:g}%:]", test)
 
 
@@ -112,14 +116,19 @@ def channel_statistics(dataset: Dataset) -> ChannelStatistics:
     if (published := _PUBLISHED.get(_base(dataset.name))) is not None:
         return published
     chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), 10_000)).astype(int)
-    total, squares = np.zeros((2, dataset.image_shape[-1]), np.int64)
+    total, squares, white = np.zeros(dataset.image_shape[-1]), np.zeros(dataset.image_shape[-1]), 1
     for ids in np.array_split(chosen, -(-len(chosen) // 256)):
-        images, _ = dataset.read(ids)  # sums of the stored integers are exact
-        total += images.sum((0, 1, 2), dtype=np.int64)
-        squares += np.square(images, dtype=np.uint16).sum((0, 1, 2), dtype=np.int64)
+        images, _ = dataset.read(ids)
+        if is_floating(images):
+            total += images.sum((0, 1, 2), dtype=np.float64)
+            squares += np.square(images, dtype=np.float64).sum((0, 1, 2))
+        else:  # sums of the stored integers are exact, also in float64: they lie below 2**53
+            white = dataset.white
+            total += images.sum((0, 1, 2), dtype=np.int64)
+            squares += np.square(images, dtype=np.uint16).sum((0, 1, 2), dtype=np.int64)
     pixels = len(chosen) * dataset.image_shape[0] * dataset.image_shape[1]
-    mean = total / pixels / dataset.white
-    std = np.sqrt(np.maximum(squares / pixels / dataset.white**2 - mean**2, 0.0))
+    mean = total / pixels / white
+    std = np.sqrt(np.maximum(squares / pixels / white**2 - mean**2, 0.0))
     if not (std > 1e-6).all():
         raise ValueError(f"Every channel of {dataset.name} must vary, got standard deviations {std.tolist()}.")
     return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))

@@ -7,10 +7,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from robustjax import _arguments, _validate
 from robustjax.typing import Batch
+
+
+def is_floating(images: np.ndarray) -> bool:
+    """Whether images are in [0, 1] as they are stored; others are integers, of which ``Dataset.white`` means 1."""
+    return bool(jnp.issubdtype(images.dtype, jnp.floating))
 
 
 @_arguments.checked
@@ -28,8 +34,10 @@ class Dataset:
       num_classes: number of classes; 0 if the labels are plain integers.
       image_shape: ``(height, width, channels)`` of every image.
       size: the number of images, ``len(dataset)``.
-      read: ``(n,)`` positions to ``(n, height, width, channels)`` uint8 images and their ``(n,)`` labels.
-      white: the stored value that means 1.0.
+      read: ``(n,)`` positions to ``(n, height, width, channels)`` images and their ``(n,)`` labels. Images are uint8,
+        or floating numbers in [0, 1], which are taken as they are.
+      white: the stored uint8 that means 1.0.
+      class_names: the names of the labels 0, 1, ...; empty where they have none.
 
     Raises:
       ValueError: a number is out of its range.
@@ -42,10 +50,16 @@ class Dataset:
     size: int
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] = dataclasses.field(repr=False)
     white: int = 255
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         _validate.at_least(0, num_classes=self.num_classes, size=self.size)
         _validate.at_least(1, white=self.white)
+        if len(self.class_names) not in (0, self.num_classes):
+            raise ValueError(
+                f"class_names must name each of num_classes={self.num_classes} classes, or none, got "
+                f"{len(self.class_names)} names."
+            )
 
     def __len__(self) -> int:
         return self.size
@@ -54,12 +68,10 @@ class Dataset:
         """Reads the images that NumPy would pick with ``indices``: an integer, a slice, integers or a mask."""
         ids = self._ids[indices]
         images, labels = self.read(np.atleast_1d(ids))
-        # A division, not a product with 1 / white: the float32 nearest to the fraction.
-        fields: tuple[Any, Any, Any] = (
-            images.astype(np.float32) / np.float32(self.white),
-            labels.astype(np.int32),
-            np.atleast_1d(ids),
-        )
+        scaled = images.astype(np.float32)
+        if not is_floating(images):  # a division, not a product with 1 / white: the float32 nearest to the fraction
+            scaled /= np.float32(self.white)
+        fields: tuple[Any, Any, Any] = (scaled, labels.astype(np.int32), np.atleast_1d(ids))
         return Batch(*(field[0] for field in fields)) if np.ndim(ids) == 0 else Batch(*fields)
 
     @functools.cached_property
@@ -71,7 +83,7 @@ class Dataset:
         return self[:]
 
     def cached(self) -> Dataset:
-        """Reads the whole split once and keeps it in memory, 1 byte per pixel and channel.
+        """Reads the whole split once and keeps it in memory as it is stored: uint8 takes 1 byte per pixel and channel.
 
         Returns:
           The same data set, with identical values, that no longer reads files: for sets like MNIST, whose images would

@@ -1,4 +1,4 @@
-"""Data sets by name: scikit-learn's digits, and every data set that TFDS has prepared on disk."""
+"""Data sets by name: scikit-learn's digits, every data set that TFDS has prepared on disk, and a user's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import io
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,10 @@ import numpy as np
 from etils import epath
 
 from robustjax import _arguments, _paths
-from robustjax.data import _conventions
+from robustjax.data import _conventions, _folder, _own, _pictures, _slices
 from robustjax.data._dataset import Dataset
 
 _DIGITS_TRAIN, _DIGITS_TEST = 1297, 500
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _RECORDS_PER_READ = 1024  # bounds the encoded bytes in memory while a whole split is decoded
 
 
@@ -30,20 +30,30 @@ def load(
     Args:
       name: ``"digits"``, the 1,797 images of 8x8 pixels that come with scikit-learn (after one fixed permutation the
         first 1,297 are the train split, the other 500 the test split), or a TFDS name with ``image`` and ``label``
-        features, as in ``"mnist"``, ``"mnist:3.0.1"`` and ``"cifar10_corrupted/fog_1"``.
+        features, as in ``"mnist"``, ``"mnist:3.0.1"`` and ``"cifar10_corrupted/fog_1"``; or your own data, which need
+        no TFDS:
+
+        - ``"arrays:FILE.npz"``, a file that ``np.savez`` wrote, with ``images`` and ``labels`` as
+          :func:`robustjax.data.from_arrays` takes them; or with ``train_images``, ``train_labels``, ``test_images`` and
+          ``test_labels``; or with ``x_train``, ``y_train``, ``x_test`` and ``y_test``, as Keras names them.
+        - ``"folder:PATH"``, PNG and JPEG files as :func:`robustjax.data.from_folder` takes them, with a sub-folder for
+          each class, perhaps within sub-folders ``train``, ``test``, ``val`` or ``validation``.
+
+        Where such data have no splits of their own, one fixed permutation makes them: the first 4/5 (rounded down) are
+        the train split, the others the test split, and ``all`` is the one after the other.
       split: in the TFDS syntax: ``"train"``, ``"train[:90%]"``, ``"test[:500]"``, ``"train+test"``.
       data_dir: folder of the prepared TFDS data sets; by default ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
         TensorFlow is not needed to read them, only to prepare them: ``python -m robustjax.data.prepare NAME``.
       image_size: height and width of the images, in pixels, made as ImageNet models are evaluated: the shorter side is
         resized to 256/224 of it (bilinear), then the centre is cropped. None keeps the stored size. For data sets whose
         images differ in size, None means 224 for imagenet2012, its relatives (imagenet2012_subset, imagenet_v2, ...)
-        and dtd; others need a size.
+        and dtd; others need a size. The images of digits and arrays keep theirs.
 
     Returns:
       The data set, of :class:`robustjax.typing.Batch` with images in [0, 1].
 
     Raises:
-      FileNotFoundError: if the data set is not prepared in ``data_dir``.
+      FileNotFoundError: if the data set is not prepared in ``data_dir``, or your file or folder is missing.
       ValueError: if the name is unknown, ``data_dir`` is not a folder, the split is malformed, missing or empty, or the
         data set has no labelled images, is stored in a format without random access, or needs ``image_size``.
 
@@ -60,17 +70,15 @@ def load(
         if image_size is not None:
             raise ValueError(f"image_size must be None for digits, whose images are 8x8, got {image_size}.")
         return _digits(split)
+    if _own.parsed(name) is not None:
+        return _own.load(name, split, image_size)
     return _prepared(name, split, data_dir, image_size)
 
 
 def _digits(split: str) -> Dataset:
-    import tensorflow_datasets as tfds
-
-    sizes = {"train": _DIGITS_TRAIN, "test": _DIGITS_TEST}
-    infos = {key: tfds.core.SplitInfo(name=key, shard_lengths=[size], num_bytes=0) for key, size in sizes.items()}
-    starts = {"train": 0, "test": _DIGITS_TRAIN}
-    chosen = [np.arange(start, stop) + starts[key] for key, start, stop in _ranges("digits", split, infos)]
-    order = np.random.RandomState(0).permutation(_DIGITS_TRAIN + _DIGITS_TEST)[np.concatenate(chosen)]
+    rows = _own.permuted(_DIGITS_TRAIN + _DIGITS_TEST, _DIGITS_TEST)
+    slices = _slices.ranges("digits", split, {key: len(ids) for key, ids in rows.items()})
+    order = np.concatenate([rows[key][start:stop] for key, start, stop in slices])
     spec: Any = importlib.util.find_spec("sklearn")
     table = os.path.join(os.path.dirname(spec.origin), "datasets", "data", "digits.csv.gz")
     rows = np.loadtxt(table, np.uint8, delimiter=",")[order]  # as load_digits does, whose import takes seconds
@@ -91,7 +99,7 @@ def _prepared(name: str, split: str, data_dir: str | os.PathLike[str] | None, im
     if not isinstance(image, tfds.features.Image) or not integer:
         found = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in sorted(features.items()))
         raise ValueError(f"{name} must have the features image (Image) and label (an integer), got {found}.")
-    if image.np_dtype != np.uint8 or image.shape[-1] not in _MODES:
+    if image.np_dtype != np.uint8 or image.shape[-1] not in _pictures.MODES:
         raise ValueError(f"The images of {name} must be uint8 with 1, 3 or 4 channels, got {image}.")
     if image_size is None and None in image.shape:
         image_size = _conventions.image_size(name)
@@ -105,23 +113,14 @@ def _prepared(name: str, split: str, data_dir: str | os.PathLike[str] | None, im
         raise FileNotFoundError(f"{missing[0]} is missing: prepare {name} again with {_command(name, data_dir)}.")
     records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
-    # Decoded here: TFDS would decode every feature, and use OpenCV if it happens to be installed.
-    def decode(data: bytes) -> np.ndarray:
-        picture = Image.open(io.BytesIO(data)).convert(_MODES[shape[-1]])
-        if image_size is not None:
-            shorter = round(image_size * 256 / 224)
-            width, height = (shorter * edge // min(picture.size) for edge in picture.size)
-            left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-            picture = picture.crop((left, top, left + image_size, top + image_size))
-        return np.atleast_3d(np.asarray(picture))
-
     def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels = np.empty((len(ids), *shape), np.uint8), np.empty(len(ids), np.int64)
         for start in range(0, len(ids), _RECORDS_PER_READ):
             for i, record in enumerate(records.__getitems__(ids[start : start + _RECORDS_PER_READ].tolist()), start):
                 fields = example.FromString(record).features.feature
-                images[i] = decode(fields["image"].bytes_list.value[0])
+                # Decoded here: TFDS would decode every feature, and use OpenCV if it happens to be installed.
+                picture = Image.open(io.BytesIO(fields["image"].bytes_list.value[0]))
+                images[i] = _pictures.pixels(picture, shape[-1], image_size)
                 labels[i] = fields["label"].int64_list.value[0]
         return images, labels
 
@@ -133,21 +132,31 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import naming, read_only_builder
 
-    folder = _folder(data_dir)
+    folder = _data_dir(data_dir)
     if data_dir is not None and not folder.is_dir():
         raise ValueError(f"data_dir must be a folder, got {str(data_dir)!r}.")
     try:
         base = str(naming.parse_builder_name_kwargs(name)[0])
     except ValueError:
-        raise ValueError(f"name must look like mnist, mnist:3.0.1 or cifar10_corrupted/fog_1, got {name!r}.") from None
+        raise ValueError(
+            "name must look like mnist, mnist:3.0.1 or cifar10_corrupted/fog_1, arrays:FILE.npz or folder:PATH, "
+            f"got {name!r}.{_hint(name)}"
+        ) from None
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=str(folder))
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
+        there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
         if base not in known:
-            close = difflib.get_close_matches(base, ["digits", *known])
+            wanted = folder.joinpath(*re.split("[:/]", name))
+            wanted = (wanted if ":" in name else wanted / "VERSION") / "dataset_info.json"
+            close = difflib.get_close_matches(base, dict.fromkeys(["digits", *there, *known]) - {base: None}.keys())
+            versions = sorted(path.parent.name for path in (folder / base).glob("*/dataset_info.json"))
             raise ValueError(
-                f"Unknown data set {name!r}: neither digits, nor a name of TFDS, nor a folder in {folder}."
+                f"Unknown data set {name!r}: neither digits, nor a name of TFDS, nor is it prepared in {folder}, where "
+                f"{wanted} was looked for"
+                + (f" and {', '.join(versions)} found." if versions else ".")
+                + (_hint(str(folder / base)) or _hint(name))
                 + (f" Did you mean {' or '.join(close)}?" if close else "")
             ) from None
         raise FileNotFoundError(
@@ -163,29 +172,33 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     return builder
 
 
-def _ranges(name: str, split: str, infos: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """The slices ``(name, start, stop)`` of the stored splits that ``split`` stands for."""
+def _hint(path: str) -> str:
+    """How to name a file or folder that is a data set of the user's own; empty if it is none."""
+    try:
+        place = _paths.path_of(name=path)
+        if place.is_file() and place.suffix == ".npz":
+            return f" For that file pass arrays:{path}."
+        if place.is_dir() and _folder.stored(place):
+            return f" For the images in {path} pass folder:{path}."
+    except (OSError, ValueError):  # no path, or a folder without images
+        pass
+    return ""
+
+
+def _ranges(name: str, split: str, infos: Mapping[str, Any]) -> list[_slices.Slice]:
+    """The slices of the stored splits that ``split`` stands for, read as TFDS itself will: it also knows shards."""
     import tensorflow_datasets as tfds
 
-    has = f"{name} has {', '.join(f'{key} ({info.num_examples:,} images)' for key, info in infos.items())}"
-    try:
-        slices = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"split must be one of the data set's, in the TFDS syntax (train, train[:90%], train+test), got {split!r}: "
-            f"{str(error).splitlines()[-1]} {has}."
-        ) from None
-    ranges = [(s.splitname, s.from_ or 0, infos[s.splitname].num_examples if s.to is None else s.to) for s in slices]
-    if any(start >= stop for _, start, stop in ranges):
-        raise ValueError(f"split must hold at least one image, got {split!r}, which is empty: {has}.")
-    return ranges
+    def parsed(split: str, sizes: Mapping[str, int]) -> list[_slices.Slice]:
+        found = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        return [(s.splitname, s.from_ or 0, sizes[s.splitname] if s.to is None else s.to) for s in found]
+
+    return _slices.ranges(name, split, {key: info.num_examples for key, info in infos.items()}, parsed)
 
 
-def _folder(data_dir: str | os.PathLike[str] | None) -> epath.Path:
+def _data_dir(data_dir: str | os.PathLike[str] | None) -> epath.Path:
     return _paths.path_of(data_dir=data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def _command(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-    return (
-        f'`pip install "robustjax[tfds]"` and `python -m robustjax.data.prepare {name} --data-dir {_folder(data_dir)}`'
-    )
+    return f'`pip install "robustjax[tfds]"` and `python -m robustjax.data.prepare {name} --data-dir {_data_dir(data_dir)}`'

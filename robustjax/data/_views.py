@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from robustjax import _arguments, _validate
-from robustjax.data._dataset import Dataset
+from robustjax.data._dataset import Dataset, is_floating
 
 _READ = 4096  # images decoded at once to learn their labels
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, by ITU-R 601
 
 
 @_arguments.checked
@@ -55,7 +56,8 @@ def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
         images, labels = dataset.read(kept[ids])
         return images, renumbered[labels]
 
-    return dataclasses.replace(dataset, num_classes=len(classes), size=len(kept), read=read)
+    names = tuple(dataset.class_names[c] for c in classes) if dataset.class_names else ()
+    return dataclasses.replace(dataset, num_classes=len(classes), size=len(kept), read=read, class_names=names)
 
 
 @_arguments.checked
@@ -63,7 +65,7 @@ def match_images(dataset: Dataset, image_shape: Sequence[int], *, invert: bool =
     """Converts images to the shape that a model takes: first grey or colour, then resized as a whole.
 
     Colour becomes grey by ITU-R 601 luma, grey becomes colour by repetition; pixels are averaged where the image
-    shrinks and interpolated linearly where it grows.
+    shrinks and interpolated linearly where it grows. Images that are stored as integers become 256 levels.
 
     Args:
       dataset: images with 1 or 3 channels.
@@ -94,6 +96,13 @@ def match_images(dataset: Dataset, image_shape: Sequence[int], *, invert: bool =
     filter_ = Image.Resampling.BILINEAR if grows else Image.Resampling.BOX
 
     def convert(image: np.ndarray) -> np.ndarray:
+        if is_floating(image):
+            planes = image.astype(np.float32)
+            if planes.shape[-1] > channels:
+                planes = planes @ _LUMA[:, None]
+            resized = [Image.fromarray(plane).resize((width, height), filter_) for plane in np.moveaxis(planes, -1, 0)]
+            planes = np.clip(np.broadcast_to(np.stack(resized, axis=-1), shape), 0, 1)  # sums may round past 1
+            return 1 - planes if invert else planes
         levels = np.rint(image * (255 / dataset.white)).astype(np.uint8)
         picture = Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).convert(
             "L" if channels == 1 else "RGB"

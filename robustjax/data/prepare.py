@@ -17,10 +17,12 @@ def prepare(name: str, data_dir: str | None = None) -> None:
 
     Raises:
       ModuleNotFoundError: if TensorFlow is not installed.
-      ValueError: if the name is ``"digits"``, which needs no preparation.
+      ValueError: if the name is ``"digits"``, ``"arrays:FILE.npz"`` or ``"folder:PATH"``, which need no preparation.
     """
     if name == "digits":
         raise ValueError("digits comes with scikit-learn and needs no preparation: load it directly.")
+    if name.startswith(("arrays:", "folder:")):
+        raise ValueError(f"name must be of TFDS, got {name!r}, which needs no preparation: load it directly.")
     if importlib.util.find_spec("tensorflow") is None:
         raise ModuleNotFoundError(
             f'Preparing {name} needs TensorFlow, which is not installed: run `pip install "robustjax[tfds]"`, here or '
