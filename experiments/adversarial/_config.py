@@ -107,7 +107,7 @@ class Config(settings.Product, settings.Splits):
     def folder(self) -> epath.Path:
         """The run folder."""
         config = self.resolved()
-        parts = [config.dataset.replace("/", "-").replace(":", "-"), config.model]
+        parts = [config.data_name, config.model]
         if config.checkpoint is not None:
             parts.append(f"of-{config.origin}")
         elif config.training in adversaries.WITHIN:

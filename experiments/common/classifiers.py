@@ -160,8 +160,9 @@ def keep_to(folder: epath.Path, weights: Any, images: Sequence[data.Dataset]) ->
             "trained again, or the last checkpoint is damaged; choose another --name, or pass --overwrite."
         )
     if theirs.get("images", ours["images"]) != ours["images"]:
+        source = "dataset" if any(of.name.startswith(("arrays:", "folder:")) for of in images) else "data_dir"
         raise ValueError(
-            f"data_dir must hold the images that the run in {folder} began with, but some have changed; choose another "
+            f"{source} must hold the images that the run in {folder} began with, but some have changed; choose another "
             "--name, or pass --overwrite to start again."
         )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.common import checks
+from experiments.common import checks, images
 from robustjax import data
 
 SYNTHETIC = ("textures", "uniform_noise", "gaussian_noise")
@@ -42,6 +43,9 @@ class Sets(NamedTuple):
 def parsed(name: str) -> tuple[str, str]:
     """Data set and split of ``NAME@SPLIT``; of ``NAME``, its test split; of a synthetic set, the split ``""``."""
     base, at, split = name.partition("@")
+    if base.startswith(("arrays:", "folder:")):  # whose paths may hold an @ themselves
+        found = re.fullmatch(r"(.*?)(?:(@)([^@/]*))?", name, re.DOTALL)
+        base, at, split = (part or "" for part in found.groups()) if found else (name, "", "")
     if base in (HELD_OUT, PERMUTED, *SYNTHETIC):
         if at:
             raise ValueError(f"{base} has no splits, got {name!r}.")
@@ -54,7 +58,7 @@ def parsed(name: str) -> tuple[str, str]:
 def overlap(one: tuple[str, str], other: tuple[str, str]) -> bool:
     """Whether two of ``(data set, split)`` may share images; two slices of one stored split count as sharing."""
     stored = [{part.split("[")[0].strip() for part in split.split("+")} for _, split in (one, other)]
-    same = one[0].split(":")[0] == other[0].split(":")[0]  # whatever the version
+    same = images.identity(one[0]) == images.identity(other[0])
     return same and bool(stored[0] & stored[1] or "all" in stored[0] | stored[1])
 
 
@@ -68,6 +72,7 @@ def open_sets(
     outliers: str | None,
     max_images: int,
     seed: int,
+    image_size: int | None = None,
 ) -> Sets:
     """Opens all sets, named as in ``parsed``; near sets default to the held-out classes, far sets to synthetic images.
 
@@ -75,9 +80,9 @@ def open_sets(
       ValueError: a set is named twice, is not foreign, is both tested and trained on, has no such split, needs
         ``classes`` to hold some out, or cannot be opened.
     """
-    splits = data.splits(dataset)
     with checks.renamed("name", "dataset"):
-        known, validation, test = (data.load(dataset, split, data_dir) for split in splits)
+        splits = data.splits(dataset)
+        known, validation, test = (images.opened(dataset, split, data_dir, image_size) for split in splits)
     everything = test
     if classes:
         known, validation, test = (data.select_classes(part, classes) for part in (known, validation, test))
@@ -115,7 +120,7 @@ def open_sets(
             return data.synthetic(name, test.image_shape, min(max_images, len(test)), seed=seed)
         base, split = part_of[name]
         with checks.renamed("name", "outliers" if name == outliers else "near and far"):
-            foreign = data.load(base, split, data_dir)
+            foreign = images.opened(base, split, data_dir, image_size if base.startswith("folder:") else None)
         return data.match_images(foreign, test.image_shape, invert=base.split(":")[0] in INVERTED)
 
     foreign = {name: Foreign("near" if name in near else "far", opened(name)) for name in names}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from experiments.common import checks, folders
+from experiments.common import checks, folders, images
 from robustjax import _paths, data
 
 
@@ -17,7 +17,8 @@ class Data:
     """A data set."""
 
     dataset: str = "digits"
-    """digits (embedded), or any prepared TFDS data set with images and labels."""
+    """digits (embedded), any prepared TFDS data set with images and labels, arrays:FILE.npz (images and labels), or
+    folder:PATH (PNG and JPEG files, a sub-folder for each class)."""
     data_dir: str | None = None
     """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
 
@@ -42,13 +43,11 @@ class Splits(Data):
         if checkpoint is not None:
             theirs = folders.settings_of(checkpoint, dataset=self.dataset, model=getattr(self, "model", None))
         # A model normalises by the statistics of the images on which it was trained.
-        splits = theirs.get("train_split", self.train_split), self.test_split or data.splits(self.dataset).test
         with checks.renamed("name", "dataset"):
-            train, test = (data.load(self.dataset, split, self.data_dir) for split in splits)
+            splits = theirs.get("train_split", self.train_split), self.test_split or data.splits(self.dataset).test
+            train, test = (images.opened(self.dataset, split, self.data_dir, size) for split in splits)
         if theirs.get("classes"):
             train, test = (data.select_classes(part, theirs["classes"]) for part in (train, test))
-        if size is not None:
-            train, test = (data.match_images(part, (size, size, train.image_shape[-1])) for part in (train, test))
         return train, test
 
 
@@ -85,8 +84,20 @@ class Product(Training):
     """Name of the run folder. None: composed of the data set, the model and other settings."""
     overwrite: bool = False
     """Delete the run in the folder and start again."""
+    image_size: int | None = None
+    """Resize images to N x N pixels; those of folder:PATH to 256/224 of it, then crop the centre. None: keep their
+    size."""
     figure_format: Literal["png", "pdf"] = "png"
     """File format of figures."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.at_least(1, self, "image_size")
+
+    @property
+    def data_name(self) -> str:
+        """The data set and the size of its images, for the name of a run folder."""
+        return images.short(self.dataset) + ("" if self.image_size is None else f"-{self.image_size}px")
 
     @property
     def origin(self) -> str:

@@ -38,7 +38,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
     # Data: in-distribution classes, near and far sets, and perhaps outliers to train on.
     sets = foreign.open_sets(
         config.dataset, config.data_dir, classes=config.classes, near=config.near, far=config.far,
-        outliers=config.outliers, max_images=_score.MAX_IMAGES, seed=0,
+        outliers=config.outliers, max_images=_score.MAX_IMAGES, seed=0, image_size=config.image_size,
     )  # fmt: skip
 
     # Models: one for each seed, or the one of another run.

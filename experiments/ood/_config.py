@@ -13,8 +13,6 @@ TRAINING = ("standard", "logit_norm", "mixup", "cutmix", "outlier_exposure", "en
 NEED_OUTLIERS = ("outlier_exposure", "energy_bounded")
 SAME = ("detectors", "seeds", "positive", "figure_detectors")
 """May differ when a run is resumed."""
-# In names of files; the slices [:5], [5:], [:-5] and [:5%] keep four different names.
-UNSAFE = str.maketrans({"/": "-", ":": "-", "[": "_", "]": "", "%": "pct", " ": ""})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,7 @@ class Config(settings.Product):
     open_set: int | None = None
     """Published open-set split 0 to 4 of mnist or cifar10, with six in-distribution classes, instead of --classes."""
     near: tuple[str, ...] = ()
-    """Near out-of-distribution sets: held_out or TFDS names. Default: held_out if classes are left out.
+    """Near out-of-distribution sets: held_out or names as in --dataset. Default: held_out if classes are left out.
     NAME is the test split; NAME@SPLIT another part in TFDS syntax, such as omniglot@small1 or mnist@train[:50%]."""
     far: tuple[str, ...] = ()
     """Far sets: textures, uniform_noise, gaussian_noise, permuted_pixels, NAME or NAME@SPLIT.
@@ -84,7 +82,7 @@ class Config(settings.Product):
     def folder(self) -> epath.Path:
         """The run folder."""
         config = self.resolved()
-        name = config.dataset.translate(UNSAFE)
+        name = config.data_name
         name += f"-{''.join(map(str, config.classes))}" if config.classes else ""
         name += f"-{config.model}" + ("" if config.training == "standard" else f"-{config.training}")
         name += "" if config.checkpoint is None else f"-of-{config.origin}"

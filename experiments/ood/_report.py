@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from experiments.common import files, foreign, runtimes, subsets, tables
-from experiments.ood._config import UNSAFE
+from experiments.common import files, foreign, images, runtimes, subsets, tables
 from experiments.ood._score import MAX_IMAGES, SECONDS
 from robustjax import data, metrics, plotting
 
@@ -36,7 +35,7 @@ def tabulate(folder: epath.Path, scores: Scores, sets: dict[str, foreign.Foreign
     files.write_rows(folder / "metrics.csv", COLUMNS, rows)
     for part in ("in", *sets):
         together = {name: np.stack([scores[pair][part] for pair in scores if pair[1] == name]) for _, name in scores}
-        files.write_arrays(folder / "scores" / f"{part.translate(UNSAFE)}.npz", together)
+        files.write_arrays(folder / "scores" / f"{part.translate(images.UNSAFE)}.npz", together)
     return rows
 
 

@@ -24,8 +24,6 @@ SAME = ("radii", "compare")
 class Config(settings.Product, settings.Splits):
     """Settings of a run; radii and sigma are in units of [0, 1] pixels."""
 
-    image_size: int | None = None
-    """Resize images to N x N pixels. None: keep their size."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which the model computes; parameters, noise and logits are float32."""
     sigma: float = 0.25
@@ -80,7 +78,6 @@ class Config(settings.Product, settings.Splits):
     def __post_init__(self):
         super().__post_init__()
         checks.at_least(1, self, "num_selection", "num_estimation", "skip", "num_images", "batch_size", "grid")
-        checks.at_least(1, self, "image_size")
         checks.positive(self, "sigma", "learning_rate")
         checks.not_negative(self, "train_sigma", "radii", "target_radius")
         checks.probability(self, "alpha")
@@ -118,9 +115,7 @@ class Config(settings.Product, settings.Splits):
 
     def folder(self) -> epath.Path:
         """The run folder."""
-        name = self.dataset.replace("/", "-").replace(":", "-")
-        name += "" if self.image_size is None else f"-{self.image_size}px"
-        name += f"-{self.model}-{self.sigma:g}"
+        name = f"{self.data_name}-{self.model}-{self.sigma:g}"
         name += ("" if self.noise == "gaussian" else f"-{self.noise}") + ("" if self.norm is None else f"-{self.norm}")
         name += "" if self.train_sigma is None else f"-trained-{self.train_sigma:g}"
         name += "" if self.training == "gaussian" else f"-{self.training}"

@@ -201,4 +201,5 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> epath.Path:
 
 
 def _command(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-    return f'`pip install "robustjax[tfds]"` and `python -m robustjax.data.prepare {name} --data-dir {_data_dir(data_dir)}`'
+    place = _data_dir(data_dir)
+    return f'`pip install "robustjax[tfds]"` and `python -m robustjax.data.prepare {name} --data-dir {place}`'

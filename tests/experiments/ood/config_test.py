@@ -5,7 +5,8 @@ import re
 import pytest
 
 from experiments import ood
-from experiments.ood import _config
+from experiments.common import images
+
 
 NOT_TESTED = "outliers must not share a stored split with a tested set"
 
@@ -52,7 +53,7 @@ def test_bad_settings_are_named_before_anything_is_written(settings, message, tm
 
 def test_slices_have_files_of_their_own():
     splits = ["[:5]", "[5:]", "[:-5]", "[-5:]", "[:5%]", "[5%:]", "[5:6]", ""]
-    files = {f"a/b:1@c{split}".translate(_config.UNSAFE) for split in splits}
+    files = {f"a/b:1@c{split}".translate(images.UNSAFE) for split in splits}
     assert len(files) == len(splits)
     assert all(re.fullmatch(r"[\w@+-]+", name) for name in files), files
 
