@@ -77,13 +77,16 @@ def _images(images: np.ndarray) -> np.ndarray:
     if images.ndim == 4 and shape[1] in (1, 3) and shape[3] > 4:
         raise ValueError(f"{wanted}, got {shape}, whose channels come first: pass np.moveaxis(images, 1, -1).")
     if images.dtype != np.uint8 and not is_floating(images):
-        found = _range(images) if jnp.issubdtype(images.dtype, np.integer) else None
-        advice = "pass images.astype(np.float32)" if images.dtype == bool else "divide by the value of white"
-        if found is not None and 1 < found[1] <= 255 and found[0] >= 0:
-            advice = "pass images.astype(np.uint8)"
-        values = "" if found is None else f" with values from {found[0]:g} to {found[1]:g}"
+        values = advice = ""
+        if images.dtype == bool:
+            advice = ": pass images.astype(np.float32)"
+        elif jnp.issubdtype(images.dtype, np.integer):
+            low, high = _range(images)
+            values = f" with values from {low:g} to {high:g}"
+            levels = low >= 0 and 1 < high <= 255
+            advice = ": pass images.astype(np.uint8)" if levels else ": divide by the value of white"
         raise ValueError(
-            f"images must be uint8 from 0 to 255, or floating in [0, 1], got {images.dtype}{values}: {advice}."
+            f"images must be uint8 from 0 to 255, or floating in [0, 1], got {images.dtype}{values}{advice}."
         )
     low, high = _range(images)
     if is_floating(images) and not (low >= 0 and high <= 1):

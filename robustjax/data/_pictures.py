@@ -53,7 +53,7 @@ def opened(path: epath.Path) -> Any:
         )
     if picture.has_transparency_data:
         picture = picture.convert("RGBA" if is_colour(picture) else "LA")
-        if (least := picture.getchannel("A").getextrema()[0]) < 255:
+        if (least := np.asarray(picture)[..., -1].min()) < 255:
             raise ValueError(
                 f"{path} must be opaque, got pixels of alpha {least} of 255: put it on a background first, or save it "
                 "without its alpha channel."

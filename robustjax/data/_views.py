@@ -100,7 +100,8 @@ def match_images(dataset: Dataset, image_shape: Sequence[int], *, invert: bool =
             planes = image.astype(np.float32)
             if planes.shape[-1] > channels:
                 planes = planes @ _LUMA[:, None]
-            resized = [Image.fromarray(plane).resize((width, height), filter_) for plane in np.moveaxis(planes, -1, 0)]
+            pictures = (Image.fromarray(plane) for plane in np.moveaxis(planes, -1, 0))
+            resized = [np.asarray(picture.resize((width, height), filter_)) for picture in pictures]
             planes = np.clip(np.broadcast_to(np.stack(resized, axis=-1), shape), 0, 1)  # sums may round past 1
             return 1 - planes if invert else planes
         levels = np.rint(image * (255 / dataset.white)).astype(np.uint8)

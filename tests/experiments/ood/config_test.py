@@ -7,7 +7,6 @@ import pytest
 from experiments import ood
 from experiments.common import images
 
-
 NOT_TESTED = "outliers must not share a stored split with a tested set"
 
 
