@@ -31,6 +31,8 @@ from robustjax.models._small import cnn as cnn
 from robustjax.models._small import lenet as lenet
 from robustjax.models._small import mlp as mlp
 from robustjax.models._small import strided_cnn as strided_cnn
+from robustjax.models._torch import from_torch as from_torch
+from robustjax.models._torch_weights import load_torch_weights as load_torch_weights
 from robustjax.models._wide_resnet import wide_resnet as wide_resnet
 
 MODELS: dict[str, Callable[..., Classifier]] = {
