@@ -52,8 +52,9 @@ def from_torch(module: Any, example: Float[AnyArray, "batch ..."] | Sequence[int
       are moved to NHWC too, such as a denoiser's; others pass unchanged, ``(batch, classes)``.
 
     Raises:
-      ValueError: ``module`` is no module, fails on ``example`` in PyTorch or in JAX (the operator that torchax lacks
-        is named), or its outputs differ from PyTorch's by more than 1e-4, of the largest output where that exceeds 1.
+      ValueError: ``module`` is no module, or fails on ``example`` in PyTorch or in JAX (the operator that torchax
+        lacks is named), or has outputs there that are not finite, or that differ from PyTorch's by more than 1e-4, of
+        the largest output where that exceeds 1.
       ImportError: torchax is missing, or does not fit PyTorch.
 
     Example:
@@ -96,6 +97,8 @@ def from_torch(module: Any, example: Float[AnyArray, "batch ..."] | Sequence[int
 
 
 def _compare(got, want):
+    if lost := want.size - np.isfinite(want).sum():
+        raise ValueError(f"module must return finite outputs for example, got {lost} that are not.")
     wanted = "module must compute in JAX what it does in PyTorch"
     if got.shape != want.shape:
         raise ValueError(f"{wanted}, got outputs {got.shape} instead of {want.shape} ({_versions()}).")
@@ -239,7 +242,7 @@ class _Forward:
     layout: Any = dataclasses.field(repr=False)
     run: Callable = dataclasses.field(compare=False)
 
-    def __call__(self, weights: Mapping[str, Array], x: Array) -> Array:
+    def __call__(self, weights: Mapping[str, AnyArray], x: AnyArray) -> Array:
         return _call(self, weights, x)
 
 

@@ -137,7 +137,7 @@ def _name(path: tuple[Any, ...], places: list[str]) -> str:
         case ("body", "blocks", block, ("convs" | "norms") as kind, number):
             layer = f"{places[block]}.{'conv' if kind == 'convs' else 'bn'}{number + 1}"
         case ("body", "blocks", block, "shortcut", kind):
-            layer = f"{places[block]}.downsample.{'conv norm'.split().index(kind)}"
+            layer = f"{places[block]}.downsample.{['conv', 'norm'].index(kind)}"
         case ("body", "blocks", block, "shortcut"):
             layer = f"{places[block]}.convShortcut"
         case ("body", "blocks", block, kind):

@@ -132,7 +132,7 @@ def test_normalisation_in_the_checkpoint_must_be_the_models(checkpoint):
     weights = prefixed(tensors, "1.module.") | {"0.means": means, "0.sds": sds}
     same = abstract(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
     assert_same(models.load_torch_weights(same, weights), state)
-    with pytest.raises(ValueError, match=re.escape("with the mean of 0.means, (0.4914, 0.4822, 0.4465), got (0.0, 0.0")):
+    with pytest.raises(ValueError, match=re.escape("the mean of 0.means, (0.4914, 0.4822, 0.4465), got (0.0,")):
         models.load_torch_weights(abstract(), weights)
     other = abstract(mean=(0.4914, 0.4822, 0.4465))
     with pytest.raises(ValueError, match=re.escape("with the std of 0.sds, (0.2023, 0.1994, 0.201), got (1.0, 1.0")):
@@ -170,9 +170,9 @@ def test_a_tensor_beside_the_prefix_is_left_over(checkpoint):
 def test_other_models_and_other_weights_are_refused(checkpoint):
     with pytest.raises(ValueError, match="model must be a resnet or a wide_resnet of robustjax.models, got"):
         models.load_torch_weights(models.mlp(jax.random.key(0), hidden=(), image_shape=(2, 2, 1)), checkpoint[0])
-    with pytest.raises(ValueError, match=re.escape("weights must have conv1.weight, also after a prefix, got a, b and 1")):
+    with pytest.raises(ValueError, match="weights must have conv1.weight, also after a prefix, got a, b and 1"):
         models.load_torch_weights(abstract(), {"a": 1, "b": 2, "c": 3})
-    with pytest.raises(ValueError, match=re.escape("weights must be a file .safetensors, .pt, .pth or .tar, got 'x.npz'")):
+    with pytest.raises(ValueError, match="weights must be a file .safetensors, .pt, .pth or .tar, got 'x.npz'"):
         models.load_torch_weights(abstract(), "x.npz")
 
 
