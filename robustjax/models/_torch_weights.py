@@ -193,4 +193,4 @@ def _value(name: str, tensor: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return ", ".join(str(name)[:60] for name in names[:2]) + more if names else "none"
+    return ", ".join(name[:60] for name in names[:2]) + more if names else "none"
