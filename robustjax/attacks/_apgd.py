@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from robustjax import _arguments, _validate, losses
-from robustjax.attacks import _ball
+from robustjax.attacks import _ball, _box
 from robustjax.attacks._attack import (
     Best,
     LossFn,
@@ -54,7 +54,7 @@ class APGD:
     statistics.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
+      epsilon: radius of the ball, in units of the inputs; at most their largest distance, 1 in linf for images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of steps for each restart.
       loss: ``"ce"`` (or ``"cross_entropy"``), ``"dlr"``, ``"margin"``, or ``(logits, labels) -> (batch,)``.
@@ -62,6 +62,7 @@ class APGD:
       rho: share of rising steps below which eta is halved.
       targeted: labels are the classes that the attack aims at, and the loss is minimised.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
+      bounds: the range of inputs: ``(low, high)``, numbers or one number for each feature, or None for any numbers.
 
     Differs from the paper as the authors' code does: the first step counts as a rise if its loss is above 0, rather
     than above the loss of the start, and the checkpoints are rounded down.
@@ -85,11 +86,13 @@ class APGD:
     rho: float = 0.75
     targeted: bool = False
     samples: int | None = None
+    bounds: _box.Bounds = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)
         _ball.check_norm(self.norm)
-        _ball.check_epsilon(self.epsilon, self.norm)
+        _box.keep_frozen(self)
+        _box.check_epsilon(self.epsilon, self.norm, self.bounds)
         loss_of(self.loss)
         _validate.probability(rho=self.rho)
 
@@ -99,10 +102,11 @@ class APGD:
         """Returns adversarial inputs, for one key or one key per input; ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon):
+    def perturb(self, keys, logits_fn, x, labels, epsilon, *, box=None):
         """Runs all restarts, traceable."""
+        box = _box.of(box or self.bounds, x)
         model = Model(logits_fn, loss_of(self.loss), labels, self.samples, self.targeted)
-        return _best_of((0, self.restarts), self, lambda _: model, keys, x, epsilon, start_from(x)).x
+        return _best_of((0, self.restarts), self, lambda _: model, keys, x, epsilon, box, start_from(x)).x
 
 
 @_arguments.checked
@@ -114,13 +118,14 @@ class APGDTargeted:
     model answers any wrong class; see :func:`apgd` for the steps.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
+      epsilon: radius of the ball, in units of the inputs; at most their largest distance, 1 in linf for images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of steps for each target and restart.
       num_targets: number of targets; if it exceeds the number of wrong classes, all of them are tried, with a warning.
       restarts: number of random starts for each target.
       rho: share of rising steps below which the step size is halved.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
+      bounds: the range of inputs: ``(low, high)``, numbers or one number for each feature, or None for any numbers.
 
     Reference:
       Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -134,12 +139,14 @@ class APGDTargeted:
     restarts: int = 1
     rho: float = 0.75
     samples: int | None = None
+    bounds: _box.Bounds = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)
         check_settings(num_targets=self.num_targets)
         _ball.check_norm(self.norm)
-        _ball.check_epsilon(self.epsilon, self.norm)
+        _box.keep_frozen(self)
+        _box.check_epsilon(self.epsilon, self.norm, self.bounds)
         _validate.probability(rho=self.rho)
 
     def __call__(
@@ -152,8 +159,9 @@ class APGDTargeted:
         """One attempt by its number, over all targets and restarts; all numbers share one compiled program."""
         return run(self, key, logits_fn, x, labels, number)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon, attempt=None):
+    def perturb(self, keys, logits_fn, x, labels, epsilon, attempt=None, *, box=None):
         """Runs all targets and restarts, or only one attempt; traceable."""
+        box = _box.of(box or self.bounds, x)
         logits = Model(logits_fn, losses.margin, labels, self.samples).answer(fold_in(keys, 0), x)
         ranked = jnp.argsort(logits, axis=-1, descending=True)
         targets = min(self.num_targets, logits.shape[-1] - 1)
@@ -165,7 +173,7 @@ class APGDTargeted:
 
         start = start_from(x)._replace(fooled=is_fooled(logits, labels))
         attempts = (0, targets * self.restarts) if attempt is None else (attempt, attempt + 1)
-        best = _best_of(attempts, self, model_of, fold_in(keys, 1), x, epsilon, start)
+        best = _best_of(attempts, self, model_of, fold_in(keys, 1), x, epsilon, box, start)
         if targets < self.num_targets:
             warnings.warn(
                 f"num_targets={self.num_targets} exceeds the wrong answers of a model of {logits.shape[-1]} classes: "
@@ -217,7 +225,7 @@ def _plan(attack, dtype) -> _Plan:
     return _Plan(jnp.array(radii, dtype), jnp.array(steps, jnp.int32), jnp.array(most_rises))
 
 
-def _best_of(attempts, attack, model_of, keys, x, epsilon, best) -> Best:
+def _best_of(attempts, attack, model_of, keys, x, epsilon, box, best) -> Best:
     """The best of a range of attempts, each with its own model and its own start."""
     plan = _plan(attack, x.dtype)
     phases = plan.radii.shape[0]
@@ -228,7 +236,8 @@ def _best_of(attempts, attack, model_of, keys, x, epsilon, best) -> Best:
 
         def phase(number, found):
             radius, most_rises = plan.radii[number] * epsilon, plan.most_rises[number]
-            climb = _Climb(model, fold_in(step_keys, number), x, radius, attack.norm, most_rises, number == phases - 1)
+            keys, can_end = fold_in(step_keys, number), number == phases - 1
+            climb = _Climb(model, keys, x, radius, attack.norm, box, most_rises, can_end)
             goes_on = lambda state: (state.i <= plan.steps[number]) & ~(best.fooled | state.best.fooled).all()
             return jax.lax.while_loop(goes_on, climb.step, climb.start(found.x)).best
 
@@ -307,12 +316,13 @@ class _Climb(NamedTuple):
     x: Float[Array, "batch ..."]
     radius: Float[Array, ""]
     norm: _ball.Norm
+    box: _box.Box
     most_rises: Int[Array, " steps"]
     can_end: Bool[Array, ""]  # whether a point that fools the model ends the search: not at the larger radii of l1
 
     def start(self, z):
         """The state before the first step."""
-        z = _ball.settle(z, self.x, self.radius, self.norm)
+        z = _ball.settle(z, self.x, self.radius, self.norm, self.box)
         of_rows = lambda value: jnp.full(z.shape[0], value, z.dtype)
         if self.norm == "l1":
             schedule = _Sparsity(of_rows(self.radius), self._changed(z))
@@ -339,9 +349,13 @@ class _Climb(NamedTuple):
         step_size = _ball.per_row(schedule.step_size, z)
         if self.norm == "l1":
             sparse = z + step_size * _sparse(gradient, schedule.changed)
-            return _ball.settle(sparse, self.x, self.radius, self.norm)
-        aim = _ball.project(z + step_size * _ball.steepest(gradient, self.norm), self.x, self.radius, self.norm)
-        return _ball.settle(z + share * (aim - z) + (1 - share) * (z - previous), self.x, self.radius, self.norm)
+            return _ball.settle(sparse, self.x, self.radius, self.norm, self.box)
+        aim = _ball.project(
+            z + step_size * _ball.steepest(gradient, self.norm), self.x, self.radius, self.norm, self.box
+        )
+        return _ball.settle(
+            z + share * (aim - z) + (1 - share) * (z - previous), self.x, self.radius, self.norm, self.box
+        )
 
     def _changed(self, z):
         return (z != self.x).reshape(z.shape[0], -1).sum(-1, dtype=jnp.int32)

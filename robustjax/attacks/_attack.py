@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from robustjax import _arguments, _validate, losses
 from robustjax._precision import in_float32
-from robustjax.attacks import _ball
+from robustjax.attacks import _box
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray
 
@@ -36,7 +36,7 @@ class Attack(Protocol):
     """A configured adversary: a frozen dataclass, so that equal settings share one compiled program."""
 
     def __call__(self, key: Array, logits_fn: Callable, x: AnyArray, labels: AnyArray) -> Array:
-        """Returns adversarial inputs, ``(batch, ...)``, in the ball around x and in [0, 1]."""
+        """Returns adversarial inputs, ``(batch, ...)``, in the ball around x and within the bounds."""
         ...
 
 
@@ -139,24 +139,25 @@ def divisible(size: int, sharding: NamedSharding | None) -> int:
 def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels: Any, *traced: Any) -> Any:
     """Checks the arguments of an attack and calls its ``perturb``, compiled.
 
-    ``attack.perturb(keys, logits_fn, x, labels, epsilon, *traced)`` gets one key for each input. Its epsilon is traced,
-    so that a curve over epsilons compiles once; it is rounded down to float32. Of an attack whose ``steps_are_traced``
+    ``attack.perturb(keys, logits_fn, x, labels, epsilon, *traced, box=box)`` gets one key for each input. Its epsilon
+    and its box are traced, so that a curve over epsilons, or another range of inputs, compiles once; epsilon is rounded
+    down to float32, the bounds to the nearest float32, as inputs are. Of an attack whose ``steps_are_traced``
     is true, the first of ``traced`` is the number of steps. No gradient flows through the result.
     Each of several devices attacks its own rows, and the result has the sharding of x. An attack whose ``sees_images``
     is not true gets flat rows, ``(batch, dim)``.
     """
     logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
-    samples = getattr(attack, "samples", None)
+    samples, bounds = getattr(attack, "samples", None), attack.bounds
     loss = getattr(attack, "loss", None)
     labels_are_classes = not callable(loss) or loss in LOSSES.values()
     if getattr(x, "ndim", 0) and not x.shape[0]:  # none of the results for one black image
         one = (np.zeros((1, *a.shape[1:]), a.dtype) for a in (x, labels))
         return jax.tree.map(lambda a: a[:0], run(attack, jax.random.key(0), logits_fn, *one, *traced))
-    check_inputs(key, logits_fn, x, labels, samples=samples, labels_are_classes=labels_are_classes)
+    check_inputs(key, logits_fn, x, labels, bounds=bounds, samples=samples, labels_are_classes=labels_are_classes)
     epsilon = getattr(attack, "epsilon", None)
+    attack = dataclasses.replace(attack, bounds=_box.static(bounds), **({} if epsilon is None else {"epsilon": 0.0}))
     if epsilon is not None:
-        _ball.check_epsilon(epsilon, getattr(attack, "norm", None), math.prod(x.shape[1:]))
-        attack = dataclasses.replace(attack, epsilon=0.0)
+        _box.check_epsilon(epsilon, getattr(attack, "norm", None), bounds, x.shape[1:])
         epsilon = epsilon if isinstance(epsilon, jax.core.Tracer) else _float32_below(epsilon)
     try:
         hash(attack)
@@ -171,7 +172,8 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
     as_rows = not getattr(attack, "sees_images", False)
     if sharding is not None and any(sharding.spec[1:]):  # each input is sharded too: leave it to the compiler
         sharding, as_rows = None, False
-    return _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack=attack, sharding=sharding, as_rows=as_rows)
+    known = {"attack": attack, "sharding": sharding, "as_rows": as_rows}
+    return _perturb(keys, logits_fn, x, labels, epsilon, _box.of(bounds, x), *traced, **known)
 
 
 def _float32_below(value):
@@ -188,26 +190,35 @@ def keys_of(key: Key[Array, "..."], x: AnyArray) -> Key[Array, " batch"]:
 
 
 @jax.jit(static_argnames=("attack", "sharding", "as_rows"))
-def _perturb(keys, logits_fn, x, labels, epsilon, *traced, attack, sharding, as_rows):
-    def perturb(keys, logits_fn, x, *arguments):
+def _perturb(keys, logits_fn, x, labels, epsilon, box, *traced, attack, sharding, as_rows):
+    def perturb(keys, logits_fn, x, labels, epsilon, box, *traced):
         if not as_rows:
-            return attack.perturb(keys, logits_fn, x, *arguments)
+            return attack.perturb(keys, logits_fn, x, labels, epsilon, *traced, box=box)
         # On CPUs the attack's own arithmetic is twice as fast on flat rows as on images of one or three channels.
         asked = lambda *at: logits_fn(*at[:-1], at[-1].reshape(*at[-1].shape[:1], *x.shape[1:]))
         flat = x.reshape(x.shape[0], -1)
-        results = attack.perturb(keys, asked, flat, *arguments)
+        results = attack.perturb(keys, asked, flat, labels, epsilon, *traced, box=_box.as_row(box))
         return jax.tree.map(lambda a: a.reshape(x.shape) if a.shape == flat.shape else a, results)
 
     if sharding is None:
-        return perturb(keys, logits_fn, x, labels, epsilon, *traced)
+        return perturb(keys, logits_fn, x, labels, epsilon, box, *traced)
     # No device waits for another: each ends its loops when its own rows are done, and no rows are gathered.
     rows, everywhere = PartitionSpec(*sharding.spec[:1]), PartitionSpec()
-    specs = (rows, everywhere, rows, rows, everywhere, *(everywhere for _ in traced))
+    specs = (rows, everywhere, rows, rows, everywhere, everywhere, *(everywhere for _ in traced))
     perturb = jax.shard_map(perturb, mesh=sharding.mesh, in_specs=specs, out_specs=rows, check_vma=False)
-    return perturb(keys, logits_fn, x, labels, epsilon, *traced)
+    return perturb(keys, logits_fn, x, labels, epsilon, box, *traced)
 
 
-def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, labels_are_classes: bool = True) -> None:
+def check_inputs(
+    key,
+    logits_fn,
+    x,
+    labels,
+    *,
+    bounds: _box.Bounds = _box.IMAGES,
+    samples: int | None = None,
+    labels_are_classes: bool = True,
+) -> None:
     """Raises ValueError for inputs that no attack can use; the values of traced arrays are not checked."""
     if not isinstance(x, (jax.Array, np.ndarray)) or x.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(f"x must be a float32 array, got {getattr(x, 'dtype', type(x).__name__)}.")
@@ -215,12 +226,7 @@ def check_inputs(key, logits_fn, x, labels, *, samples: int | None = None, label
         raise ValueError(f"x must have shape (batch, ...), got {x.shape}.")
     _validate.key(key, x.shape[0])
     with jax.ensure_compile_time_eval():  # constants are checked under jit, too
-        # Not by the smallest and the largest value: on CPUs, XLA's min and max ignore NaN.
-        inside = isinstance(x, jax.core.Tracer) or _validate.holds(lambda x: (x >= 0) & (x <= 1), x)
-    if not inside:
-        low, high = float(np.nanmin(x)), float(np.nanmax(x))
-        also = " and NaN" if np.isnan(x).any() else ""
-        raise ValueError(f"x must lie in [0, 1], got values from {low} to {high}{also}.")
+        _box.check_inside(x, bounds)
     if not isinstance(labels, (jax.Array, np.ndarray)) or labels.shape[:1] != x.shape[:1]:
         raise ValueError(
             f"x and labels must have one row for each input, got x of shape {x.shape} and labels "

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
 from robustjax import _arguments, _blocks, _validate, losses
-from robustjax.attacks import _ball
+from robustjax.attacks import _ball, _box
 from robustjax.attacks._apgd import apgd, apgd_targeted
 from robustjax.attacks._attack import (
     Attack,
@@ -77,20 +77,23 @@ class AutoAttack:
 
     ``"standard"`` runs APGD on cross-entropy, APGD on the targeted DLR loss, FAB and Square (100 steps, 9 targets, 5000
     queries; for l1, APGD has 5 starts and 5 targets). ``"rand"``, for random models, runs APGD on cross-entropy and on
-    the DLR loss, with gradients averaged over 20 draws. For a model of 3 classes the DLR loss replaces the targeted DLR
-    loss; for 2 classes the margin replaces both.
+    the DLR loss, with gradients averaged over 20 draws. ``"gradient"`` is the standard version without Square, which
+    needs images: the one for rows of tables and embeddings, and weaker; the evaluation's warnings say so. For a model
+    of 3 classes the DLR loss replaces the targeted DLR loss; for 2 classes the margin replaces both.
 
     Each attack, and each of its targets, sees only the inputs that no earlier attack has fooled, in blocks of two
     sizes, so that it compiles at most twice. AutoAttack runs on the host and cannot be traced; the blocks are sharded
     over devices as x is.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
+      epsilon: radius of the ball, in units of the inputs; at most their largest distance, 1 in linf for images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       version: ``"standard"``, or ``"rand"`` for random models ``(key, x) -> logits``, which are called with one key and
-        one input at a time and evaluated by their mean probabilities over 20 fresh draws.
+        one input at a time and evaluated by their mean probabilities over 20 fresh draws, or ``"gradient"`` for inputs
+        that are not images.
       batch_size: inputs attacked at once, rounded up to a multiple of the devices that x is sharded over; None for
         equal blocks of at most 256 on a CPU and 1000 on an accelerator, fewer for large images.
+      bounds: the range of inputs: ``(low, high)``, numbers or one number for each feature, or None for any numbers.
 
     Reference:
       Croce and Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -99,15 +102,17 @@ class AutoAttack:
 
     epsilon: float
     norm: _ball.Norm = "linf"
-    version: Literal["standard", "rand"] = "standard"
+    version: Literal["standard", "rand", "gradient"] = "standard"
     batch_size: int | None = None
+    bounds: _box.Bounds = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, batch_size=self.batch_size)
         _ball.check_norm(self.norm)
-        _ball.check_epsilon(self.epsilon, self.norm)
-        if self.version not in ("standard", "rand"):
-            raise ValueError(f"version must be standard or rand, got {self.version!r}.")
+        _box.keep_frozen(self)
+        _box.check_epsilon(self.epsilon, self.norm, self.bounds)
+        if self.version not in ("standard", "rand", "gradient"):
+            raise ValueError(f"version must be standard, rand or gradient, got {self.version!r}.")
 
     def __call__(
         self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
@@ -118,7 +123,7 @@ class AutoAttack:
 
     def attacks(self, num_classes: int) -> dict[str, Attack]:
         """The attacks on a model of ``num_classes`` classes, by name, in the order in which they run."""
-        ball, targets = {"epsilon": self.epsilon, "norm": self.norm}, num_classes - 1
+        ball, targets = {"epsilon": self.epsilon, "norm": self.norm, "bounds": self.bounds}, num_classes - 1
         ratio = "dlr" if num_classes > 2 else "margin"
         if self.version == "rand":
             return {f"apgd-{loss}": apgd(**ball, loss=loss, samples=_DRAWS) for loss in ("ce", ratio)}
@@ -128,7 +133,7 @@ class AutoAttack:
             "apgd-ce": apgd(**ball, loss="ce", restarts=restarts),
             **({"apgd-t": towards} if num_classes > 3 else {f"apgd-{ratio}": apgd(**ball, loss=ratio)}),
             "fab-t": at_budget(fab(**ball, num_targets=min(_TARGETS, targets)), self.epsilon),
-            "square": square(**ball),
+            **({"square": square(**ball)} if self.version == "standard" else {}),
         }
 
     def evaluate(
@@ -142,13 +147,13 @@ class AutoAttack:
     ) -> Evaluation:
         """Runs the attacks and reports the accuracy that is left.
 
-        If the gradients are zero or not finite at all correctly classified inputs, only Square runs. At the end, the
-        answers for all of ``x_adv`` are checked again.
+        If the gradients are zero or not finite at all correctly classified inputs, only Square runs, or with a warning
+        the others where it cannot. At the end, the answers for all of ``x_adv`` are checked again.
 
         Args:
           key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
           logits_fn: ``x -> logits``, deterministic; for ``"rand"``, ``(key, x) -> logits``.
-          x: ``(batch, ...)``, float32 in [0, 1]; images ``(batch, height, width, channels)`` for Square.
+          x: ``(batch, ...)``, float32 within ``bounds``; for Square, images ``(batch, height, width, channels)``.
           labels: ``(batch,)``, integer.
           on_attack: called after each attack with its name and the evaluation so far, which can be saved.
           resume: an evaluation from ``on_attack``: its attacks are not run again, and the result is the same.
@@ -165,15 +170,20 @@ class AutoAttack:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, logits_fn, x, labels))):
             raise ValueError("AutoAttack runs on the host and cannot be traced: call it outside jit, vmap and grad.")
         samples = _DRAWS if self.version == "rand" else None
-        check_inputs(key, logits_fn, x, labels, samples=samples)
+        check_inputs(key, logits_fn, x, labels, bounds=self.bounds, samples=samples)
         if not x.shape[0]:
             raise ValueError("x must hold at least one input, got none.")
         if self.version == "standard" and x.ndim != 4:
-            raise ValueError(f"x must be (batch, height, width, channels), got {x.shape}.")
+            raise ValueError(
+                f"x must be (batch, height, width, channels), got {x.shape}: Square changes squares of pixels; "
+                "version='gradient' runs the other attacks, on any inputs."
+            )
         num_classes = _logits.eval_shape(logits_fn, key, x, samples).shape[1]
         sharding = sharding_of(x)
         keys = keys_on_one_device(keys_of(key, jnp.asarray(x)), sharding)
-        inputs = _Inputs(keys, logits_fn, np.asarray(x), np.asarray(labels), samples, self.batch_size, sharding)
+        inputs = _Inputs(
+            keys, logits_fn, np.asarray(x), np.asarray(labels), samples, self.batch_size, sharding, self.bounds
+        )
         logits = inputs.answers(inputs.x)
         if not np.isfinite(logits).all():
             count = int((~np.isfinite(logits)).any(-1).sum())
@@ -198,12 +208,18 @@ class AutoAttack:
             return evaluation._replace(warnings=(*evaluation.warnings, sentence))
 
         diagnosis = inputs.diagnosis()
-        for sentence in (*self._few_classes(num_classes), *diagnosis.warnings):
+        missing = ("Square, which needs no gradients, does not run.",) * (self.version == "gradient")
+        for sentence in (*missing, *self._few_classes(num_classes), *diagnosis.warnings):
             evaluation = warned(evaluation, sentence)
         places = {name: place for place, name in enumerate([*attacks, "square"])}  # of their keys
         if clean.any() and diagnosis.no_gradient[clean].all():
-            evaluation = warned(evaluation, "there is no gradient to follow: only Square, which needs none, runs.")
-            attacks = {"square": square(epsilon=self.epsilon, norm=self.norm, samples=samples)}
+            if x.ndim == 4 and self.version != "gradient":
+                evaluation = warned(evaluation, "there is no gradient to follow: only Square, which needs none, runs.")
+                ball = {"epsilon": self.epsilon, "norm": self.norm, "bounds": self.bounds}
+                attacks = {"square": square(**ball, samples=samples)}
+            else:
+                sentence = "there is no gradient to follow, and Square, which needs none, does not run: "
+                evaluation = warned(evaluation, f"{sentence}the accuracy under attack says little.")
 
         for name, attack in attacks.items():
             if name in evaluation.per_attack:
@@ -236,7 +252,7 @@ class AutoAttack:
         used = [name for name in self.attacks(num_classes) if name not in ("apgd-ce", "fab-t", "square")]
         if used != [wanted]:
             yield f"a model of {num_classes} classes has no loss for {wanted}: {used[0]} replaces it."
-        if self.version == "standard" and num_classes - 1 < _TARGETS:
+        if self.version != "rand" and num_classes - 1 < _TARGETS:
             yield f"a model of {num_classes} classes has only {num_classes - 1} target classes, not {_TARGETS}."
 
     def _check(self, inputs, evaluation):
@@ -246,8 +262,7 @@ class AutoAttack:
         farthest = float(np.linalg.norm(change, order, axis=-1).max())
         if not (farthest <= self.epsilon + _ROUNDING * max(1.0, self.epsilon)):
             raise ValueError(f"x_adv must be within epsilon {self.epsilon} of x in {self.norm}, got {farthest}.")
-        if not (evaluation.x_adv >= 0).all() or not (evaluation.x_adv <= 1).all():
-            raise ValueError(f"x_adv must lie in [0, 1], got {evaluation.x_adv.min()} to {evaluation.x_adv.max()}.")
+        _box.check_inside(evaluation.x_adv, self.bounds, name="x_adv")
         logits = inputs.answers(evaluation.x_adv)
         right = np.take_along_axis(logits, inputs.labels[:, None], -1)[:, 0]
         wrong = np.where(np.arange(logits.shape[-1]) == inputs.labels[:, None], -np.inf, logits).max(-1)
@@ -270,6 +285,7 @@ class _Inputs(NamedTuple):
     samples: int | None
     batch_size: int | None
     sharding: NamedSharding | None = None
+    bounds: _box.Bounds = _box.IMAGES
 
     def at(self, places, keys, x):
         """A block on the devices: the keys, x and labels at these places."""
@@ -292,7 +308,7 @@ class _Inputs(NamedTuple):
         keys, of_block = _fold_in(self.keys, 1), []
         for i in self.blocks(np.arange(len(self.x))):
             block_keys, x, labels = self.at(i, keys, self.x)
-            found = diagnose(block_keys, self.logits_fn, x, labels, samples=self.samples)
+            found = diagnose(block_keys, self.logits_fn, x, labels, samples=self.samples, bounds=self.bounds)
             of_block.append([np.asarray(field) for field in found])
         zero, not_finite, randomised, probabilities = (np.stack(field) for field in zip(*of_block))
         flat = lambda field: field.reshape(-1)[: len(self.x)]

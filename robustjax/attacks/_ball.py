@@ -1,4 +1,4 @@
-"""Balls around inputs, intersected with the box [0, 1]: norms, projections, steepest directions and random starts.
+"""Balls around inputs, intersected with the box of inputs: norms, projections, steepest directions and random starts.
 
 Inputs have the batch as first axis and any shape after it; every function acts on each row independently.
 """
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
-from robustjax import _validate
+from robustjax.attacks._box import Box
 from robustjax.perturbations import standard_normal
 
 Norm = Literal["linf", "l2", "l1"]
@@ -26,16 +26,6 @@ def check_norm(norm: str, norms: tuple[str, ...] = NORMS) -> None:
     """Raises ValueError for an unknown norm."""
     if norm not in norms:
         raise ValueError(f"norm must be one of {', '.join(norms)}, got {norm!r}.")
-
-
-def check_epsilon(epsilon: object, norm: str | None, size: int | float = math.inf) -> None:
-    """Raises ValueError for a ball that reaches beyond all images of ``size`` numbers, such as 8 for 8/255 in linf."""
-    farthest = {"linf": 1.0, "l2": math.sqrt(size), "l1": size}.get(norm or "", math.inf)
-    if not isinstance(epsilon, jax.core.Tracer) and _validate.number(epsilon) > farthest:
-        raise ValueError(
-            f"epsilon must be at most {farthest:g}, the largest {norm} distance of images in [0, 1], got {epsilon!r}: "
-            "a distance in 256 levels is divided by 255."
-        )
 
 
 def per_row(values: Shaped[Array, " batch"], x: Float[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
@@ -76,10 +66,10 @@ def steepest(gradient: Float[Array, "batch ..."], norm: Norm) -> Float[Array, "b
 
 
 def linf_bounds(
-    x: Float[Array, "batch ..."], epsilon: Float[Array, ""]
+    x: Float[Array, "batch ..."], epsilon: Float[Array, ""], box: Box
 ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch ..."]]:
-    """Smallest and largest floats of the linf ball in [0, 1]: no rounding of x - epsilon or x + epsilon leaves it."""
-    return jnp.maximum(_no_farther(x, -epsilon), 0.0), jnp.minimum(_no_farther(x, epsilon), 1.0)
+    """Smallest and largest floats of the linf ball in the box: no rounding of x - epsilon or x + epsilon leaves it."""
+    return jnp.maximum(_no_farther(x, -epsilon), box.low), jnp.minimum(_no_farther(x, epsilon), box.high)
 
 
 def _no_farther(x, step):
@@ -92,9 +82,9 @@ def _no_farther(x, step):
 
 
 def project(
-    z: Float[Array, "batch ..."], x: Float[Array, "batch ..."], epsilon: Float[Array, ""], norm: Norm
+    z: Float[Array, "batch ..."], x: Float[Array, "batch ..."], epsilon: Float[Array, ""], norm: Norm, box: Box
 ) -> Float[Array, "batch ..."]:
-    r"""Moves z into the ball of radius epsilon around x and into [0, 1].
+    r"""Moves z into the ball of radius epsilon around x and into the box.
 
     For linf and l1 this is the nearest such point; for l2 the point of the ball, clipped, which moves it closer to x.
     For l1 each displacement u shrinks by one threshold, as far as its pixel has room:
@@ -104,15 +94,15 @@ def project(
       Croce and Hein 2021, Mind the box: l1-APGD for sparse adversarial attacks on image classifiers, arXiv 2103.01208.
     """
     if norm == "linf":
-        low, high = linf_bounds(x, epsilon)
+        low, high = linf_bounds(x, epsilon, box)
         return jnp.clip(z, low, high)
     displacement = z - x
     if norm == "l2":
         length = norms_of(displacement, "l2")
         shrink = jnp.minimum(1.0, epsilon / jnp.where(length > 0, length, 1.0))
-        return jnp.clip(x + displacement * per_row(shrink, x), 0.0, 1.0)
+        return jnp.clip(x + displacement * per_row(shrink, x), box.low, box.high)
     size = jnp.abs(displacement).reshape(x.shape[0], -1)
-    room = jnp.where(displacement > 0, 1.0 - x, x).reshape(size.shape)
+    room = jnp.where(displacement > 0, box.high - x, x - box.low).reshape(size.shape)
 
     def shrunk(threshold):
         return jnp.minimum(jnp.maximum(size - threshold[:, None], 0.0), room)
@@ -127,19 +117,19 @@ def project(
     bounds = (jnp.zeros(x.shape[0], x.dtype), size.max(-1, initial=0.0))
     threshold = jnp.where(inside, 0.0, jax.lax.fori_loop(0, _BISECTIONS, halve, bounds)[1])
     moved = shrunk(threshold).reshape(x.shape) * jnp.sign(displacement)
-    return jnp.clip(x + moved, 0.0, 1.0)
+    return jnp.clip(x + moved, box.low, box.high)
 
 
 def settle(
-    z: Float[Array, "batch ..."], x: Float[Array, "batch ..."], epsilon: Float[Array, ""], norm: Norm
+    z: Float[Array, "batch ..."], x: Float[Array, "batch ..."], epsilon: Float[Array, ""], norm: Norm, box: Box
 ) -> Float[Array, "batch ..."]:
     """Projects, then corrects points that rounding has left outside: the last step of an attack."""
-    z = project(z, x, epsilon, norm)
+    z = project(z, x, epsilon, norm, box)
     if norm == "linf":
         return z
     length, limit = norms_of(z - x, norm), epsilon * np.float32(1 - 2**-21)  # the sum rounds too
     shrink = limit / jnp.where(length > limit, length, 1.0)
-    nearer = jnp.clip(_no_farther(x, (z - x) * per_row(shrink, x)), 0.0, 1.0)
+    nearer = jnp.clip(_no_farther(x, (z - x) * per_row(shrink, x)), box.low, box.high)
     return jnp.where(per_row(length > limit, x), nearer, z)
 
 
@@ -153,9 +143,10 @@ def random_start(
     x: Float[Array, "batch ..."],
     epsilon: Float[Array, ""],
     norm: Norm,
+    box: Box,
     sigma: float | None = None,
 ) -> Float[Array, "batch ..."]:
-    """Uniform draws from the ball around x or, with sigma, Gaussian ones projected into it; in [0, 1]."""
+    """Uniform draws from the ball around x or, with sigma, Gaussian ones projected into it; in the box."""
     size = x[0].size if x.shape[0] else 0
 
     def draw(key, x):
@@ -172,4 +163,4 @@ def random_start(
         radius = jnp.abs(uniform(radius_key, ())) ** (1 / size)
         return (unit(direction[None], norm)[0] * radius).astype(x.dtype) * epsilon
 
-    return project(x + jax.vmap(draw)(keys, x), x, epsilon, norm)
+    return project(x + jax.vmap(draw)(keys, x), x, epsilon, norm, box)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from robustjax import _arguments, _blocks, _validate, losses
-from robustjax.attacks import _ball
+from robustjax.attacks import _box
 from robustjax.attacks._attack import (
     Attack,
     better,
@@ -74,13 +73,15 @@ class WorstOf:
         if not self.attacks or not all(callable(attack) for attack in self.attacks):
             raise ValueError(f"attacks must be one or more functions, got {self.attacks!r}.")
         _validate.untargeted(self)
+        if len(found := self._found()) > 1:
+            raise ValueError(f"attacks must have the same bounds, got {' and '.join(map(str, found))}.")
 
     def __call__(
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs; raises what the attacks raise."""
         logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
-        check_inputs(key, logits_fn, x, labels)
+        check_inputs(key, logits_fn, x, labels, bounds=self.bounds)
         if not x.shape[0]:
             return jnp.asarray(x)
         keys, x, labels = placed(sharding_of(x), keys_of(key, x), x, labels)
@@ -90,6 +91,14 @@ class WorstOf:
             check_result(attack, x_adv, x)
             best = _worse(best, logits_fn, x_adv, labels)
         return best.x
+
+    @property
+    def bounds(self) -> _box.Bounds:
+        """The bounds of all attacks; an attack that does not say takes those of the others."""
+        return next(iter(self._found()), _box.IMAGES)
+
+    def _found(self):
+        return dict.fromkeys(_box.bounds_of(attack) for attack in self.attacks if hasattr(attack, "bounds"))
 
 
 @jax.jit
@@ -109,7 +118,7 @@ def worst_of(*attacks: Attack) -> WorstOf:
       The attack.
 
     Raises:
-      ValueError: there are no attacks, or one is not a function, or is targeted.
+      ValueError: there are no attacks, or one is not a function, or is targeted; or their ``bounds`` differ.
 
     Example:
       >>> attack = attacks.worst_of(attacks.fgsm(epsilon=0.15), attacks.pgd(epsilon=0.15, steps=3))
@@ -162,7 +171,7 @@ class AtBudget:
 
     Attributes:
       attack: returns :class:`MinimumNorm`, such as :func:`fab`.
-      epsilon: radius, in units of [0, 1] images and the attack's norm.
+      epsilon: radius, in units of the inputs and the attack's norm.
     """
 
     attack: Callable[..., MinimumNorm]
@@ -175,13 +184,20 @@ class AtBudget:
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs, or the inputs themselves where none is near enough."""
-        _ball.check_epsilon(self.epsilon, getattr(self.attack, "norm", None), math.prod(np.shape(x)[1:]))
+        bounds = _box.bounds_of(self.attack)
+        _box.check_epsilon(self.epsilon, getattr(self.attack, "norm", None), bounds, np.shape(x)[1:])
         return self._within(self.attack(key, logits_fn, x, labels), x)
 
     def attempt(self, number, *arguments):
         """One attempt of an attack that makes several, such as :func:`fab`."""
         attack: Any = self.attack
         return self._within(attack.attempt(number, *arguments), arguments[2])
+
+    @property
+    def bounds(self) -> _box.Bounds:
+        """The bounds of the attack inside."""
+        attack: Any = self.attack
+        return attack.bounds
 
     def _within(self, found, x):
         if not isinstance(found, MinimumNorm):
@@ -195,7 +211,7 @@ def at_budget(attack: Callable[..., MinimumNorm], epsilon: float) -> AtBudget:
 
     Args:
       attack: returns :class:`MinimumNorm`, such as :func:`fab`.
-      epsilon: radius, in units of [0, 1] images and the attack's norm.
+      epsilon: radius, in units of the inputs and the attack's norm.
 
     Returns:
       The attack.
@@ -232,7 +248,7 @@ def robust_accuracy(
       key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.
       attack: ``(key, logits_fn, x, labels) -> x_adv``, not targeted, because labels are the true classes.
       logits_fn: ``x -> logits``, deterministic, and each row independently: checked on the first block.
-      x: ``(batch, ...)``, float32 in [0, 1].
+      x: ``(batch, ...)``, float32 within the ``bounds`` of the attack, [0, 1] for an attack that has none.
       labels: ``(batch,)``, integer.
       batch_size: inputs attacked at once, rounded up to a multiple of the devices that x is sharded over; None for
         equal blocks of at most 256 on a CPU and 1000 on an accelerator, fewer for large images.
@@ -243,7 +259,7 @@ def robust_accuracy(
     Raises:
       ValueError: inputs of the wrong kind, or no inputs; a targeted attack; logits that are not finite, for the inputs
         or for the adversarial inputs; logits that change with the other inputs of a block, as in training mode; or
-        adversarial inputs outside [0, 1].
+        adversarial inputs out of bounds.
 
     Example:
       >>> attack = attacks.fgsm(epsilon=0.15)
@@ -254,10 +270,11 @@ def robust_accuracy(
         _validate.at_least(1, batch_size=batch_size)
     _validate.untargeted(attack)
     logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
-    check_inputs(key, logits_fn, x, labels)
+    bounds = _box.bounds_of(attack)
+    check_inputs(key, logits_fn, x, labels, bounds=bounds)
     if not x.shape[0]:
         raise ValueError("x must hold at least one input, got none.")
-    correct, sharding = [], sharding_of(x)
+    correct, sharding, box = [], sharding_of(x), _box.of(bounds, x)
     if batch_size is None:
         batch_size = _blocks.evenly(x.shape[0], _blocks.at_once(x.shape[1:], backward=True))
     batch_size = divisible(batch_size, sharding)
@@ -266,8 +283,9 @@ def robust_accuracy(
         block_keys, block, block_labels = placed(sharding, *rows_of_block)
         adversarial = attack(block_keys, logits_fn, block, block_labels)
         check_result(attack, adversarial, block)
-        if not bool(((adversarial >= 0) & (adversarial <= 1)).all()):
-            raise ValueError(f"attack must return inputs in [0, 1], {attack!r} did not.")
+        if not bool(((adversarial >= box.low) & (adversarial <= box.high)).all()):
+            within = "in [0, 1]" if bounds == _box.IMAGES else "within its bounds"
+            raise ValueError(f"attack must return inputs {within}, {attack!r} did not.")
         stands = np.ones(batch_size, bool)
         for kind, points in (("inputs", block), ("adversarial inputs", adversarial)):
             finite, fooled, logits = _judged(logits_fn, points, block_labels)
@@ -276,7 +294,7 @@ def robust_accuracy(
                 raise ValueError(f"logits_fn must return finite logits, got NaN or infinity for {kind}.")
             stands &= ~fooled
             if not correct and points is block:
-                _check_each_row(logits_fn, np.asarray(logits), sharding, *rows_of_block)
+                _check_each_row(logits_fn, np.asarray(logits), sharding, box, *rows_of_block)
         correct.append(stands)
     return float(np.concatenate(correct)[: x.shape[0]].mean())
 
@@ -287,10 +305,11 @@ def _judged(logits_fn, x, labels):
     return jnp.isfinite(logits).all(-1), is_fooled(logits, labels), logits
 
 
-def _check_each_row(logits_fn, logits, sharding, keys, x, labels):
+def _check_each_row(logits_fn, logits, sharding, box, keys, x, labels):
     """Raises ValueError if the first half of a block has other logits beside other inputs: one more call."""
     half = -(-len(x) // 2)
-    _, beside_others, labels = placed(sharding, keys, np.concatenate([x[:half], _validate.unlike(x[half:])]), labels)
+    others = _box.unlike(x[half:], box)
+    _, beside_others, labels = placed(sharding, keys, np.concatenate([x[:half], others]), labels)
     others = np.asarray(_judged(logits_fn, beside_others, labels)[2])
     if not _validate.same_rows(logits[:half], others[:half]).all():
         raise _validate.depends_on_batch()

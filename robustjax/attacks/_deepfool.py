@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from robustjax import _arguments, _validate
 from robustjax._precision import in_float32
-from robustjax.attacks import _ball
+from robustjax.attacks import _ball, _box
 from robustjax.attacks._attack import check_settings, is_fooled, rows, run
 from robustjax.attacks._compose import MinimumNorm, nearer, unmoved
 from robustjax.typing import AnyArray, LogitsFn
@@ -29,9 +29,9 @@ class DeepFool:
     .. math:: l = \arg\min_k \frac{|f_k - f_y|}{\lVert w_k \rVert_q}, \qquad
               r \leftarrow r + \frac{|f_l - f_y|}{\lVert w_l \rVert_q}\, v_l, \qquad z = x + (1 + \text{overshoot})\, r
 
-    where :math:`v` is the unit gradient for l2 and its sign for linf; z is clipped to [0, 1]. No step is shorter than
-    1e-5, so that points on the border of the box, where steps are clipped, still cross the boundary. A model with
-    batch normalisation must use its running statistics.
+    where :math:`v` is the unit gradient for l2 and its sign for linf; z is clipped to the box. No step is shorter than
+    1e-5 of the largest width of the box, so that points on the border of the box, where steps are clipped, still cross
+    the boundary. A model with batch normalisation must use its running statistics.
 
     Attributes:
       norm: ``"l2"`` or ``"linf"``.
@@ -39,6 +39,7 @@ class DeepFool:
       overshoot: how far to step beyond the boundary, as a share of the distance.
       candidates: number of classes to consider, those with the largest clean logits, including the label; all classes
         if there are fewer.
+      bounds: the range of inputs: ``(low, high)``, numbers or one number for each feature, or None for any numbers.
 
     Example:
       >>> found = attacks.deepfool(norm="linf")(key, logits_fn, x, labels)
@@ -54,10 +55,12 @@ class DeepFool:
     steps: int = 50
     overshoot: float = 0.02
     candidates: int = 10
+    bounds: _box.Bounds = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(steps=self.steps)
         _ball.check_norm(self.norm, ("l2", "linf"))
+        _box.keep_frozen(self)
         _validate.positive(overshoot=self.overshoot)
         _validate.at_least(2, candidates=self.candidates)
 
@@ -67,8 +70,9 @@ class DeepFool:
         """Returns adversarial inputs and their distances; the key is not used. Raises as :func:`pgd`."""
         return run(self, key, logits_fn, x, labels)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon):
+    def perturb(self, keys, logits_fn, x, labels, epsilon, *, box=None):
         """Takes all steps, traceable."""
+        box = _box.of(box or self.bounds, x)
         answer = lambda x: in_float32(logits_fn(x))
         logits = answer(x)
         others = jax.lax.top_k(logits, min(self.candidates, logits.shape[-1]))[1][:, 1:]
@@ -88,9 +92,9 @@ class DeepFool:
             nearest = lengths.argmin(0)[None]
             length = jnp.take_along_axis(lengths, nearest, 0)[0]
             gradient = jnp.take_along_axis(gradients, nearest.reshape(1, -1, *(1,) * (x.ndim - 1)), 0)[0]
-            length = jnp.where(jnp.isfinite(length), jnp.maximum(length, _LEAST_STEP), 0.0)
+            length = jnp.where(jnp.isfinite(length), jnp.maximum(length, _LEAST_STEP * box.scale), 0.0)
             total = total + _ball.per_row(length, x) * _ball.steepest(gradient, self.norm)
-            z = rows(found.success, z, jnp.clip(x + (1 + self.overshoot) * total, 0.0, 1.0))
+            z = rows(found.success, z, jnp.clip(x + (1 + self.overshoot) * total, box.low, box.high))
             return i + 1, z, total, found
 
         def goes_on(state):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from robustjax import _arguments, _validate, losses
 from robustjax._precision import in_float32
+from robustjax.attacks import _box
 from robustjax.attacks._attack import check_inputs, check_settings, fold_in
 from robustjax.perturbations import image_keys
 from robustjax.typing import AnyArray
@@ -68,6 +69,7 @@ def diagnose(
     labels: Int[AnyArray, " batch"],
     *,
     samples: int | None = None,
+    bounds: _box.Bounds = (0.0, 1.0),
 ) -> Diagnosis:
     r"""Checks a model for masked or broken gradients, randomness, and probabilities instead of logits.
 
@@ -78,9 +80,10 @@ def diagnose(
     Args:
       key: one typed key, or ``(batch,)`` keys.
       logits_fn: ``x -> logits``; with ``samples``, ``(key, x) -> logits``, called with one key and one input at a time.
-      x: ``(batch, ...)``, float32 in [0, 1].
+      x: ``(batch, ...)``, float32 within ``bounds``.
       labels: ``(batch,)``, integer.
       samples: number of draws of a random model to average the gradient over, or None for a deterministic model.
+      bounds: the range of x, as for :func:`pgd`.
 
     Returns:
       The :class:`Diagnosis`, whose ``warnings`` are sentences.
@@ -100,7 +103,7 @@ def diagnose(
     """
     check_settings(samples=samples)
     logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
-    check_inputs(key, logits_fn, x, labels, samples=samples)
+    check_inputs(key, logits_fn, x, labels, bounds=_box.frozen(bounds), samples=samples)
     if not x.shape[0]:
         raise ValueError("x must hold at least one input, got none.")
     return _diagnose(key, logits_fn, jnp.asarray(x), labels, samples=samples)

@@ -8,10 +8,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from robustjax import _arguments, _validate
-from robustjax.attacks import _ball
+from robustjax.attacks import _ball, _box
 from robustjax.attacks._attack import Model, check_settings, fold_in, is_fooled, rows, run
 from robustjax.attacks._compose import MinimumNorm, nearer, unmoved
 from robustjax.perturbations import standard_normal
@@ -33,7 +34,7 @@ class FAB:
               \alpha = \min\Bigl(\frac{\lVert\delta\rVert}{\lVert\delta\rVert + \lVert\delta_0\rVert},
               \alpha_{\max}\Bigr)
 
-    clipped to [0, 1]. A point that fools the model is kept if it is the nearest so far, and the walk continues from
+    clipped to the box. A point that fools the model is kept if it is the nearest so far, and the walk continues from
     :math:`x + \beta (z - x)`. A model with batch normalisation must use its running statistics.
 
     Attributes:
@@ -44,8 +45,9 @@ class FAB:
       alpha_max: largest weight of the step from x.
       eta: factor by which to overshoot the hyperplane; at least 1.
       beta: share of the displacement from x that is kept once the model is fooled.
-      epsilon: a distance that is near enough, in units of [0, 1] images, at which the search for an input ends; None
+      epsilon: a distance that is near enough, in units of the inputs, at which the search for an input ends; None
         never ends it. Restarts begin at half the smallest distance known, or at half of epsilon if that is smaller.
+      bounds: the range of inputs: ``(low, high)``, numbers or one number for each feature, or None for any numbers.
 
     Example:
       >>> found = attacks.fab(norm="linf", steps=20)(key, logits_fn, x, labels)
@@ -65,13 +67,15 @@ class FAB:
     eta: float = 1.05
     beta: float = 0.9
     epsilon: float | None = None
+    bounds: _box.Bounds = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(steps=self.steps, num_targets=self.num_targets, restarts=self.restarts)
         check_settings(epsilon=0.0 if self.epsilon is None else self.epsilon)
         _ball.check_norm(self.norm)
+        _box.keep_frozen(self)
         if self.epsilon is not None:
-            _ball.check_epsilon(self.epsilon, self.norm)
+            _box.check_epsilon(self.epsilon, self.norm, self.bounds)
         _validate.probability(alpha_max=self.alpha_max, beta=self.beta)
         if not 1 <= _validate.number(self.eta) < math.inf:
             raise ValueError(f"eta must be at least 1 and finite, got {self.eta!r}.")
@@ -86,8 +90,10 @@ class FAB:
         """One walk by its number, over all targets and restarts; all numbers share one compiled program."""
         return run(self, key, logits_fn, x, labels, number)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon, attempt=None):
+    def perturb(self, keys, logits_fn, x, labels, epsilon, attempt=None, *, box=None):
         """Runs all walks, or only one; traceable."""
+        box = _box.of(box or self.bounds, x)
+        sides = _box.as_row(box)
         logits = logits_fn(x)
         num_targets = min(self.num_targets, logits.shape[-1] - 1)
         ranked = jax.lax.top_k(logits, num_targets + 1)[1]
@@ -104,11 +110,12 @@ class FAB:
                 points = jnp.stack([z, x]).reshape(2, *normal.shape)
                 # The linear function at x from its value at z: by the offset of the plane, more digits would cancel.
                 values = jnp.stack([value, value + (normal * (points[1] - points[0])).sum(-1)])
-                moves = jax.vmap(functools.partial(to_hyperplane, norm=self.norm), (0, None, 0))(points, normal, values)
+                move = functools.partial(to_hyperplane, norm=self.norm, box=sides)
+                moves = jax.vmap(move, (0, None, 0))(points, normal, values)
                 lengths = jnp.maximum(jax.vmap(functools.partial(_ball.norms_of, norm=self.norm))(moves), _LEAST_NORM)
                 alpha = jnp.minimum(lengths[0] / lengths.sum(0), self.alpha_max)[:, None]
                 ahead = points + self.eta * moves
-                z = jnp.clip(ahead[0] * (1 - alpha) + ahead[1] * alpha, 0.0, 1.0).reshape(x.shape)
+                z = jnp.clip(ahead[0] * (1 - alpha) + ahead[1] * alpha, sides.low, sides.high).reshape(x.shape)
                 fooled = model.look(keys, z)[1]
                 searching = found.distance > near_enough
                 found = nearer(found, z, _ball.norms_of(z - x, self.norm), fooled & searching)
@@ -118,20 +125,20 @@ class FAB:
                 i, _, found = state
                 return (i < self.steps) & (found.distance > near_enough).any()
 
-            start = self._start(fold_in(keys, index), x, found.distance, epsilon, index % self.restarts > 0)
+            start = self._start(fold_in(keys, index), x, box, found.distance, epsilon, index % self.restarts > 0)
             return jax.lax.while_loop(goes_on, step, (jnp.int32(0), start, found))[2]
 
         walks = (0, num_targets * self.restarts) if attempt is None else (attempt, attempt + 1)
         return jax.lax.fori_loop(*walks, walk, unmoved(x, is_fooled(logits, labels)))
 
-    def _start(self, keys, x, distance, epsilon, is_restart):
+    def _start(self, keys, x, box, distance, epsilon, is_restart):
         if self.restarts == 1:
             return x
         draw = _ball.uniform if self.norm == "linf" else standard_normal
         direction = _ball.unit(jax.vmap(lambda key: draw(key, x.shape[1:]))(keys).astype(x.dtype), self.norm)
         radius = distance if epsilon is None else jnp.minimum(distance, epsilon)
-        radius = jnp.where(is_restart, jnp.where(jnp.isfinite(radius), radius, 1.0) / 2, 0.0)
-        return jnp.clip(x + _ball.per_row(radius, x) * direction, 0.0, 1.0)
+        radius = jnp.where(is_restart, jnp.where(jnp.isfinite(radius), radius, box.scale) / 2, 0.0)
+        return jnp.clip(x + _ball.per_row(radius, x) * direction, box.low, box.high)
 
 
 def _difference(logits, labels, *, targets):
@@ -140,20 +147,25 @@ def _difference(logits, labels, *, targets):
 
 
 def to_hyperplane(
-    x: Float[Array, "batch dim"], normal: Float[Array, "batch dim"], value: Float[Array, " batch"], norm: _ball.Norm
+    x: Float[Array, "batch dim"],
+    normal: Float[Array, "batch dim"],
+    value: Float[Array, " batch"],
+    norm: _ball.Norm,
+    box: _box.Box,
 ) -> Float[Array, "batch dim"]:
-    r"""Computes the shortest displacement that takes each point to a hyperplane without leaving [0, 1].
+    r"""Computes the shortest displacement that takes each point to a hyperplane without leaving the box.
 
     .. math:: \arg\min_\delta \lVert\delta\rVert_p \quad\text{with}\quad
-              \langle w, \delta\rangle = -v, \quad x + \delta \in [0, 1]^d
+              \langle w, \delta\rangle = -v, \quad x + \delta \in \text{box}
 
     Exact up to rounding. Where the plane does not intersect the box, every coordinate moves as far as it can.
 
     Args:
-      x: ``(batch, dim)`` points in [0, 1].
+      x: ``(batch, dim)`` points in the box.
       normal: ``(batch, dim)``, w.
       value: ``(batch,)``, v: the linear function at x, zero on the plane.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``, the p.
+      box: its sides, of shape ``()`` or ``(1, dim)``, may be infinite.
 
     Returns:
       ``(batch, dim)`` displacements.
@@ -162,12 +174,14 @@ def to_hyperplane(
     scale = jnp.where(largest > 0, largest, 1.0)  # so that squares of small gradients do not vanish
     slope, missing = jnp.abs(normal) / scale[:, None], jnp.abs(value) / scale
     direction = -jnp.sign(value)[:, None] * jnp.sign(normal)
-    room = jnp.where(direction > 0, 1.0 - x, x) * jnp.abs(direction)
+    room = jnp.where(direction == 0, 0.0, jnp.where(direction > 0, box.high - x, x - box.low))
     return direction * (_fill if norm == "l1" else functools.partial(_share, norm=norm))(slope, room, missing)
 
 
 def _fill(slope, room, missing):
     """For l1: the steepest coordinates move first, each as far as it has room."""
+    enough = jnp.minimum(missing[:, None] / jnp.where(slope > 0, slope, 1.0), np.finfo(np.float32).max)
+    room = jnp.where(jnp.isinf(room), enough, room)  # the sums below must be finite
     order = jnp.argsort(-slope, axis=-1)
     slope, room = jnp.take_along_axis(slope, order, -1), jnp.take_along_axis(room, order, -1)
     gain = slope * room

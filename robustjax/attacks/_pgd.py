@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from robustjax import _arguments, _validate
-from robustjax.attacks import _ball
+from robustjax.attacks import _ball, _box
 from robustjax.attacks._attack import LossFn, Model, better, check_settings, fold_in, loss_of, run, start_from
 from robustjax.typing import AnyArray
 
@@ -22,14 +22,14 @@ from robustjax.typing import AnyArray
 class PGD:
     r"""Projected gradient descent: steps of one size along the steepest direction, each projected into the ball.
 
-    .. math:: x_{t+1} = \Pi_{B(x, \epsilon) \cap [0, 1]^d}\bigl(x_t + \eta\, v(\nabla_x L(x_t, y))\bigr)
+    .. math:: x_{t+1} = \Pi_{B(x, \epsilon) \cap \text{box}}\bigl(x_t + \eta\, v(\nabla_x L(x_t, y))\bigr)
 
     with :math:`v(g) = \mathrm{sign}(g)` for linf, :math:`g / \lVert g \rVert_2` for l2, and for l1 the signs of the
     largest share ``1 - quantile`` of coordinates, scaled to norm 1 (SLIDE). Each input stops at the first point that
     fools the model. A model with batch normalisation must use its running statistics.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
+      epsilon: radius of the ball, in units of the inputs; at most their largest distance, 1 in linf for images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       steps: number of gradients for each restart.
       step_size: eta; None is ``2.5 * epsilon / steps``.
@@ -43,6 +43,7 @@ class PGD:
       targeted: labels are the classes that the attack aims at, and the loss is minimised.
       quantile: share of coordinates that an l1 step does not change.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
+      bounds: the range of inputs: ``(low, high)``, numbers or one number for each feature, or None for any numbers.
 
     Example:
       >>> x_adv = attacks.pgd(epsilon=0.15, steps=3)(key, logits_fn, x, labels)
@@ -65,16 +66,19 @@ class PGD:
     targeted: bool = False
     quantile: float = 0.99
     samples: int | None = None
+    bounds: _box.Bounds = (0.0, 1.0)
     steps_are_traced: ClassVar[bool] = True
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)
         _ball.check_norm(self.norm)
-        _ball.check_epsilon(self.epsilon, self.norm)
+        _box.keep_frozen(self)
+        _box.check_epsilon(self.epsilon, self.norm, self.bounds)
         loss_of(self.loss)
         _validate.probability(quantile=self.quantile)
         if not isinstance(self.random_start, bool):
-            _validate.probability(random_start=self.random_start)
+            within = _validate.probability if self.bounds == _box.IMAGES else _validate.positive
+            within(random_start=self.random_start)
         if self.keep not in ("best", "last"):
             raise ValueError(f"keep must be best or last, got {self.keep!r}.")
         if self.step_size is not None:
@@ -92,8 +96,9 @@ class PGD:
         """Returns adversarial inputs, for one key or one key per input; ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon, steps=None):
+    def perturb(self, keys, logits_fn, x, labels, epsilon, steps=None, *, box=None):
         """Runs all restarts, traceable."""
+        box = _box.of(box or self.bounds, x)
         model = Model(logits_fn, loss_of(self.loss), labels, self.samples, self.targeted)
         steps = jnp.int32(self.steps) if steps is None else steps
         step_size = 2.5 * epsilon / steps.astype(x.dtype) if self.step_size is None else self.step_size
@@ -102,13 +107,13 @@ class PGD:
             best, _ = carry
             start_keys, step_keys = fold_in(fold_in(keys, index), 0), fold_in(fold_in(keys, index), 1)
             sigma = None if isinstance(self.random_start, bool) else self.random_start
-            z = _ball.random_start(start_keys, x, epsilon, self.norm, sigma) if self.random_start else x
+            z = _ball.random_start(start_keys, x, epsilon, self.norm, box, sigma) if self.random_start else x
 
             def step(state):
                 i, z, best = state
                 value, fooled, gradient = model.ascend(fold_in(step_keys, i), z)
                 best = better(best, z, value, fooled)
-                moved = _ball.project(z + step_size * self._direction(gradient), x, epsilon, self.norm)
+                moved = _ball.project(z + step_size * self._direction(gradient), x, epsilon, self.norm, box)
                 return i + 1, moved, best
 
             def goes_on(state):
@@ -121,7 +126,7 @@ class PGD:
             return best, z
 
         best, last = jax.lax.fori_loop(0, self.restarts, restart, (start_from(x), x))
-        return _ball.settle(best.x if self.keep == "best" else last, x, epsilon, self.norm)
+        return _ball.settle(best.x if self.keep == "best" else last, x, epsilon, self.norm, box)
 
     def _direction(self, gradient):
         if self.norm != "l1":
@@ -138,17 +143,18 @@ class PGD:
 class FGSM:
     r"""One step to the surface of the ball, along the steepest direction.
 
-    .. math:: x + \epsilon\, v(\nabla_x L(x, y)), \text{ clipped to } [0, 1]
+    .. math:: x + \epsilon\, v(\nabla_x L(x, y)), \text{ clipped to the box}
 
     with :math:`v` the sign for linf and the unit gradient for l2. For l1, epsilon is spent on the pixels with the
-    largest gradients, each of which moves as far as [0, 1] allows.
+    largest gradients, each of which moves as far as the box allows.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
+      epsilon: radius of the ball, in units of the inputs; at most their largest distance, 1 in linf for images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       loss: as for :func:`pgd`.
       targeted: labels are the classes that the attack aims at, and the loss is minimised.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
+      bounds: the range of inputs: ``(low, high)``, numbers or one number for each feature, or None for any numbers.
 
     Example:
       >>> x_adv = attacks.fgsm(epsilon=0.15)(key, logits_fn, x, labels)
@@ -165,11 +171,13 @@ class FGSM:
     loss: str | LossFn = "cross_entropy"
     targeted: bool = False
     samples: int | None = None
+    bounds: _box.Bounds = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, samples=self.samples)
         _ball.check_norm(self.norm)
-        _ball.check_epsilon(self.epsilon, self.norm)
+        _box.keep_frozen(self)
+        _box.check_epsilon(self.epsilon, self.norm, self.bounds)
         loss_of(self.loss)
 
     def __call__(
@@ -178,20 +186,22 @@ class FGSM:
         """Returns adversarial inputs; only random models use the key. ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon):
+    def perturb(self, keys, logits_fn, x, labels, epsilon, *, box=None):
         """Takes the step, traceable."""
+        box = _box.of(box or self.bounds, x)
         model = Model(logits_fn, loss_of(self.loss), labels, self.samples, self.targeted)
         gradient = model.ascend(keys, x).gradient
         if self.norm != "l1":
-            return _ball.settle(x + epsilon * _ball.steepest(gradient, self.norm), x, epsilon, self.norm)
-        flat, pixels = gradient.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
-        room = jnp.where(flat == 0, 0.0, jnp.where(flat > 0, 1.0 - pixels, pixels))
+            return _ball.settle(x + epsilon * _ball.steepest(gradient, self.norm), x, epsilon, self.norm, box)
+        flat = gradient.reshape(x.shape[0], -1)
+        room = jnp.where(gradient == 0, 0.0, jnp.where(gradient > 0, box.high - x, x - box.low)).reshape(flat.shape)
+        room = jnp.where(jnp.isinf(room), epsilon, room)
         order = jnp.argsort(-jnp.abs(flat), axis=-1)
         sorted_room = jnp.take_along_axis(room, order, -1)
         spent = jnp.cumsum(sorted_room, -1) - sorted_room
         moves = jnp.clip(epsilon - spent, 0.0, sorted_room)
         moves = jnp.put_along_axis(jnp.zeros_like(flat), order, moves, -1, inplace=False)
-        return _ball.settle(x + (moves * jnp.sign(flat)).reshape(x.shape), x, epsilon, "l1")
+        return _ball.settle(x + (moves * jnp.sign(flat)).reshape(x.shape), x, epsilon, "l1", box)
 
 
 @_arguments.checked
@@ -205,7 +215,7 @@ class MomentumIterative:
     As published, it starts at x and returns the last point.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
+      epsilon: radius of the ball, in units of the inputs; at most their largest distance, 1 in linf for images.
       norm: ``"linf"`` or ``"l2"``.
       steps: number of gradients.
       step_size: eta; None is ``epsilon / steps``.
@@ -213,6 +223,7 @@ class MomentumIterative:
       loss: as for :func:`pgd`.
       targeted: labels are the classes that the attack aims at, and the loss is minimised.
       samples: draws of a random model, see :func:`expectation_over_transformation`.
+      bounds: the range of inputs: ``(low, high)``, numbers or one number for each feature, or None for any numbers.
 
     Example:
       >>> x_adv = attacks.momentum_iterative(epsilon=0.15, steps=3)(key, logits_fn, x, labels)
@@ -231,11 +242,13 @@ class MomentumIterative:
     loss: str | LossFn = "cross_entropy"
     targeted: bool = False
     samples: int | None = None
+    bounds: _box.Bounds = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, samples=self.samples)
         _ball.check_norm(self.norm, ("linf", "l2"))
-        _ball.check_epsilon(self.epsilon, self.norm)
+        _box.keep_frozen(self)
+        _box.check_epsilon(self.epsilon, self.norm, self.bounds)
         loss_of(self.loss)
         if self.step_size is not None:
             _validate.positive(step_size=self.step_size)
@@ -248,18 +261,21 @@ class MomentumIterative:
         """Returns adversarial inputs; only random models use the key. ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon):
+    def perturb(self, keys, logits_fn, x, labels, epsilon, *, box=None):
         """Takes all steps, traceable."""
+        box = _box.of(box or self.bounds, x)
         model = Model(logits_fn, loss_of(self.loss), labels, self.samples, self.targeted)
         step_size = epsilon / self.steps if self.step_size is None else self.step_size
 
         def step(i, state):
             z, momentum = state
             momentum = self.decay * momentum + _ball.unit(model.ascend(fold_in(keys, i), z).gradient, "l1")
-            return _ball.project(z + step_size * _ball.steepest(momentum, self.norm), x, epsilon, self.norm), momentum
+            return _ball.project(
+                z + step_size * _ball.steepest(momentum, self.norm), x, epsilon, self.norm, box
+            ), momentum
 
         z, _ = jax.lax.fori_loop(0, self.steps, step, (x, jnp.zeros_like(x)))
-        return _ball.settle(z, x, epsilon, self.norm)
+        return _ball.settle(z, x, epsilon, self.norm, box)
 
 
 pgd = PGD

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from robustjax import _arguments, _validate, losses
-from robustjax.attacks import _ball
+from robustjax.attacks import _ball, _box
 from robustjax.attacks._attack import Model, better, check_settings, fold_in, run, start_from
 from robustjax.typing import AnyArray
 
@@ -31,7 +31,7 @@ class Square:
     first point that fools the model, and has its own random places and signs.
 
     Attributes:
-      epsilon: radius of the ball, in units of [0, 1] images; at most their largest distance, 1 in linf.
+      epsilon: radius of the ball, in units of the inputs; at most their largest distance, 1 in linf for images.
       norm: ``"linf"``, ``"l2"`` or ``"l1"``.
       queries: number of queries of each restart, including the start.
       initial_fraction: area of the first squares, as a share of the image.
@@ -39,6 +39,7 @@ class Square:
       rescale_schedule: whether to rescale the halvings, meant for 10000 changes, to ``queries``.
       targeted: labels are the classes that the attack aims at.
       samples: number of draws of a random model for each query, see :func:`expectation_over_transformation`.
+      bounds: the range of inputs: ``(low, high)``, numbers or one number for each feature, or None for any numbers.
 
     Example:
       >>> x_adv = attacks.square(epsilon=0.15, queries=100)(key, logits_fn, x, labels)
@@ -60,13 +61,15 @@ class Square:
     rescale_schedule: bool = False
     targeted: bool = False
     samples: int | None = None
+    bounds: _box.Bounds = (0.0, 1.0)
 
     sees_images: ClassVar[bool] = True
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, queries=self.queries, restarts=self.restarts, samples=self.samples)
         _ball.check_norm(self.norm)
-        _ball.check_epsilon(self.epsilon, self.norm)
+        _box.keep_frozen(self)
+        _box.check_epsilon(self.epsilon, self.norm, self.bounds)
         if not 0 < _validate.number(self.initial_fraction) <= 1:
             raise ValueError(f"initial_fraction must be above 0 and at most 1, got {self.initial_fraction!r}.")
 
@@ -76,14 +79,18 @@ class Square:
         """Returns adversarial images ``(batch, height, width, channels)``; ValueError for inputs of the wrong kind."""
         return run(self, key, logits_fn, x, labels)
 
-    def perturb(self, keys, logits_fn, x, labels, epsilon):
+    def perturb(self, keys, logits_fn, x, labels, epsilon, *, box=None):
         """Runs all restarts, traceable."""
         least = 1 if self.norm == "linf" else 5
         if x.ndim != 4 or min(x.shape[1:3]) < least:
-            raise ValueError(f"x must be (batch, height >= {least}, width >= {least}, channels), got {x.shape}.")
+            raise ValueError(
+                f"x must be (batch, height >= {least}, width >= {least}, channels), got {x.shape}: Square changes squares "
+                "of pixels; attack other inputs with apgd or fab."
+            )
+        box = _box.of(box or self.bounds, x)
         model = Model(logits_fn, losses.margin, labels, self.samples, self.targeted)
         make = self._corners if self.norm == "linf" else self._bumps
-        start, move, draws = make(x, epsilon)
+        start, move, draws = make(x, epsilon, box)
 
         def restart(index, best):
             search_keys, model_keys = fold_in(fold_in(keys, index), 0), fold_in(fold_in(keys, index), 1)
@@ -105,7 +112,7 @@ class Square:
             return better(best, *found)
 
         best = jax.lax.fori_loop(0, self.restarts, restart, start_from(x))
-        return _ball.settle(best.x, x, epsilon, self.norm)
+        return _ball.settle(best.x, x, epsilon, self.norm, box)
 
     def _sides(self, height, width):
         """Side of the square that each change has."""
@@ -118,10 +125,10 @@ class Square:
             return np.clip(side, 1, min(height, width))
         return np.minimum(np.maximum(side, 3) // 2 * 2 + 1, min(height, width))
 
-    def _corners(self, x, epsilon):
+    def _corners(self, x, epsilon, box):
         """Points of the ball at which every pixel has its smallest or its largest value."""
         _, height, width, channels = x.shape
-        low, high = _ball.linf_bounds(x, epsilon)
+        low, high = _ball.linf_bounds(x, epsilon, box)
         sides = jnp.asarray(self._sides(height, width))
 
         def start(keys):  # vertical stripes
@@ -133,7 +140,7 @@ class Square:
 
         return start, move, 2 + channels
 
-    def _bumps(self, x, epsilon):
+    def _bumps(self, x, epsilon, box):
         """Points on the surface of the ball, made of two opposite bumps in each square."""
         _, height, width, channels = x.shape
         power = 2 if self.norm == "l2" else 4
@@ -151,8 +158,8 @@ class Square:
 
         def at(change):
             if self.norm == "l2":
-                return jnp.clip(x + epsilon * _ball.unit(change, "l2"), 0.0, 1.0)
-            return _ball.project(x + change, x, epsilon, "l1")
+                return jnp.clip(x + epsilon * _ball.unit(change, "l2"), box.low, box.high)
+            return _ball.project(x + change, x, epsilon, "l1", box)
 
         def start(keys):  # a grid of tiles
             side = min(height, width) // 5

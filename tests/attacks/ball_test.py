@@ -1,3 +1,4 @@
+import functools
 from fractions import Fraction
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from robustjax.attacks import _ball
+from robustjax.attacks import _ball, _box
 
 NORMS = ("linf", "l2", "l1")
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
@@ -14,9 +15,10 @@ ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 RNG = np.random.default_rng(0)
 X = RNG.random((50, 6)).astype(np.float32)
 X[0], X[1], X[2, :3] = 0.0, 1.0, 1e-30
-project = jax.jit(_ball.project, static_argnames="norm")
-settle = jax.jit(_ball.settle, static_argnames="norm")
-random_start = jax.jit(_ball.random_start, static_argnames=("norm", "sigma"))
+UNIT = _box.of(_box.IMAGES, X)
+project = jax.jit(functools.partial(_ball.project, box=UNIT), static_argnames="norm")
+settle = jax.jit(functools.partial(_ball.settle, box=UNIT), static_argnames="norm")
+random_start = jax.jit(functools.partial(_ball.random_start, box=UNIT), static_argnames=("norm", "sigma"))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -43,7 +45,7 @@ def test_steepest_direction_reaches_the_dual_norm(norm):
 @pytest.mark.parametrize("epsilon", [0.0, 1e-9, 8 / 255, 0.1, 0.3, 1.0])
 def test_linf_bounds_are_the_outermost_floats_of_the_ball(epsilon):
     epsilon = np.float32(epsilon)
-    low, high = (np.asarray(bound) for bound in jax.jit(_ball.linf_bounds)(X, epsilon))
+    low, high = (np.asarray(bound) for bound in jax.jit(_ball.linf_bounds)(X, epsilon, UNIT))
     for x, a, b in zip(X.ravel().tolist(), low.ravel().tolist(), high.ravel().tolist(), strict=True):
         assert Fraction(x) - Fraction(a) <= Fraction(float(epsilon)) >= Fraction(b) - Fraction(x)
         assert 0 <= a <= x <= b <= 1
@@ -114,7 +116,7 @@ def test_random_starts_are_uniform_in_the_ball():
 
 def test_gaussian_start_has_its_standard_deviation():
     keys = jax.random.split(jax.random.key(0), 4000)
-    start = random_start(keys, jnp.full((4000, 3), 0.5), jnp.float32(0.4), "linf", 0.001)
+    start = random_start(keys, jnp.full((4000, 3), 0.5), jnp.float32(0.4), "linf", sigma=0.001)
     assert float((start - 0.5).std()) == pytest.approx(0.001, rel=0.05)
 
 

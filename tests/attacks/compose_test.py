@@ -197,7 +197,7 @@ def test_a_model_that_depends_on_its_batch_has_no_accuracy():
     ],
 )
 def test_no_ball_is_larger_than_the_box(call, farthest):
-    with pytest.raises(ValueError, match=f"epsilon must be at most {farthest} distance of images in"):
+    with pytest.raises(ValueError, match=f"epsilon must be at most {farthest} distance of inputs in"):
         call()
 
 

@@ -1,17 +1,20 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import optimize
 
-from robustjax.attacks import at_budget, fab
+from robustjax.attacks import _box, at_budget, fab
 from robustjax.attacks._fab import to_hyperplane
 
 KEY = jax.random.key(0)
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 SHAPE, CLASSES = (8, 2, 3, 1), 4
-to_plane = jax.jit(to_hyperplane, static_argnames="norm")
+UNIT = _box.Box(np.float32(0), np.float32(1), np.float32(1))
+to_plane = jax.jit(functools.partial(to_hyperplane, box=UNIT), static_argnames="norm")
 
 
 def linear(weights, bias, x):
