@@ -151,7 +151,7 @@ def _weighed(rows: list[Array], factors: list[Array]) -> Array:
     return functools.reduce(jnp.add, [product.sum(range(1, product.ndim)) for product in products])
 
 
-def ball(x: Float[Array, "..."], epsilon: Any) -> Interval:
-    """The linf ball around x within [0, 1]."""
+def ball(x: Float[Array, "..."], epsilon: Any, low: Any = 0, high: Any = 1) -> Interval:
+    """The linf ball around x within [low, high]."""
     epsilon = jnp.asarray(epsilon, x.dtype)
-    return Interval(jnp.clip(x - epsilon, 0, 1), jnp.clip(x + epsilon, 0, 1))
+    return Interval(jnp.clip(x - epsilon, low, high), jnp.clip(x + epsilon, low, high))

@@ -35,7 +35,7 @@ class Box(NamedTuple):
 
 def frozen(bounds: Any) -> Bounds:
     """``bounds`` as hashable Python numbers, or nested tuples of them; ValueError unless they are a box."""
-    if bounds is None or isinstance(bounds, tuple) and bounds == IMAGES and all(type(b) is float for b in bounds):
+    if bounds is None or isinstance(bounds, tuple) and all(type(b) is float for b in bounds) and bounds == IMAGES:
         return bounds
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(bounds)):
         raise ValueError("bounds must be numbers that are known, got traced ones: make the attack outside jit.")

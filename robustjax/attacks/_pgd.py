@@ -50,6 +50,13 @@ class PGD:
       >>> print(logits_fn(x_adv).argmax(-1) == labels)
       [False  True]
 
+      Rows of a table are attacked in their own units; without bounds, they may hold any numbers:
+
+      >>> rows, classify = jnp.array([[30.0, -2.0]]), lambda rows: rows @ jnp.array([[0.1, 0.0], [0.0, 1.0]])
+      >>> attack = attacks.pgd(epsilon=5.0, bounds=None)
+      >>> print(attack(key, classify, rows, jnp.array([0])))
+      [[25.  3.]]
+
     Reference:
       Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv 1706.06083; the l1 step:
       Tramer and Boneh 2019, Adversarial Training and Robustness for Multiple Perturbations, arXiv 1904.13000.

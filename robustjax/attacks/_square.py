@@ -84,8 +84,8 @@ class Square:
         least = 1 if self.norm == "linf" else 5
         if x.ndim != 4 or min(x.shape[1:3]) < least:
             raise ValueError(
-                f"x must be (batch, height >= {least}, width >= {least}, channels), got {x.shape}: Square changes squares "
-                "of pixels; attack other inputs with apgd or fab."
+                f"x must be (batch, height >= {least}, width >= {least}, channels), got {x.shape}: Square changes "
+                "squares of pixels; attack other inputs with apgd or fab."
             )
         box = _box.of(box or self.bounds, x)
         model = Model(logits_fn, losses.margin, labels, self.samples, self.targeted)

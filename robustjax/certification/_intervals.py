@@ -37,23 +37,26 @@ def certify(
     *,
     epsilon: float,
     batch_size: int | None = None,
+    input_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> Certificate:
     r"""Certifies the network itself in the linf ball around each input, by interval bound propagation.
 
-    .. math:: \min_{j \ne y} \ \min_{\lVert x' - x \rVert_\infty \le \epsilon,\ 0 \le x' \le 1} f_y(x') - f_j(x')
+    .. math:: \min_{j \ne y} \ \min_{\lVert x' - x \rVert_\infty \le \epsilon,\ l \le x' \le h} f_y(x') - f_j(x')
 
-    is bounded from below: intervals go through the network up to the last activations, and the map from there to a
-    difference of logits is bounded as a whole ("elision" of the last layer). The bounds are tight for networks trained
-    for them (:func:`robustjax.losses.interval_training`), and loose for other networks, above all for deep ones. See
-    :func:`bounds` for the operations that a network may contain. Randomness and batch statistics are not supported: the
-    model sees one input at a time. Works under ``jit`` and compiles once for all epsilons.
+    with [l, h] the ``input_range``, is bounded from below: intervals go through the network up to the last activations,
+    and the map from there to a difference of logits is bounded as a whole ("elision" of the last layer). The bounds are
+    tight for networks trained for them (:func:`robustjax.losses.interval_training`), and loose for other networks,
+    above all for deep ones. See :func:`bounds` for the operations that a network may contain. Randomness and batch
+    statistics are not supported: the model sees one input at a time. Works under ``jit`` and compiles once for all
+    epsilons.
 
     Args:
       logits_fn: maps ``(1, ...)`` to ``(1, classes)``; normalisation belongs inside.
-      x: ``(batch, ...)``, float32 or float64, in [0, 1].
+      x: ``(batch, ...)``, float32 or float64, in ``input_range``.
       labels: ``(batch,)``, classes to verify; None for the model's own answers.
       epsilon: radius of the ball in the linf norm, in units of x, at least 0.
       batch_size: inputs at a time, which bounds memory; None for all.
+      input_range: the smallest and the largest number that an input may hold, also after a change; None for any.
 
     Returns:
       The certificates, device arrays.
@@ -88,8 +91,11 @@ def certify(
         got = f"{x.dtype} of shape {x.shape}" if hasattr(x, "dtype") else type(x).__name__
         raise ValueError(f"x must be a float32 or float64 array (batch, ...), got {got}.")
     with jax.ensure_compile_time_eval():
-        if not isinstance(x, jax.core.Tracer) and not bool(((x >= 0) & (x <= 1)).all()):
-            raise ValueError(f"x must lie in [0, 1], got values from {np.nanmin(x)} to {np.nanmax(x)}, or NaN.")
+        if not isinstance(x, jax.core.Tracer):
+            _validate.in_range(np.asarray(x), input_range)
+            if not np.isfinite(x).all():
+                raise ValueError("x must be finite, got NaN or infinity in it.")
+    ends = tuple(np.asarray(end, x.dtype) for end in input_range or (-np.inf, np.inf))
     logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
@@ -99,17 +105,19 @@ def certify(
         labels = jnp.asarray(labels).astype(jnp.int32)
     if not x.shape[0]:  # none of the results for one black image: models need not take an empty batch
         black = jnp.zeros((1, *x.shape[1:]), x.dtype)
-        return jax.tree.map(lambda a: a[:0], _certify(logits_fn, black, None, epsilon, batch_size=None))
-    return _certify(logits_fn, jnp.asarray(x), labels, epsilon, batch_size=batch_size)
+        return jax.tree.map(lambda a: a[:0], _certify(logits_fn, black, None, epsilon, ends, batch_size=None))
+    return _certify(logits_fn, jnp.asarray(x), labels, epsilon, ends, batch_size=batch_size)
 
 
 @jax.jit(static_argnames="batch_size")
-def _certify(logits_fn, x, labels, epsilon, *, batch_size):
+def _certify(logits_fn, x, labels, epsilon, ends, *, batch_size):
+    low, high = ends
+
     def of_examples(x, labels):
         if labels is None:
             labels = logits_fn(x).argmax(-1).astype(jnp.int32)
-        lower, upper = ball(x, jnp.nextafter(jnp.asarray(epsilon, x.dtype), jnp.inf))
-        bounds = margin_bounds(logits_fn, jnp.nextafter(lower, 0), jnp.nextafter(upper, 1), labels, outward=True)
+        lower, upper = ball(x, jnp.nextafter(jnp.asarray(epsilon, x.dtype), jnp.inf), low, high)
+        bounds = margin_bounds(logits_fn, jnp.nextafter(lower, low), jnp.nextafter(upper, high), labels, outward=True)
         margin = jnp.where(jnp.arange(bounds.shape[-1])[None] == labels[:, None], jnp.inf, bounds).min(-1)
         return Certificate(labels, margin, margin > 0)
 

@@ -35,6 +35,7 @@ def radius(
     *,
     cancel: bool = True,
     batch_size: int = 256,
+    input_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> PrototypeCertificate:
     r"""Certifies the answers of a prototype network in l2, by the triangle inequality.
 
@@ -63,20 +64,21 @@ def radius(
 
     Args:
       network: such as ``models.prototypes.network(state.params)``.
-      x: ``(batch, ...)``, floating point, in [0, 1].
+      x: ``(batch, ...)``, floating point, in ``input_range``.
       labels: ``(batch,)`` integers, such as the true classes; None for the network's own answers.
       cancel: False for the published formula.
       batch_size: inputs at a time, which bounds memory.
+      input_range: the smallest and the largest number that x may hold; None for any.
 
     Returns:
-      The certificates. No radius exceeds the diagonal of [0, 1]^dim, beyond which there is no image.
+      The certificates. No radius exceeds the diagonal of the box of all inputs in ``input_range``.
 
     Raises:
       ValueError: for shapes that do not fit, labels that are no classes, arrays that are not finite, scales or weights
         that are not positive, or weights that do not sum to 1.
 
     Guarantee:
-      Deterministic, for every perturbation of l2 norm below the radius, also those that leave [0, 1], in exact
+      Deterministic, for every perturbation of l2 norm below the radius, also those that leave the range, in exact
       arithmetic. In float32 distances err by some 1e-7 of the squared norm of x divided by the distance; the
       radius may be too large by one such error at x and one at the perturbed input. With N > 0, probabilities err by
       1e-7: where all detections are smaller, rounding decides the answer.
@@ -107,16 +109,18 @@ def radius(
     if math.prod(x.shape[1:]) != dim:
         raise ValueError(f"x must have {dim} numbers in each row, as components have, got shape {x.shape}.")
     _check(x=x)
+    if not isinstance(x, jax.core.Tracer):
+        _validate.in_range(np.asarray(x), input_range)
+    low, high = input_range or (-math.inf, math.inf)
+    largest = np.float32((high - low) * math.sqrt(dim))
     if labels is not None:
         _validate.labels(labels, x.shape[0], classes)
         labels = jnp.asarray(labels).astype(jnp.int32)
-    return _radius(network, jnp.asarray(x), labels, cancel=cancel, batch_size=batch_size)
+    return _radius(network, jnp.asarray(x), labels, largest, cancel=cancel, batch_size=batch_size)
 
 
 @jax.jit(static_argnames=("cancel", "batch_size"))
-def _radius(network, x, labels, *, cancel, batch_size):
-    largest = math.sqrt(network.components.shape[1])
-
+def _radius(network, x, labels, largest, *, cancel, batch_size):
     def of_one(example):
         x, label = jax.tree.map(lambda a: a[None], example)
         if label is None:
