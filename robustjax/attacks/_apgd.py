@@ -241,17 +241,19 @@ def _best_of(attempts, attack, model_of, keys, x, epsilon, box, best) -> Best:
             goes_on = lambda state: (state.i <= plan.steps[number]) & ~(best.fooled | state.best.fooled).all()
             return jax.lax.while_loop(goes_on, climb.step, climb.start(found.x)).best
 
-        start = _start(start_keys, x, plan.radii[0] * epsilon, attack.norm)
+        start = _start(start_keys, x, plan.radii[0] * epsilon, attack.norm, box)
         return better(best, *jax.lax.fori_loop(0, phases, phase, start_from(start)))
 
     return jax.lax.fori_loop(attempts[0], attempts[1], attempt, best)
 
 
-def _start(keys, x, radius, norm):
+def _start(keys, x, radius, norm, box):
     """Draws from the surface of the ball, not yet clipped to the box; for l1, normal draws that are projected later."""
     draw = _ball.uniform if norm == "linf" else standard_normal
     draws = jax.vmap(lambda key: draw(key, x.shape[1:]))(keys).astype(x.dtype)
-    return x + (draws if norm == "l1" else radius * _ball.unit(draws, norm))
+    if norm == "l1":  # as wide as the box; where it has no width, as the ball
+        return x + draws * jnp.where(jnp.isfinite(box.high - box.low), box.scale, radius)
+    return x + radius * _ball.unit(draws, norm)
 
 
 class _Halving(NamedTuple):

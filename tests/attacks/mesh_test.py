@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from robustjax import attacks
-from robustjax.attacks import _attack
+from robustjax.attacks import _attack, _box
 
 KEY = jax.random.key(0)
 KEYS = jax.random.split(KEY, 16)
@@ -91,7 +91,15 @@ def test_devices_say_nothing_to_each_other():
     x, labels = on_mesh(X, LABELS)
     keys, attack = jax.device_put(KEYS, labels.sharding), attacks.pgd(epsilon=0.0, steps=3)
     program = _attack._perturb.lower(
-        keys, MODEL, x, labels, np.float32(0), attack=attack, sharding=x.sharding, as_rows=True
+        keys,
+        MODEL,
+        x,
+        labels,
+        np.float32(0),
+        _box.of(attack.bounds, x),
+        attack=attack,
+        sharding=x.sharding,
+        as_rows=True,
     )
     text = program.compile().as_text()
     assert "while" in text
