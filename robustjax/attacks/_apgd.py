@@ -86,7 +86,7 @@ class APGD:
     rho: float = 0.75
     targeted: bool = False
     samples: int | None = None
-    bounds: _box.Bounds = (0.0, 1.0)
+    bounds: _box.Bounds | None = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)
@@ -139,7 +139,7 @@ class APGDTargeted:
     restarts: int = 1
     rho: float = 0.75
     samples: int | None = None
-    bounds: _box.Bounds = (0.0, 1.0)
+    bounds: _box.Bounds | None = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, samples=self.samples)

@@ -215,7 +215,7 @@ def check_inputs(
     x,
     labels,
     *,
-    bounds: _box.Bounds = _box.IMAGES,
+    bounds: _box.Bounds | None = _box.IMAGES,
     samples: int | None = None,
     labels_are_classes: bool = True,
 ) -> None:

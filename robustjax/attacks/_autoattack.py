@@ -104,7 +104,7 @@ class AutoAttack:
     norm: _ball.Norm = "linf"
     version: Literal["standard", "rand", "gradient"] = "standard"
     batch_size: int | None = None
-    bounds: _box.Bounds = (0.0, 1.0)
+    bounds: _box.Bounds | None = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, batch_size=self.batch_size)
@@ -285,7 +285,7 @@ class _Inputs(NamedTuple):
     samples: int | None
     batch_size: int | None
     sharding: NamedSharding | None = None
-    bounds: _box.Bounds = _box.IMAGES
+    bounds: _box.Bounds | None = _box.IMAGES
 
     def at(self, places, keys, x):
         """A block on the devices: the keys, x and labels at these places."""

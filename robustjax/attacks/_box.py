@@ -11,8 +11,8 @@ import numpy as np
 from robustjax import _validate
 from robustjax.typing import AnyArray
 
-Bounds = tuple[Any, Any] | None
-"""``(low, high)``, numbers or one number for each feature, which may be infinite; None for no bounds."""
+Bounds = tuple[Any, Any]
+"""``(low, high)``, numbers or one number for each feature, which may be infinite."""
 
 IMAGES = (0.0, 1.0)
 _FINITE = (-1.0, 1.0)
@@ -33,26 +33,33 @@ class Box(NamedTuple):
     scale: Any
 
 
-def frozen(bounds: Any) -> Bounds:
+def frozen(bounds: Any) -> Bounds | None:
     """``bounds`` as hashable Python numbers, or nested tuples of them; ValueError unless they are a box."""
     if bounds is None or isinstance(bounds, tuple) and all(type(b) is float for b in bounds) and bounds == IMAGES:
         return bounds
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(bounds)):
         raise ValueError("bounds must be numbers that are known, got traced ones: make the attack outside jit.")
-    try:
-        low, high = (np.asarray(side, np.float64) for side in bounds)
-        low, high = (np.where(abs(side) > _UNLIMITED, np.copysign(np.inf, side), side) for side in (low, high))
-        per_feature = low.ndim or high.ndim
-        # A feature may be constant; NaN lies in no range.
-        valid = ((low <= high if per_feature else low < high) & (low < np.inf) & (high > -np.inf)).all()
-    except (TypeError, ValueError):  # no pair, no numbers, or of shapes that do not fit
-        valid = False
-    if not valid:
+    sides = _sides(bounds)
+    if sides is None:
         raise ValueError(
             "bounds must be (low, high) with low < high, numbers or one number for each feature, or None for inputs of "
             f"any range, got {_validate.short(bounds)}."
         )
-    return _as_tuples(low.tolist()), _as_tuples(high.tolist())
+    return _as_tuples(sides[0].tolist()), _as_tuples(sides[1].tolist())
+
+
+def _sides(bounds):
+    """Bounds as two float64 arrays; None if they are no box."""
+    try:
+        low, high = map(np.asarray, bounds)
+        if not {low.dtype.kind, high.dtype.kind} <= set("fiu"):
+            return None
+        sides = [side.astype(np.float64) for side in (low, high)]
+        low, high = (np.where(abs(side) > _UNLIMITED, np.copysign(np.inf, side), side) for side in sides)
+        ordered = low <= high if low.ndim or high.ndim else low < high  # a feature may be constant
+    except (TypeError, ValueError):  # no pair, or of shapes that do not fit
+        return None
+    return (low, high) if (ordered & (low < np.inf) & (high > -np.inf)).all() else None
 
 
 def _as_tuples(value):
@@ -64,22 +71,22 @@ def keep_frozen(attack: Any) -> None:
     object.__setattr__(attack, "bounds", frozen(attack.bounds))
 
 
-def bounds_of(attack: Any) -> Bounds:
+def bounds_of(attack: Any) -> Bounds | None:
     """The bounds of an attack; [0, 1] of one that does not say."""
     return frozen(getattr(attack, "bounds", IMAGES))
 
 
-def is_finite(bounds: Bounds) -> bool:
+def is_finite(bounds: Bounds | None) -> bool:
     """Whether every feature has two bounds."""
     return bounds is not None and all(np.isfinite(side).all() for side in bounds)
 
 
-def static(bounds: Bounds) -> Bounds:
+def static(bounds: Bounds | None) -> Bounds | None:
     """What a compiled program knows of bounds: whether all are finite."""
     return _FINITE if is_finite(bounds) else None
 
 
-def of(bounds: Bounds | Box, x: Any) -> Box:
+def of(bounds: Bounds | Box | None, x: Any) -> Box:
     """The box of inputs such as x, in their precision; ValueError if bounds do not broadcast against one input."""
     if isinstance(bounds, Box):
         return bounds
@@ -102,7 +109,7 @@ def as_row(box: Box) -> Box:
     return Box(*(side.reshape(1, -1) if side.ndim else side for side in box))
 
 
-def check_inside(x: AnyArray, bounds: Bounds, *, name: str = "x") -> None:
+def check_inside(x: AnyArray, bounds: Bounds | None, *, name: str = "x") -> None:
     """Raises ValueError for values that are not finite or out of bounds; those of a traced array are not checked."""
     low, high, _ = of(bounds, x)
     finite = is_finite(bounds)
@@ -136,7 +143,7 @@ def unlike(x: np.ndarray, box: Box) -> np.ndarray:
     return np.where(np.isfinite(high - low), farther, inward).astype(x.dtype)
 
 
-def check_epsilon(epsilon: Any, norm: str | None, bounds: Bounds, shape: tuple[int, ...] | None = None) -> None:
+def check_epsilon(epsilon: Any, norm: str | None, bounds: Bounds | None, shape: tuple[int, ...] | None = None) -> None:
     """Raises ValueError for a ball that reaches beyond all inputs of a shape, such as 8 for 8/255 in linf."""
     if bounds is None or isinstance(epsilon, jax.core.Tracer):
         return

@@ -59,7 +59,7 @@ class CarliniWagner:
     confidence: float = 0.0
     initial_c: float = 1e-3
     targeted: bool = False
-    bounds: _box.Bounds = (0.0, 1.0)
+    bounds: _box.Bounds | None = (0.0, 1.0)
 
     def __post_init__(self):
         _box.keep_frozen(self)

@@ -93,7 +93,7 @@ class WorstOf:
         return best.x
 
     @property
-    def bounds(self) -> _box.Bounds:
+    def bounds(self) -> _box.Bounds | None:
         """The bounds of all attacks; an attack that does not say takes those of the others."""
         return next(iter(self._found()), _box.IMAGES)
 
@@ -194,7 +194,7 @@ class AtBudget:
         return self._within(attack.attempt(number, *arguments), arguments[2])
 
     @property
-    def bounds(self) -> _box.Bounds:
+    def bounds(self) -> _box.Bounds | None:
         """The bounds of the attack inside."""
         attack: Any = self.attack
         return attack.bounds

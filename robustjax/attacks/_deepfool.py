@@ -55,7 +55,7 @@ class DeepFool:
     steps: int = 50
     overshoot: float = 0.02
     candidates: int = 10
-    bounds: _box.Bounds = (0.0, 1.0)
+    bounds: _box.Bounds | None = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(steps=self.steps)

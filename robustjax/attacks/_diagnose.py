@@ -69,7 +69,7 @@ def diagnose(
     labels: Int[AnyArray, " batch"],
     *,
     samples: int | None = None,
-    bounds: _box.Bounds = (0.0, 1.0),
+    bounds: _box.Bounds | None = (0.0, 1.0),
 ) -> Diagnosis:
     r"""Checks a model for masked or broken gradients, randomness, and probabilities instead of logits.
 

@@ -67,7 +67,7 @@ class FAB:
     eta: float = 1.05
     beta: float = 0.9
     epsilon: float | None = None
-    bounds: _box.Bounds = (0.0, 1.0)
+    bounds: _box.Bounds | None = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(steps=self.steps, num_targets=self.num_targets, restarts=self.restarts)

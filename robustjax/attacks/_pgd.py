@@ -53,7 +53,7 @@ class PGD:
       Rows of a table are attacked in their own units; without bounds, they may hold any numbers:
 
       >>> rows, classify = jnp.array([[30.0, -2.0]]), lambda rows: rows @ jnp.array([[0.1, 0.0], [0.0, 1.0]])
-      >>> attack = attacks.pgd(epsilon=5.0, bounds=None)
+      >>> attack = attacks.pgd(epsilon=5.0, bounds=None, keep="last")
       >>> print(attack(key, classify, rows, jnp.array([0])))
       [[25.  3.]]
 
@@ -73,7 +73,7 @@ class PGD:
     targeted: bool = False
     quantile: float = 0.99
     samples: int | None = None
-    bounds: _box.Bounds = (0.0, 1.0)
+    bounds: _box.Bounds | None = (0.0, 1.0)
     steps_are_traced: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -178,7 +178,7 @@ class FGSM:
     loss: str | LossFn = "cross_entropy"
     targeted: bool = False
     samples: int | None = None
-    bounds: _box.Bounds = (0.0, 1.0)
+    bounds: _box.Bounds | None = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, samples=self.samples)
@@ -249,7 +249,7 @@ class MomentumIterative:
     loss: str | LossFn = "cross_entropy"
     targeted: bool = False
     samples: int | None = None
-    bounds: _box.Bounds = (0.0, 1.0)
+    bounds: _box.Bounds | None = (0.0, 1.0)
 
     def __post_init__(self):
         check_settings(epsilon=self.epsilon, steps=self.steps, samples=self.samples)

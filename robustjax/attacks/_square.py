@@ -61,7 +61,7 @@ class Square:
     rescale_schedule: bool = False
     targeted: bool = False
     samples: int | None = None
-    bounds: _box.Bounds = (0.0, 1.0)
+    bounds: _box.Bounds | None = (0.0, 1.0)
 
     sees_images: ClassVar[bool] = True
 

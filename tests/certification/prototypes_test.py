@@ -134,8 +134,11 @@ def test_a_radius_without_bound_ends_at_the_diagonal():
     positive, negative = weights.at[1, 0, 0].set(0.5), weights.at[0, 0, 0].set(0.5).at[0, 0, 1].set(0.5)
     network = dataclasses.replace(PLANE["rbf"], positive=positive.at[1, 0, 1].set(0.5), negative=negative)
     far = jnp.full((3, 2), 60.0)
-    radii = [prototypes.radius(network, far, jnp.full(3, label, jnp.int32)).radius for label in (0, 1)]
-    np.testing.assert_allclose(radii, np.full((2, 3), np.sqrt(2)) * [[1], [-1]], rtol=1e-6)
+    radius = lambda label: (
+        prototypes.radius(network, far, jnp.full(3, label, jnp.int32), input_range=(55.0, 60.0)).radius
+    )
+    radii = [radius(label) for label in (0, 1)]
+    np.testing.assert_allclose(radii, np.full((2, 3), 5 * np.sqrt(2)) * [[1], [-1]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
