@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import os
 import reprlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robustjax import _callables
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -25,6 +30,14 @@ def short(value: Any) -> str:
         return _SHORT.repr(value.item())
     text = " ".join(_SHORT.repr(value).split())
     return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def warn(sentence: str) -> None:
+    """Warns the line outside of this package from which it was called."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(sentence, stacklevel=level)
 
 
 def number(value: Any) -> float:
@@ -114,6 +127,31 @@ def images(**values: Any) -> None:
             raise ValueError(f"{name} must have shape (batch, height, width, channels), got {got}.")
 
 
+def channels_last(**values: Any) -> None:
+    """Warns of images whose channels seem to come first, in a method for which the axes differ."""
+    for name, value in values.items():
+        shape = getattr(value, "shape", ())
+        if len(shape) == 4 and shape[1] in (1, 3) and shape[3] > 4:
+            warn(
+                f"{name} should have shape (batch, height, width, channels), got {shape}, which looks like (batch, "
+                f"channels, height, width): {name}.transpose(0, 2, 3, 1) puts channels last."
+            )
+
+
+def levels(value: Any) -> str:
+    """What a whole number from 1 to 255 looks like; no words for other numbers."""
+    level = number(value)
+    return f"{level:g} looks like {level:g}/255" if level in range(1, 256) else ""
+
+
+def in_units(reach: float, **values: Any) -> None:
+    """Warns of a distance or a size of noise beyond the range of the inputs, such as 12 for 12/255."""
+    for name, value in values.items():
+        if not isinstance(value, jax.core.Tracer) and number(value) > reach:
+            hint = levels(value) or "a number in 256 levels is divided by 255"
+            warn(f"{name}={short(value)} is more than {reach:g}, the range of x: {hint}.")
+
+
 def labels(labels: Any, batch: int, classes: int) -> None:
     """Raises ValueError unless ``labels`` are integers ``(batch,)`` from 0 to ``classes - 1``."""
     if getattr(labels, "shape", None) != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -143,6 +181,18 @@ def probabilities(**values: Any) -> None:
             raise ValueError(
                 f"{name} must be >= 0 with rows that sum to 1, got row {row} with sum {total[row]:.6g} and least value "
                 f"{rows[row].min(initial=np.inf):.6g}: expected probabilities, got logits?"
+            )
+
+
+def not_probabilities(**values: Any) -> None:
+    """Warns of logits on the host whose rows are all at least 0 and sum to 1, named by the function they come from."""
+    for name, value in values.items():
+        rows = np.asarray(value, np.float32)
+        rounding = max(1e-3, float(jnp.finfo(value.dtype).eps))
+        if rows.size and (rows >= 0).all() and (np.abs(rows.sum(-1) - 1) <= rounding).all():
+            warn(
+                f"{name} should return logits, got rows that are at least 0 and sum to 1, which are probabilities: "
+                "return what comes before the softmax, where gradients do not vanish, or take the logarithm."
             )
 
 
@@ -211,8 +261,10 @@ def key(key: Any, batch: int | None = None) -> None:
 def as_pytree(takes: int | None = 1, **functions: Any) -> Any:
     """Returns the function, given by its name, as a pytree whose arrays are arguments of compiled programs.
 
-    A pytree (``Partial``, a module) already holds its arrays; a plain function is traced once, as under ``jit``.
-    Raises ValueError if it cannot be called, or not with so many arguments; with None their number is not checked.
+    A module of any framework, ``Partial``, ``functools.partial`` or a bound method gives up its arrays; a plain
+    function is traced once, as under ``jit``. See ``_callables``.
+    Raises ValueError if it cannot be called, or not with so many arguments; with None their number is not checked. When
+    it is called and changes its own arrays, as a module in training mode does, that raises ValueError too.
     """
     [(name, function)] = functions.items()
     if not callable(function):
@@ -225,4 +277,4 @@ def as_pytree(takes: int | None = 1, **functions: Any) -> Any:
             raise ValueError(f"{name} must be a function of {count}, got {short(function)}.") from None
         except ValueError:  # built-in functions have no signature
             pass
-    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
+    return _callables.separated(function, name)

@@ -13,8 +13,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "robustjax"
 ORDER = (
-    "_paths", "_blocks", "_validate", "_arguments", "typing", "_precision", "_intervals", "_prototypes", "data",
-    "perturbations", "models", "losses", "attacks", "certification", "scoring", "metrics", "plotting",
+    "_paths", "_blocks", "_callables", "_validate", "_arguments", "_summary", "typing", "_precision", "_intervals",
+    "_prototypes", "data", "perturbations", "models", "losses", "attacks", "certification", "scoring", "metrics",
+    "plotting",
 )  # fmt: skip
 MAY_IMPORT = {room: {*ORDER[: i + 1]} for i, room in enumerate(ORDER)} | {
     "training": {"_paths", "_validate", "_arguments", "typing", "data", "models", "losses", "perturbations", "training"}

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
-from robustjax import _arguments, _validate, losses
+from robustjax import _arguments, _callables, _validate, losses
 from robustjax._precision import in_float32
 from robustjax.attacks import _box
 from robustjax.perturbations import image_keys
@@ -146,6 +146,7 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
     Each of several devices attacks its own rows, and the result has the sharding of x. An attack whose ``sees_images``
     is not true gets flat rows, ``(batch, dim)``.
     """
+    called_by_user = not _callables.is_separated(logits_fn)
     logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
     samples, bounds = getattr(attack, "samples", None), attack.bounds
     loss = getattr(attack, "loss", None)
@@ -154,6 +155,8 @@ def run(attack: Any, key: Key[Array, "..."], logits_fn: Callable, x: Any, labels
         one = (np.zeros((1, *a.shape[1:]), a.dtype) for a in (x, labels))
         return jax.tree.map(lambda a: a[:0], run(attack, jax.random.key(0), logits_fn, *one, *traced))
     check_inputs(key, logits_fn, x, labels, bounds=bounds, samples=samples, labels_are_classes=labels_are_classes)
+    if called_by_user:
+        warn_of_probabilities(key, logits_fn, x, samples)
     epsilon = getattr(attack, "epsilon", None)
     attack = dataclasses.replace(attack, bounds=_box.static(bounds), **({} if epsilon is None else {"epsilon": 0.0}))
     if epsilon is not None:
@@ -261,6 +264,19 @@ def _logits(logits_fn, key, x, samples):
     if samples is None:
         return logits_fn(x)
     return jax.vmap(lambda k, x: logits_fn(k, x[None])[0])(image_keys(key, x), x)
+
+
+_MAY_END_IN_PROBABILITIES = {"div", "exp", "logistic", "mul"}
+
+
+def warn_of_probabilities(key, logits_fn, x, samples: int | None = None) -> None:
+    """Warns if the model returns probabilities; it is asked only if its last step can make some, as softmax does."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, logits_fn, x))):
+        return
+    if _MAY_END_IN_PROBABILITIES & _callables.last_steps(_logits.trace(logits_fn, key, x, samples).jaxpr):
+        logits = _logits(logits_fn, key, x, samples)
+        if logits.is_fully_addressable:
+            _validate.not_probabilities(logits_fn=logits)
 
 
 def is_fooled(logits: Float[Array, "batch classes"], labels: Array, *, targeted: bool = False) -> Bool[Array, " batch"]:

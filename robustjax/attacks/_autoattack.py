@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
-from robustjax import _arguments, _blocks, _validate, losses
+from robustjax import _arguments, _blocks, _summary, _validate, losses
 from robustjax.attacks import _ball, _box
 from robustjax.attacks._apgd import apgd, apgd_targeted
 from robustjax.attacks._attack import (
@@ -68,6 +68,15 @@ class Evaluation(NamedTuple):
     queries: dict[str, int]
     seconds: dict[str, float]
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        def words():
+            shares = f"{self.clean_accuracy:.2%} clean accuracy, {self.robust_accuracy:.2%} robust accuracy"
+            left = [f"\n  after {name}: {share:.2%}" for name, share in self.per_attack.items()]
+            signs = [f"\n  warning: {sentence}" for sentence in self.warnings]
+            return "".join([f"{_summary.inputs(len(self.correct))}: {shares}", *left, *signs])
+
+        return _summary.of(self, words)
 
 
 @_arguments.checked

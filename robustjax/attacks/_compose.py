@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from robustjax import _arguments, _blocks, _validate, losses
+from robustjax import _arguments, _blocks, _callables, _validate, losses
 from robustjax.attacks import _box
 from robustjax.attacks._attack import (
     Attack,
@@ -28,6 +28,7 @@ from robustjax.attacks._attack import (
     rows,
     sharding_of,
     start_from,
+    warn_of_probabilities,
 )
 from robustjax.typing import AnyArray, LogitsFn
 
@@ -80,10 +81,13 @@ class WorstOf:
         self, key: Key[Array, "..."], logits_fn: LogitsFn, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial inputs; raises what the attacks raise."""
+        called_by_user = not _callables.is_separated(logits_fn)
         logits_fn = _validate.as_pytree(None, logits_fn=logits_fn)
         check_inputs(key, logits_fn, x, labels, bounds=self.bounds)
         if not x.shape[0]:
             return jnp.asarray(x)
+        if called_by_user:
+            warn_of_probabilities(key, logits_fn, x)
         keys, x, labels = placed(sharding_of(x), keys_of(key, x), x, labels)
         best = start_from(x)
         for index, attack in enumerate(self.attacks):
@@ -295,6 +299,7 @@ def robust_accuracy(
             stands &= ~fooled
             if not correct and points is block:
                 _check_each_row(logits_fn, np.asarray(logits), sharding, box, *rows_of_block)
+                _validate.not_probabilities(logits_fn=logits)
         correct.append(stands)
     return float(np.concatenate(correct)[: x.shape[0]].mean())
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from robustjax import _arguments, _validate, losses
+from robustjax import _arguments, _summary, _validate, losses
 from robustjax._precision import in_float32
 from robustjax.attacks import _box
 from robustjax.attacks._attack import check_inputs, check_settings, fold_in
@@ -36,6 +36,13 @@ class Diagnosis(NamedTuple):
     non_finite_gradient: Bool[AnyArray, " batch"]
     randomised: Bool[AnyArray, ""]
     probabilities: Bool[AnyArray, ""]
+
+    def __repr__(self) -> str:
+        def words():
+            signs = "".join(f"\n  {sentence}" for sentence in self.warnings)
+            return f"{_summary.inputs(len(self.zero_gradient))}:{signs or ' no warning'}"
+
+        return _summary.of(self, words)
 
     @property
     def no_gradient(self) -> Bool[AnyArray, " batch"]:

@@ -77,6 +77,7 @@ class Square:
         self, key: Key[Array, "..."], logits_fn: Callable, x: Float[AnyArray, "batch ..."], labels: AnyArray
     ) -> Float[Array, "batch ..."]:
         """Returns adversarial images ``(batch, height, width, channels)``; ValueError for inputs of the wrong kind."""
+        _validate.channels_last(x=x)
         return run(self, key, logits_fn, x, labels)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon, *, box=None):

@@ -219,7 +219,7 @@ def sample_counts(
     return counts[:, 0]
 
 
-def check_on_host(key: Array, x: AnyArray, input_range: tuple[float, float] | None) -> None:
+def check_on_host(key: Array, x: AnyArray, measure: Measure, input_range: tuple[float, float] | None) -> None:
     if isinstance(x, jax.core.Tracer) or isinstance(key, jax.core.Tracer):
         raise ValueError("x and key must be concrete: bounds are computed on the host. Under jit, use sample_counts.")
     if isinstance(x, (jax.Array, np.ndarray)) and jnp.issubdtype(x.dtype, jnp.floating):
@@ -227,6 +227,15 @@ def check_on_host(key: Array, x: AnyArray, input_range: tuple[float, float] | No
         if not np.isfinite(x).all():
             raise ValueError("x must be finite, got NaN or infinity in it.")
         _validate.in_range(x, input_range)
+    noise_in_units(measure, input_range)
+
+
+def noise_in_units(measure: Measure, input_range: tuple[float, float] | None) -> None:
+    """Warns of noise that is larger than the range of the inputs, such as sigma=12 for 12/255."""
+    if input_range is not None:
+        reach = _validate.number(input_range[1]) - _validate.number(input_range[0])
+        # Not of l1 measures, whose noise in papers reaches several times the range.
+        _validate.in_units(reach, sigma=getattr(getattr(measure, "measure", measure), "sigma", 0.0))
 
 
 def check_all_voted(counts: np.ndarray, num_samples: int | np.ndarray) -> None:

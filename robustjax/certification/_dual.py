@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from robustjax import _arguments, _validate
+from robustjax import _arguments, _summary, _validate
 from robustjax.certification._binomial import binomial_lower_bound
 from robustjax.certification._counts import check_all_voted, check_on_host, counts_on_host
 from robustjax.certification._measures import Gaussian, resolved
@@ -33,6 +33,9 @@ class DualCertificate(NamedTuple):
     radius: np.ndarray
     probability: np.ndarray
     abstained: np.ndarray
+
+    def __repr__(self) -> str:
+        return _summary.of_radii(self)
 
 
 @_arguments.checked
@@ -168,7 +171,8 @@ def dual(
     mask = checkerboard(*x.shape[1:3]) if mask is None else np.asarray(mask)
     if mask.shape != x.shape[1:3] or mask.dtype != bool:
         raise ValueError(f"mask must be bool of shape {x.shape[1:3]}, got {mask.dtype} of {mask.shape}.")
-    check_on_host(key, x, input_range)
+    _validate.channels_last(x=x)
+    check_on_host(key, x, measure, input_range)
     _validate.key(key, x.shape[0])
     edges, keys, halves = (0, num_selection, num_selection + num_estimation), image_keys(key, jnp.asarray(x)), []
     for i, (logits_fn, pixels) in enumerate(zip(logits_fns, (mask, ~mask), strict=True)):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from robustjax import _arguments, _validate
+from robustjax import _arguments, _summary, _validate
 from robustjax._intervals import ball, margin_bounds
 from robustjax.typing import AnyArray, LogitsFn
 
@@ -27,6 +27,10 @@ class Certificate(NamedTuple):
     label: Int[Array, " batch"]
     margin: Float[Array, " batch"]
     verified: Bool[Array, " batch"]
+
+    def __repr__(self) -> str:
+        words = lambda: f"{_summary.inputs(len(self.verified))}: {int(np.sum(self.verified))} verified"
+        return _summary.of(self, words)
 
 
 @_arguments.checked
@@ -85,6 +89,7 @@ def certify(
     """
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     _validate.not_negative(epsilon=epsilon)
+    _validate.in_units(1, epsilon=epsilon)
     if batch_size is not None:
         _validate.at_least(1, batch_size=batch_size)
     if not isinstance(x, (jax.Array, np.ndarray)) or x.dtype not in (jnp.float32, jnp.float64) or x.ndim < 2:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from robustjax import _arguments, _validate
+from robustjax import _arguments, _summary, _validate
 from robustjax.certification._counts import check_all_voted, check_measure, check_on_host, counts_on_host
 from robustjax.certification._measures import Measure
 from robustjax.certification._smoothing import ABSTAIN
@@ -35,6 +35,9 @@ class SequentialCertificate(NamedTuple):
     probability: np.ndarray
     abstained: np.ndarray
     num_samples: np.ndarray
+
+    def __repr__(self) -> str:
+        return _summary.of_radii(self)
 
 
 @_arguments.checked
@@ -139,7 +142,7 @@ def certify_sequential(
             f"not exceed {needed:.6g}.",
             stacklevel=2,
         )
-    check_on_host(key, x, input_range)
+    check_on_host(key, x, measure, input_range)
     edges = np.concatenate([[0, num_selection], num_selection + rule.looks.astype(np.int64)])
     counts = counts_on_host(key, logits_fn, x, measure, edges, batch_size, np.stack(rule[1:]))
     label = counts[:, 0].argmax(-1).astype(np.int32)

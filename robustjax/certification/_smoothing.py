@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from robustjax import _arguments, _validate
+from robustjax import _arguments, _summary, _validate
 from robustjax.certification._binomial import binomial_lower_bound, sign_test_p_value
 from robustjax.certification._counts import check_all_voted, check_on_host, counts_on_host
 from robustjax.certification._measures import Measure
@@ -33,6 +33,9 @@ class Certificate(NamedTuple):
     radius: np.ndarray
     probability: np.ndarray
     abstained: np.ndarray
+
+    def __repr__(self) -> str:
+        return _summary.of_radii(self)
 
 
 @_arguments.checked
@@ -96,7 +99,7 @@ def certify(
             "does not exceed 1/2.",
             stacklevel=2,
         )
-    check_on_host(key, x, input_range)
+    check_on_host(key, x, measure, input_range)
     edges = (0, num_selection, num_selection + num_estimation)
     counts = counts_on_host(key, logits_fn, x, measure, edges, batch_size)
     check_all_voted(counts[:, 0], num_selection)
@@ -154,7 +157,7 @@ def predict(
             "exceeds it.",
             stacklevel=2,
         )
-    check_on_host(key, x, input_range)
+    check_on_host(key, x, measure, input_range)
     counts = counts_on_host(key, logits_fn, x, measure, (0, num_samples), batch_size)[:, 0]
     check_all_voted(counts, num_samples)
     return prediction_from_counts(counts, alpha=alpha)

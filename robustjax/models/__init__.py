@@ -22,6 +22,7 @@ from robustjax.models._functional import functional as functional
 from robustjax.models._functional import num_parameters as num_parameters
 from robustjax.models._mixing import mixing_network as mixing_network
 from robustjax.models._multimodal import multimodal as multimodal
+from robustjax.models._normalized import normalized as normalized
 from robustjax.models._resnet import resnet18 as resnet18
 from robustjax.models._resnet import resnet20 as resnet20
 from robustjax.models._resnet import resnet50 as resnet50

@@ -35,6 +35,7 @@ def random_crop(
       (2, 8, 8, 1)
     """
     _validate.images(x=x)
+    _validate.channels_last(x=x)
     _validate.at_least(0, padding=padding)
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     offsets = jax.random.randint(key, (x.shape[0], 2), 0, 2 * padding + 1)
@@ -66,6 +67,7 @@ def random_horizontal_flip(
        [2. 1. 0.]]
     """
     _validate.images(x=x)
+    _validate.channels_last(x=x)
     flip = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))
     return jnp.where(flip, x[:, :, ::-1], x)
 

@@ -112,6 +112,7 @@ def cutmix(
       arXiv 1905.04899.
     """
     _check(images, labels, num_classes, alpha)
+    _validate.channels_last(images=images)
     beta_key, order_key, row_key, column_key = jax.random.split(key, 4)
     side = jnp.sqrt(1 - jax.random.beta(beta_key, alpha, alpha, dtype=jnp.float32))
 

@@ -118,14 +118,13 @@ def neuron_states(
       Liu et al., "Neuron activation coverage: rethinking out-of-distribution detection and generalization",
       arXiv:2306.02879.
     """
+    activations_fn = _validate.as_pytree(2, activations_fn=activations_fn)
     shapes = jax.eval_shape(activations_fn, x, {})
     for argument, name in (*(("layers", name) for name in layers), ("logits", logits)):
         if name not in shapes:
             raise ValueError(f"{argument} must be among {', '.join(shapes)}, got {name!r}.")
-    offsets = {
-        name: jnp.zeros((shapes[name].shape[0], *(1,) * (len(shapes[name].shape) - 2), shapes[name].shape[-1]))
-        for name in layers
-    }
+    narrow = lambda shape: (shape[0], *(1,) * (len(shape) - 2), shape[-1])
+    offsets = {name: jnp.zeros(narrow(shapes[name].shape)) for name in layers}
 
     def divergence(offsets):  # up to the entropy of u
         activations = activations_fn(x, offsets)

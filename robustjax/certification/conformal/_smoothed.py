@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from robustjax import _arguments, _blocks, _validate
-from robustjax.certification._counts import check_measure, sharding_of_images
+from robustjax.certification._counts import check_measure, noise_in_units, sharding_of_images
 from robustjax.certification._measures import Measure
 from robustjax.certification.conformal._scores import ScoreFn, thr
 from robustjax.perturbations import image_keys
@@ -172,6 +172,7 @@ def smoothed_scores(
     here = not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
     if here:
         _validate.in_range(np.asarray(x), input_range)
+        noise_in_units(measure, input_range)
     settings = {"measure": measure, "num_samples": int(num_samples), "batch_size": int(batch_size)}
     mean, variance, finite, bounded = _moments(key, logits_fn, score, x, **settings, sharding=sharding_of_images(x))
     if not isinstance(mean, jax.core.Tracer):
@@ -180,6 +181,8 @@ def smoothed_scores(
                 raise ValueError(f"{what}, not so for noisy copies of x[{int(fine.argmin())}].")
         if here and x.shape[0]:
             some = np.resize(np.asarray(x[:batch_size], np.float32), (max(2, batch_size), *x.shape[1:]))
-            if not _validate.same_rows(*np.asarray(_beside_others(logits_fn, some))).all():
+            logits = np.asarray(_beside_others(logits_fn, some))
+            if not _validate.same_rows(*logits).all():
                 raise _validate.depends_on_batch()
+            _validate.not_probabilities(logits_fn=logits[0])
     return SmoothedScores(mean, variance, jnp.full(x.shape[:1], num_samples, jnp.int32))
