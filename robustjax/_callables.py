@@ -111,10 +111,11 @@ def _taken_apart(value: Any, arrays: list[Any], numbers: bool = False) -> Any:
         arrays.append(value)
         return None
     if isinstance(value, functools.partial):
-        numbers = numbers or isinstance(value, jax.tree_util.Partial)
+        kind = jax.tree_util.Partial if isinstance(value, jax.tree_util.Partial) else functools.partial
+        numbers = numbers or kind is jax.tree_util.Partial
         inner = getattr(value.func, "fun", None)  # where `Partial` keeps a partial that it binds more arguments to
         func = inner if isinstance(inner, functools.partial) else value.func
-        make, parts = _partial, (func, value.args, value.keywords)
+        make, parts = _MAKE[kind], (func, value.args, value.keywords)
     elif isinstance(value, types.MethodType):
         make, parts = types.MethodType, (value.__func__, value.__self__)
     elif isinstance(inside := _under_jit(value), (functools.partial, types.MethodType)) or not _is_leaf(inside):
@@ -122,7 +123,7 @@ def _taken_apart(value: Any, arrays: list[Any], numbers: bool = False) -> Any:
     elif _is_leaf(value):
         return _Static(value)
     else:
-        parts, make = jax.tree.flatten(value)
+        parts, make = jax.tree.flatten(value, is_leaf=lambda part: isinstance(part, functools.partial))
     return make, tuple(_taken_apart(part, arrays, numbers) for part in parts)
 
 
@@ -177,8 +178,10 @@ def _variables(atoms):
     return {atom for atom in atoms if isinstance(atom, jax.extend.core.Var)}
 
 
-def _partial(function, args, keywords):
-    return functools.partial(function, *args, **keywords)
+_MAKE = {
+    kind: (lambda function, args, keywords, kind=kind: kind(function, *args, **keywords))
+    for kind in (functools.partial, jax.tree_util.Partial)
+}
 
 
 def _under_jit(value: Any) -> Any:
@@ -186,7 +189,7 @@ def _under_jit(value: Any) -> Any:
     return getattr(value, "__wrapped__", None) if isinstance(value, _JITTED) else None
 
 
-_JITTED = type(jax.jit(_partial))
+_JITTED = type(jax.jit(lambda: None))
 
 
 def _is_leaf(value: Any) -> bool:

@@ -148,14 +148,13 @@ def check_epsilon(epsilon: Any, norm: str | None, bounds: Bounds | None, shape: 
     if bounds is None or isinstance(epsilon, jax.core.Tracer):
         return
     farthest = _farthest(norm, bounds, shape)
-    if not _validate.number(epsilon) > farthest * (
-        1 + 1e-6 * (bounds != IMAGES)
-    ):  # the difference of two bounds rounds
+    slack = 1e-6 * (bounds != IMAGES)  # the difference of two bounds rounds
+    if not _validate.number(epsilon) > farthest * (1 + slack):
         return
     words = "bounds" if any(map(np.ndim, bounds)) else f"[{bounds[0]:g}, {bounds[1]:g}]"
     hint = "bounds= says another range of inputs"
-    if bounds == IMAGES and float(epsilon).is_integer():
-        hint = f"{float(epsilon):g} looks like {float(epsilon):g}/255, or else {hint}"
+    if bounds == IMAGES and (levels := _validate.levels(epsilon)):
+        hint = f"{levels}, or else {hint}"
     raise ValueError(
         f"epsilon must be at most {farthest:g}, the largest {norm} distance of inputs in {words}, got {epsilon!r}: "
         f"{hint}, and None none."

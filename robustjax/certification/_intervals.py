@@ -89,7 +89,7 @@ def certify(
     """
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     _validate.not_negative(epsilon=epsilon)
-    _validate.in_units(1, epsilon=epsilon)
+    _validate.in_units(1.0, epsilon=epsilon)
     if batch_size is not None:
         _validate.at_least(1, batch_size=batch_size)
     if not isinstance(x, (jax.Array, np.ndarray)) or x.dtype not in (jnp.float32, jnp.float64) or x.ndim < 2:
@@ -101,7 +101,7 @@ def certify(
             if not np.isfinite(x).all():
                 raise ValueError("x must be finite, got NaN or infinity in it.")
     ends = tuple(np.asarray(end, x.dtype) for end in input_range or (-np.inf, np.inf))
-    logits = jax.eval_shape(logits_fn, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+    logits = _logits.eval_shape(logits_fn, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(f"logits_fn must return (1, classes >= 2) for a batch of one, got {got}.")
@@ -112,6 +112,9 @@ def certify(
         black = jnp.zeros((1, *x.shape[1:]), x.dtype)
         return jax.tree.map(lambda a: a[:0], _certify(logits_fn, black, None, epsilon, ends, batch_size=None))
     return _certify(logits_fn, jnp.asarray(x), labels, epsilon, ends, batch_size=batch_size)
+
+
+_logits = jax.jit(lambda logits_fn, x: logits_fn(x))  # never compiled: new weights do not trace the model again
 
 
 @jax.jit(static_argnames="batch_size")
