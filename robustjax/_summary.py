@@ -21,9 +21,10 @@ def of_radii(certificate: Any) -> str:
     """How many inputs a certificate is for, how many have none, and the mean radius, where abstained it is 0."""
 
     def words():
-        count = len(certificate.radius)
+        if not len(certificate.radius):
+            return inputs(0)
         found = f"{int(np.sum(certificate.abstained))} abstained, mean radius {np.mean(certificate.radius):.3g}"
-        return f"{inputs(count)}: {found}" if count else inputs(count)
+        return f"{inputs(len(certificate.radius))}: {found}"
 
     return of(certificate, words)
 

@@ -16,7 +16,10 @@ ArrayLike = jax.Array | np.ndarray | np.generic | int | float | Sequence
 """Anything that ``np.asarray`` takes: for functions that compute on the host."""
 
 LogitsFn = Callable[[Array], Array]
-"""``x (batch, ...) -> logits (batch, classes)``: all that a certificate or an attack needs from a model."""
+"""``x (batch, ...) -> logits (batch, classes)``: all that a certificate or an attack needs from a model.
+
+A plain function, a ``functools.partial`` of an ``apply`` and its variables, or an Equinox or Flax NNX module.
+"""
 
 
 class Outputs(NamedTuple):

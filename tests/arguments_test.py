@@ -109,6 +109,8 @@ def good():
         "labels": labels,
         "images": image,
         "logits_fn": logits_fn,
+        "fn": logits_fn,
+        "std": 0.5,
         "logits": half,
         "reference_logits": half,
         "label_probabilities": half,

@@ -176,10 +176,11 @@ def sample_counts(
     All of it is one compiled program: a loop over images and, inside, a loop over blocks of ``batch_size`` noisy
     copies, with counts that stay on the device. Memory holds one block for any ``num_samples``. With a ``batch_size``,
     another ``num_samples`` does not compile again; without, blocks divide the draws evenly, and every multiple of 40
-    copies is compiled once. As under ``jax.jit``, a plain function is traced once: the arrays that it
-    closes over become constants of the program, and later assignments to them have no effect. To make weights
-    arguments of the program instead, so that new weights are used and do not compile again, pass
-    ``jax.tree_util.Partial(logits_of, weights)`` or a module that is a pytree of arrays (Equinox, Flax NNX).
+    copies is compiled once. As under ``jax.jit``, a plain function is traced once: the arrays that it closes over
+    become constants of the program, and later assignments to them have no effect. The weights of an Equinox or a Flax
+    NNX module, of ``functools.partial(model.apply, variables)`` and of ``jax.tree_util.Partial(logits_of, weights)``
+    are arguments of the program instead: new weights are used and do not compile again. Python's numbers, text and
+    functions in these are part of the program, but for the numbers that ``jax.tree_util.Partial`` binds.
 
     Args:
       key: one typed key, or ``(batch,)`` keys; see :func:`robustjax.perturbations.image_keys`.

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from robustjax import _arguments, _validate
-from robustjax.typing import ArrayLike
+from robustjax.typing import AnyArray, ArrayLike
 
 
 @_arguments.checked
@@ -56,7 +56,7 @@ def normalized(fn: Callable[[Array], Any], mean: ArrayLike, std: ArrayLike) -> j
     return jax.tree_util.Partial(_normalized, *parts)
 
 
-def _normalized(fn: Callable[[Array], Any], mean: Array, std: Array, x: Float[Array, "..."]) -> Any:
+def _normalized(fn: Callable[[Array], Any], mean: Array, std: Array, x: AnyArray) -> Any:
     if not jnp.issubdtype(getattr(x, "dtype", None), jnp.floating):
         raise ValueError(f"x must be floating images in [0, 1], got {_validate.short(x)}.")
     channels = max(mean.size, std.size)

@@ -89,7 +89,8 @@ def odin(logits_fn: LogitsFn, *, temperature: float = 1000.0, epsilon: float = 0
     Args:
       logits_fn: ``images (batch, ...) -> logits (batch, classes)``, each row independently. All uses of one function
         share a compiled program, and the arrays that it closes over become constants of the program. To score several
-        models of one architecture with one program, pass ``jax.tree_util.Partial(f, state)`` for ``f(state, images)``.
+        models of one architecture with one program, pass modules of Equinox or Flax NNX, or ``functools.partial`` or
+        ``jax.tree_util.Partial`` of ``(f, state)`` for ``f(state, images)``.
       temperature: T, positive.
       epsilon: size of the step, in units of the images. The published value is divided by the standard deviation of
         the channels; a model that normalises inside needs no such division.
