@@ -1,7 +1,8 @@
 """Functions of any framework, taken apart: arrays, which are arguments of a compiled program, and all the rest.
 
 A function is taken apart as far as it says what it holds: a pytree (an Equinox or a Flax NNX module, ``Partial``), a
-``functools.partial``, a bound method, and ``jax.jit`` of these. What a plain function closes over stays in it.
+``functools.partial``, a bound method, and ``jax.jit`` of these. What a plain function closes over stays in it, and
+``jax.vmap(module)`` is a plain function; ``equinox.filter_vmap(module)`` is a module.
 
 - Arrays are arguments, so that new weights of equal shapes are used and do not compile again.
 - Numbers of Python, text and functions are part of the program: code branches on them (``train=False``) and makes
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 _KINDS = (jnp.number, jnp.bool_, jax.dtypes.prng_key)
 
 
-def separated(function: Callable, name: str) -> jax.tree_util.Partial:
+def separated(function: Callable, name: str) -> Any:
     """``function`` as a ``Partial`` of a hashable program and its arrays; one that is so already is returned."""
     if is_separated(function):
         return function

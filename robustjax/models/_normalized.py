@@ -57,7 +57,7 @@ def normalized(fn: Callable[[Array], Any], mean: ArrayLike, std: ArrayLike) -> j
 
 
 def _normalized(fn: Callable[[Array], Any], mean: Array, std: Array, x: AnyArray) -> Any:
-    if not jnp.issubdtype(getattr(x, "dtype", None), jnp.floating):
+    if not jnp.issubdtype(getattr(x, "dtype", jnp.int32), jnp.floating):
         raise ValueError(f"x must be floating images in [0, 1], got {_validate.short(x)}.")
     channels = max(mean.size, std.size)
     if max(mean.ndim, std.ndim) and x.shape[-1:] != (channels,):
