@@ -3,13 +3,16 @@
 import dataclasses
 import functools
 import inspect
+import pathlib
 import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 import robustjax
 from robustjax import attacks, certification, data, losses, models, scoring, training
@@ -34,8 +37,12 @@ BAD = {
 # What an argument takes all the same, by its name, or by its function's and its own; and why.
 EXEMPT = {
     ("title", "label", "norm", "splits.name", "Dataset.name", "Dataset.split"): ("text", "any words"),
-    ("folder", "data_dir"): ("text", "a folder need not exist yet; where it must, FileNotFoundError names it"),
-    ("spread_curve.labels",): ("texts", "a pair of words"),
+    ("from_arrays.name", "from_arrays.split", "from_folder.name", "from_folder.split"): ("text", "any words"),
+    ("folder", "data_dir", "from_folder.path"): (
+        "text",
+        "a folder need not exist yet; where it must, FileNotFoundError names it",
+    ),
+    ("spread_curve.labels", "Dataset.class_names"): ("texts", "words"),
     ("mean", "start", "end", "m_out", "bias", "train_bias", "prediction_sets.threshold"): ("negative", "a real number"),
     ("hidden", "layers", "radii", "first", "second", "variance"): (
         "empty",
@@ -272,6 +279,8 @@ def good():
         "models.load_torch_weights.model": module,
         "models.load_torch_weights.weights": {},
         "data.load.name": "digits",
+        "data.from_folder.path": folder_of_images(),
+        "plotting.reliability_diagram.curves": {"a": (np.ones(1),) * 3},
         "data.splits.name": "digits",
         "certification.in_norm.measure": certification.gaussian(0.5),
         "losses.adversarial.awp.objective": losses.adversarial.adversarial_training(attack=attacks.fgsm(epsilon=0.1)),
@@ -282,6 +291,12 @@ def good():
         "data.Dataset.size": 3,
         "metrics.detection_metrics_on_device.scores_in": jnp.ones(4),
     }
+
+
+def folder_of_images():
+    (folder := pathlib.Path(tempfile.mkdtemp()) / "images" / "cat").mkdir(parents=True)
+    Image.new("L", (2, 2)).save(folder / "1.png")
+    return folder.parent
 
 
 def call(name, function, argument, bad):

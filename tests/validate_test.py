@@ -108,8 +108,8 @@ def test_logits_warn_of_nothing_and_a_model_that_cannot_make_probabilities_is_no
     [
         (8, "linf", "got 8: 8 looks like 8/255"),
         (4.0, "linf", "got 4.0: 4 looks like 4/255"),
-        (1.5, "linf", "got 1.5: a distance in 256 levels is divided by 255"),
-        (300, "linf", "got 300: a distance in 256 levels is divided by 255"),
+        (1.5, "linf", "got 1.5: bounds= says another range of inputs"),
+        (300, "linf", "got 300: bounds= says another range of inputs"),
         (128, "l2", "got 128: 128 looks like 128/255"),
     ],
 )

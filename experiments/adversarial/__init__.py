@@ -9,6 +9,7 @@ and reports the attacks of this command.
     python -m experiments.adversarial --dataset cifar10 --data-dir DIR --model resnet20 --epsilons 2/255 8/255
     python -m experiments.adversarial --checkpoint results/smoothing/digits-cnn-0.5 --smoothed --sigma 0.5
     python -m experiments.adversarial --training intervals --certify-intervals
+    python -m experiments.adversarial --model my_module:build --epsilons 8/255 --dataset cifar10 --data-dir DIR
     python -m experiments.adversarial --list
 """
 
@@ -20,10 +21,10 @@ import functools
 import jax
 import numpy as np
 
-from experiments.adversarial import _attack, _report, _sanity
+from experiments.adversarial import _attack, _report
 from experiments.adversarial._config import SAME
 from experiments.adversarial._config import Config as Config
-from experiments.common import adversaries, classifiers, folders, runtimes, subsets, tables
+from experiments.common import adversaries, classifiers, folders, own_models, runtimes, sanity, subsets, tables
 from experiments.common.targets import Target
 from robustjax import _blocks, certification
 
@@ -47,12 +48,8 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
     # Model: of another run, or trained.
     train_key, attack_key, check_key, certify_key, steps_key = jax.random.split(jax.random.key(config.seed), 5)
     model_key, train_key = jax.random.split(train_key)
-    functional = classifiers.build(config.model, train, dtype="float32", key=model_key)
-    given = recipe = None
-    if config.checkpoint is None:
-        recipe = classifiers.recipe_of(config.dataset, config.recipe)
-    else:
-        given = classifiers.restored(config.checkpoint, functional, runtime)
+    functional, given = own_models.model_of(config, train, key=model_key, runtime=runtime)
+    recipe = classifiers.recipe_of(config.dataset, config.recipe) if given is None else None
     folder = config.folder()
     folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
@@ -71,6 +68,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
                 watch=functools.partial(watch, "training"),
             )  # fmt: skip
         classifiers.keep_to(folder, classifier.state, [train, test])
+        own_models.keep_to(folder, classifier, test)
         if jax.process_index() != 0:
             return []
 
@@ -91,7 +89,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
         else:
             steps = _attack.steps_of(folder / "checks", target, radii, steps_key)
             certificate = _attack.verified_of(target, radii["linf"]) if config.certify_intervals else None
-        findings = _sanity.check(target, found, steps, certificate, check_key)
+        findings = sanity.check(target, found, steps, certificate, check_key)
 
     # Report.
     evaluation = _report.Evaluation(target, clean, found, steps, certificate, findings)

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from experiments.adversarial import _sanity
-from experiments.common import adversaries, files, runtimes
+from experiments.common import adversaries, files, runtimes, sanity
 from experiments.common.targets import ALPHA, NUM_ESTIMATION, Target
 from robustjax import certification
 
@@ -40,7 +39,9 @@ def attack(
             attack_key = jax.random.fold_in(key, zlib.crc32(f"{norm} {name}".encode()))
             where = f"{norm} {adversaries.text_of(epsilon)}"
             try:
-                arrays = attack_once(target, name, epsilon, norm, attack_key, path)
+                arrays = target.attacked(
+                    attack_key, adversaries.make(name, epsilon, norm, samples=target.samples), path
+                )
             except ValueError as error:
                 raise ValueError(f"{name} at {where}: {error} Earlier attacks are kept.") from error
             correct = clean & (arrays["answer"] == target.label)
@@ -54,20 +55,6 @@ def attack(
     return clean, found
 
 
-def attack_once(
-    target: Target, name: str, epsilon: float, norm: str, key: jax.Array, path: epath.Path
-) -> dict[str, np.ndarray]:
-    """The arrays of one attack; each part of AutoAttack is kept beside ``path`` until all of them are done."""
-    configured = adversaries.make(name, epsilon, norm, samples=target.samples)
-    if not hasattr(configured, "evaluate"):
-        return target.under(key, configured)
-    parts = path.with_suffix(".parts.npz")
-    kept = files.read_arrays(parts) if parts.exists() else None
-    arrays = target.under_autoattack(key, configured, kept=kept, keep=lambda a: files.write_arrays(parts, a))
-    parts.unlink(missing_ok=True)
-    return arrays
-
-
 def steps_of(
     folder: epath.Path, target: Target, radii: dict[str, tuple[float, ...]], key: jax.Array
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -76,7 +63,7 @@ def steps_of(
     for norm, epsilons in radii.items():
         path = folder / f"steps-{norm}.npz"
         if not path.exists() or files.read_arrays(path, "epsilon")["epsilon"].tolist() != list(epsilons):
-            files.write_arrays(path, _sanity.over_steps(target, key, norm, epsilons))
+            files.write_arrays(path, sanity.over_steps(target, key, norm, epsilons))
         found[norm] = files.read_arrays(path, "loss", "correct")
     return found
 

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from experiments.adversarial import _sanity
 from experiments.adversarial._attack import Found
-from experiments.common import adversaries, files, runtimes, tables
+from experiments.common import adversaries, files, runtimes, sanity, tables
 from experiments.common.targets import ALPHA, NUM_ESTIMATION, NUM_PREDICTION, Target
 from robustjax import certification, metrics, plotting
 
@@ -29,7 +28,7 @@ class Evaluation(NamedTuple):
     found: Found
     steps: dict[str, dict[str, np.ndarray]]
     certificate: certification.Certificate | None
-    findings: list[_sanity.Finding]
+    findings: list[sanity.Finding]
 
 
 def tabulate(folder: epath.Path, of: Evaluation) -> list[dict[str, Any]]:
@@ -102,7 +101,7 @@ def figures_of(folder: epath.Path, of: Evaluation) -> dict[str, Any]:
             drawn[f"images_{norm}"] = _grid(target, fooled, arrays, title)
     for norm, more in steps.items():
         pairs = zip(more["epsilon"], more["loss"], strict=True)
-        curves = {f"{norm} {adversaries.text_of(e)}": (_sanity.STEPS, loss) for e, loss in pairs}
+        curves = {f"{norm} {adversaries.text_of(e)}": (sanity.STEPS, loss) for e, loss in pairs}
         drawn[f"loss_over_steps_{norm}"] = plotting.loss_over_steps(curves, title="PGD without random starts")
     return drawn
 
@@ -125,8 +124,8 @@ def _grid(target: Target, rows: np.ndarray, arrays: dict, title: str) -> Any:
 def report(folder: epath.Path, config: Any, of: Evaluation, stopwatch: runtimes.Stopwatch) -> list[dict[str, Any]]:
     """Prints the tables and findings; writes metrics.csv, metrics.json, report.md and figures; returns the rows."""
     rows, origin = tabulate(folder, of), f", {config.training} training"
-    if config.checkpoint:
-        origin = f" from {config.origin}"
+    if config.is_trained:
+        origin = f" from {config.origin}" if config.checkpoint else ""
     about, count = f"{config.dataset} {config.model}{origin}", len(of.clean)
     notes = [
         f"{count:,} images: two standard errors of an accuracy are at most {1 / np.sqrt(count):.3f}. Queries: the most "

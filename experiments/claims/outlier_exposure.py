@@ -71,7 +71,7 @@ def measure(config: Config, seed: int) -> _frame.Numbers:
             detectors.Labelled(part.image, part.label, classifiers.outputs_of(classifier, part.image))
             for part in (train[: config.num_images], sets.validation[:1000])
         ]
-        context = detectors.Context(classifier, *labelled)
+        context = detectors.context_of(classifier, *labelled)
         tested = {"in": sets.test} | {name: of.dataset for name, of in sets.foreign.items()}
         images = {name: part[: config.num_images].image for name, part in tested.items()}
         outputs = {name: classifiers.outputs_of(classifier, image) for name, image in images.items()}

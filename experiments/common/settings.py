@@ -56,7 +56,8 @@ class Model(Data):
     """A classifier of its images."""
 
     model: str = "cnn"
-    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50."""
+    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50; or your own,
+    trained: MODULE:FUNCTION, where FUNCTION() returns a function of images, a Flax, Equinox or PyTorch module, ..."""
     num_epochs: int | None = None
     """Passes over the training images. None: as in the recipe."""
 
@@ -93,6 +94,8 @@ class Product(Training):
     def __post_init__(self):
         super().__post_init__()
         checks.at_least(1, self, "image_size")
+        if self.checkpoint is not None and is_own(self.model):
+            raise ValueError(f"checkpoint cannot be combined with a model of your own, got {self.model}.")
 
     @property
     def data_name(self) -> str:
@@ -100,9 +103,24 @@ class Product(Training):
         return images.short(self.dataset) + ("" if self.image_size is None else f"-{self.image_size}px")
 
     @property
+    def model_name(self) -> str:
+        """The model in the name of a folder."""
+        return self.model.translate(images.UNSAFE)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model comes from another run or from the user, so that nothing is trained."""
+        return self.checkpoint is not None or is_own(self.model)
+
+    @property
     def origin(self) -> str:
         """The name of the run folder of the checkpoint."""
         return _paths.path_of(checkpoint=self.checkpoint).resolve().name
+
+
+def is_own(model: str) -> bool:
+    """Whether the name of a model is MODULE:FUNCTION, a user's own."""
+    return ":" in model
 
 
 def shared(config: Any, other: type) -> dict[str, Any]:

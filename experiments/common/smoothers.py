@@ -141,6 +141,13 @@ def largest_radius(measure: Any, *, num_estimation: int, alpha: float, dual: boo
     return float(measure.radius(certification.binomial_lower_bound(num_estimation, num_estimation, alpha)))
 
 
+def default_radii(largest: float) -> tuple[float, ...]:
+    """Multiples of a round number, 0.25 where that suits, below the largest radius that can be certified."""
+    steps = [0.25, 0.5] if largest > 0.5 else [a * 10.0**b for b in range(-6, 0) for a in (1, 2, 5)]
+    step = next((step for step in steps if largest <= 6 * step), steps[-1])
+    return tuple((step * np.arange(math.ceil(largest / step))).tolist())
+
+
 def noisy(logits_fn: LogitsFn, measure: certification.Measure) -> jax.tree_util.Partial:
     """``(key, x) -> logits`` of one image with a draw of noise: what an attack on the smoothed classifier follows."""
     return jax.tree_util.Partial(_noisy(measure), logits_fn)

@@ -24,6 +24,13 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]  # cells; one between ``**`` is printed bold
 
 
+class Picture(NamedTuple):
+    """A figure between the tables and sentences of a report."""
+
+    name: str  # of its file in ``figures``
+    figure: Any  # a Matplotlib figure
+
+
 def mean_and_sd(values: Any, form: str = ".3f") -> str:
     """Mean and sample standard deviation as ``0.912 (0.004)``; of one value, that value; ``-`` where one is NaN."""
     values = np.atleast_1d(np.asarray(values, np.float64))
@@ -81,24 +88,27 @@ def report(
     *,
     title: str,
     parts: Sequence[Table | str],
-    details: Sequence[Table | str] = (),
+    details: Sequence[Table | Picture | str] = (),
     figures: Mapping[str, Any] | None = None,
     figure_format: str = "png",
 ) -> None:
     """Prints tables and sentences; writes them with the figures and the settings of ``config`` to ``report.md``.
 
-    ``parts`` are printed and written in this order, ``details`` only written; the Matplotlib figures go to
+    ``parts`` are printed and written in this order, ``details`` and ``figures`` only written; Matplotlib figures go to
     ``figures/NAME.FORMAT``.
     """
     text = [f"# {title}"]
     for part in parts:
         show(console, part) if isinstance(part, Table) else console.print(part, highlight=False, markup=False)
-    for part in (*parts, *details):
-        text += ["", part] if isinstance(part, str) else ["", f"## {part.title}", "", *markdown(part)]
-    for name, figure in (figures or {}).items():
-        file = f"figures/{name}.{figure_format}"
-        files.write_whole(folder / file, files.figure_bytes(figure, figure_format))
-        text += ["", f"![{name}]({file})" if figure_format == "png" else f"[{name}]({file})"]
+    for part in (*parts, *details, *(Picture(*each) for each in (figures or {}).items())):
+        if isinstance(part, str):
+            text += ["", part]
+        elif isinstance(part, Table):
+            text += ["", f"## {part.title}", "", *markdown(part)]
+        else:
+            file = f"figures/{part.name}.{figure_format}"
+            files.write_whole(folder / file, files.figure_bytes(part.figure, figure_format))
+            text += ["", f"![{part.name}]({file})" if figure_format == "png" else f"[{part.name}]({file})"]
     settings = [(name, str(value)) for name, value in dataclasses.asdict(config).items()]
     text += ["", stopwatch.told(), "", *markdown(Table("", ["setting", "value"], settings))]
     files.write_whole(folder / "report.md", "\n".join(text) + "\n")

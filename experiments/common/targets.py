@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
-from experiments.common import classifiers, smoothers, subsets
+from experiments.common import classifiers, files, smoothers, subsets
 from robustjax import attacks, certification
 
 ALPHA = 0.001
@@ -67,6 +68,16 @@ class Target(NamedTuple):
         answers = self.answers(jax.random.fold_in(key, 1), images)
         queries = attacks.queries_of(attack)
         return {"x_adv": images, "answer": answers, "seconds": seconds, "queries": queries}
+
+    def attacked(self, key: jax.Array, attack: Any, path: epath.Path) -> dict[str, Any]:
+        """As ``under``; each part of AutoAttack is kept beside ``path`` until all of them are done."""
+        if not hasattr(attack, "evaluate"):
+            return self.under(key, attack)
+        parts = path.with_suffix(".parts.npz")
+        kept = files.read_arrays(parts) if parts.exists() else None
+        arrays = self.under_autoattack(key, attack, kept=kept, keep=lambda a: files.write_arrays(parts, a))
+        parts.unlink(missing_ok=True)
+        return arrays
 
     def under_autoattack(self, key: jax.Array, attack: Any, *, kept: dict | None, keep: Callable) -> dict[str, Any]:
         """As ``under``; ``keep`` receives the state after each of its attacks, and ``kept``, if given, is resumed."""

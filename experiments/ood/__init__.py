@@ -7,6 +7,7 @@ command resumes an interrupted run; further detectors or seeds are added to an e
     python -m experiments.ood --dataset mnist --near fashion_mnist --far omniglot cifar10 --data-dir DIR
     python -m experiments.ood --training outlier_exposure --outliers omniglot@small1 --far omniglot@small2
     python -m experiments.ood --dataset cifar10 --model resnet20 --classes 0 1 8 9 --detectors energy knn react+energy
+    python -m experiments.ood --model my_module:build --dataset cifar10 --data-dir DIR
     python -m experiments.ood --list
 """
 
@@ -17,7 +18,7 @@ import functools
 
 import jax
 
-from experiments.common import classifiers, detectors, folders, foreign, runtimes, tables
+from experiments.common import classifiers, detectors, folders, foreign, own_models, runtimes, tables
 from experiments.ood import _report, _score, _train
 from experiments.ood._config import SAME
 from experiments.ood._config import Config as Config
@@ -44,10 +45,10 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
     # Models: one for each seed, or the one of another run.
     build = functools.partial(classifiers.build, config.model, sets.train, dtype="float32")
     given = recipe = None
-    if config.checkpoint is None:
-        recipe = classifiers.recipe_of(config.dataset, config.recipe)
+    if config.is_trained:
+        _, given = own_models.model_of(config, sets.train, key=jax.random.key(0), runtime=runtime)
     else:
-        given = classifiers.restored(config.checkpoint, build(key=jax.random.key(0)), runtime)
+        recipe = classifiers.recipe_of(config.dataset, config.recipe)
     folder, trained = config.folder(), []
     folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     with runtimes.watching(runtime, folder, dataclasses.asdict(config)) as watch:
@@ -64,6 +65,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
                 )  # fmt: skip
             images = [sets.train, sets.validation, sets.test, *(of.dataset for of in sets.foreign.values())]
             classifiers.keep_to(place, classifier.state, images)
+            own_models.keep_to(place, classifier, sets.test)
             trained.append(classifier)
         if jax.process_index() != 0:
             return []

@@ -75,6 +75,8 @@ class Config(settings.Product):
                     f"classes must be the classes of checkpoint {self.checkpoint}, {known}, got {self.classes}."
                 )
             return dataclasses.replace(self, classes=known, seeds=1)
+        if settings.is_own(self.model):
+            return dataclasses.replace(self, seeds=1)
         if not self.classes and self.dataset == "digits" and not self.near:
             return dataclasses.replace(self, classes=tuple(range(6)))
         return self
@@ -84,6 +86,6 @@ class Config(settings.Product):
         config = self.resolved()
         name = config.data_name
         name += f"-{''.join(map(str, config.classes))}" if config.classes else ""
-        name += f"-{config.model}" + ("" if config.training == "standard" else f"-{config.training}")
+        name += f"-{config.model_name}" + ("" if config.training == "standard" else f"-{config.training}")
         name += "" if config.checkpoint is None else f"-of-{config.origin}"
         return folders.run_folder(config.results_dir, "ood", name if config.name is None else config.name)

@@ -38,7 +38,7 @@ def score_sets(
         outputs = jax.tree.map(classifier.place, classifiers.outputs_of(classifier, rows.image))
         return detectors.Labelled(classifier.place(rows.image), rows.label, outputs)
 
-    context = detectors.Context(classifier, outputs_of(train), outputs_of(sets.validation[:]))
+    context = detectors.context_of(classifier, outputs_of(train), outputs_of(sets.validation[:]))
     parts = {name: outputs_of(part) for name, part in images.items()}
     for name in names:
         path = folder / f"{name}.npz"

@@ -7,6 +7,7 @@ resumes an interrupted run from its last checkpoint or certificate.
     python -m experiments.smoothing --dataset mnist --data-dir DIR --sigma 0.5 --num-estimation 10000 --num-images 500
     python -m experiments.smoothing --dataset cifar10 --data-dir DIR --model resnet20 --skip 20
     python -m experiments.smoothing --checkpoint RUN --num-estimation 100000 --target-radius 0.5
+    python -m experiments.smoothing --model my_module:build --dataset mnist --data-dir DIR
     python -m experiments.smoothing --compare RUN RUN
 """
 
@@ -19,7 +20,7 @@ import math
 import jax
 import numpy as np
 
-from experiments.common import classifiers, folders, runtimes, smoothers
+from experiments.common import classifiers, folders, own_models, runtimes, smoothers
 from experiments.smoothing import _report
 from experiments.smoothing._certify import certify_images as certify_images
 from experiments.smoothing._config import OF_TRAINING as OF_TRAINING
@@ -57,12 +58,10 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
 
     # Model: of another run, or trained; dual smoothing has one for each half of the pixels.
     model_key, train_key, certify_key = jax.random.split(jax.random.key(config.seed), 3)
-    functional = classifiers.build(config.model, train, dtype=config.dtype, key=model_key)
-    given = recipe = None
-    if config.checkpoint is None:
+    functional, given = own_models.model_of(config, train, key=model_key, runtime=runtime, dtype=config.dtype)
+    recipe = None
+    if given is None:
         recipe = classifiers.recipe_of(config.dataset, config.recipe, config.learning_rate)
-    else:
-        given = classifiers.restored(config.checkpoint, functional, runtime)
     parts = [("checkpoints", functional, train_key)]
     if config.dual:
         first, second = smoothers.halves_of(functional)
@@ -85,6 +84,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
                 )  # fmt: skip
             bases.append(base)
         classifiers.keep_to(folder, [base.state for base in bases], [train, test])
+        own_models.keep_to(folder, bases[0], test)
 
         # Certificates.
         certify = smoothers.procedure(
@@ -103,7 +103,7 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
     if jax.process_index() != 0:
         return {}
     target = () if config.target_radius is None else (config.target_radius,)
-    radii = config.radii or target or _report.default_radii(largest)
+    radii = config.radii or target or smoothers.default_radii(largest)
     classifier = smoothers.joined(tuple(bases)) if config.dual else bases[0]
     summary = _report.summarize(folder, norm=measure.norm, radii=radii, at_target=bool(target)) | {
         "standard_accuracy": classifier.accuracy(test, ids),

@@ -85,13 +85,15 @@ class Config(settings.Product, settings.Splits):
         self.measure(1)
         self.objective(num_steps=1)
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        if self.checkpoint is not None:
+        if self.is_trained:
             given = [name for name in OF_TRAINING if getattr(self, name) != defaults[name]]
             if given:
                 raise ValueError(
-                    f"{', '.join(given)} cannot be combined with checkpoint: its model is already trained."
+                    f"{', '.join(given)} cannot be combined with checkpoint or a model of your own, which is trained."
                 )
         if self.dual:
+            if settings.is_own(self.model):
+                raise ValueError(f"model must be one of robustjax's with dual, which trains two, got {self.model}.")
             for name in ("noise", "norm", "grid", "checkpoint", "sequential", "target_radius"):
                 if getattr(self, name) != defaults[name]:
                     raise ValueError(f"{name} must be {defaults[name]} with dual, got {getattr(self, name)}.")
@@ -115,7 +117,7 @@ class Config(settings.Product, settings.Splits):
 
     def folder(self) -> epath.Path:
         """The run folder."""
-        name = f"{self.data_name}-{self.model}-{self.sigma:g}"
+        name = f"{self.data_name}-{self.model_name}-{self.sigma:g}"
         name += ("" if self.noise == "gaussian" else f"-{self.noise}") + ("" if self.norm is None else f"-{self.norm}")
         name += "" if self.train_sigma is None else f"-trained-{self.train_sigma:g}"
         name += "" if self.training == "gaussian" else f"-{self.training}"

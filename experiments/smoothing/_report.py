@@ -15,13 +15,6 @@ from robustjax import _paths, metrics, plotting
 COMPARED_RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
-def default_radii(largest: float) -> tuple[float, ...]:
-    """Multiples of a round number, 0.25 where that suits, below the largest radius that can be certified."""
-    steps = [0.25, 0.5] if largest > 0.5 else [a * 10.0**b for b in range(-6, 0) for a in (1, 2, 5)]
-    step = next((step for step in steps if largest <= 6 * step), steps[-1])
-    return tuple((step * np.arange(math.ceil(largest / step))).tolist())
-
-
 def summarize(folder: epath.Path, *, norm: str, radii: tuple[float, ...], at_target: bool) -> dict[str, Any]:
     """The numbers of the table, from the certificates on disk; without ACR where only a target radius was decided."""
     _, labels, certificate, num_samples, seconds = certificates.read(folder)

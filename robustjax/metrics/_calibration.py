@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,57 @@ import numpy as np
 
 from robustjax import _arguments, _validate
 from robustjax.typing import ArrayLike
+
+
+class Reliability(NamedTuple):
+    """How often a model is right at each confidence; host arrays, one entry for each bin that has a row.
+
+    Attributes:
+      confidence: mean confidence of the rows.
+      accuracy: share of the rows that are classified correctly.
+      share: share of all rows that lie in the bin.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    share: np.ndarray
+
+
+@_arguments.checked
+def reliability(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    num_bins: int = 15,
+    binning: Literal["width", "mass"] = "width",
+) -> Reliability:
+    r"""Computes the points of a reliability diagram.
+
+    The confidence of a row is its largest probability. The expected calibration error is
+    ``(share * abs(accuracy - confidence)).sum()``.
+
+    Args:
+      probabilities: ``(batch, classes >= 2)``, rows that sum to 1.
+      labels: ``(batch,)`` integer true classes.
+      num_bins: number of bins.
+      binning: as in ``expected_calibration_error``.
+
+    Returns:
+      A ``Reliability``, by rising confidence.
+
+    Raises:
+      ValueError: as ``expected_calibration_error``.
+
+    Example:
+      >>> probabilities = [[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]]
+      >>> print(metrics.reliability(probabilities, [0, 0, 1, 0]))
+      Reliability(confidence=array([0.8, 0.9]), accuracy=array([0.5, 1. ]), share=array([0.5, 0.5]))
+
+    Reference:
+      Niculescu-Mizil and Caruana, ICML 2005; Guo et al., arXiv:1706.04599.
+    """
+    share, surplus, confidence = _bins(probabilities, labels, num_bins, binning)
+    return Reliability(confidence, np.clip(confidence + surplus, 0.0, 1.0), share)
 
 
 @_arguments.checked
@@ -51,8 +102,8 @@ def expected_calibration_error(
       Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., arXiv:1706.04599. Adaptive: Nguyen and O'Connor,
       arXiv:1508.05154.
     """
-    weight, gap = _bins(probabilities, labels, num_bins, binning)
-    return float((weight * gap).sum())
+    share, surplus, _ = _bins(probabilities, labels, num_bins, binning)
+    return float((share * np.abs(surplus)).sum())
 
 
 @_arguments.checked
@@ -87,7 +138,7 @@ def maximum_calibration_error(
     Reference:
       Naeini, Cooper and Hauskrecht, AAAI 2015; Guo et al., arXiv:1706.04599.
     """
-    return float(_bins(probabilities, labels, num_bins, binning)[1].max())
+    return float(np.abs(_bins(probabilities, labels, num_bins, binning)[1]).max())
 
 
 @_arguments.checked
@@ -186,8 +237,10 @@ def aurc(scores: ArrayLike, errors: ArrayLike) -> float:
     return float((np.cumsum(expected) / np.arange(1, scores.size + 1)).mean())
 
 
-def _bins(probabilities: ArrayLike, labels: ArrayLike, num_bins: int, binning: str) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the rows in each nonempty bin, and the distance of its accuracy from its confidence."""
+def _bins(
+    probabilities: ArrayLike, labels: ArrayLike, num_bins: int, binning: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each bin that has a row: its share of the rows, its accuracy minus its confidence, and its confidence."""
     _validate.at_least(1, num_bins=num_bins)
     probabilities, labels = _checked(probabilities, labels)
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -202,8 +255,9 @@ def _bins(probabilities: ArrayLike, labels: ArrayLike, num_bins: int, binning: s
         raise ValueError(f"binning must be 'width' or 'mass', got {binning!r}.")
     count = np.bincount(index, minlength=num_bins)
     surplus = np.bincount(index, correct - confidence.astype(np.float64), minlength=num_bins)
+    total = np.bincount(index, confidence.astype(np.float64), minlength=num_bins)
     some = count > 0
-    return count[some] / labels.size, np.abs(surplus[some]) / count[some]
+    return count[some] / labels.size, surplus[some] / count[some], np.minimum(total[some] / count[some], 1.0)
 
 
 def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

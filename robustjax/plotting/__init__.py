@@ -15,3 +15,4 @@ from robustjax.plotting._curves import spread_curve as spread_curve
 from robustjax.plotting._detectors import roc_curves as roc_curves
 from robustjax.plotting._detectors import score_histograms as score_histograms
 from robustjax.plotting._grids import image_grid as image_grid
+from robustjax.plotting._reliability import reliability_diagram as reliability_diagram

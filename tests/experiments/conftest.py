@@ -40,6 +40,6 @@ def adversarial_run(tmp_path_factory):
     config = adversarial.Config(**ADVERSARIAL, attacks=names, results_dir=str(tmp_path_factory.mktemp("results")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "80")
-        patch.setattr("experiments.adversarial._sanity.STEPS", (1, 4))
+        patch.setattr("experiments.common.sanity.STEPS", (1, 4))
         patch.setattr(attacks.autoattack, "attacks", three_parts)
         return config, adversarial.run(config, ONE)

@@ -210,3 +210,17 @@ def test_bad_input_of_aurc_is_named(scores, errors, message):
 def test_under_jit_it_is_said_that_the_host_computes():
     with pytest.raises(ValueError, match="probabilities and labels must be arrays, not traced"):
         jax.jit(metrics.brier_score)(PROBABILITIES, LABELS)
+
+
+@pytest.mark.parametrize("binning", ["width", "mass"])
+def test_reliability_gives_the_points_of_the_errors(binning):
+    probabilities, labels = draw(3)
+    points = metrics.reliability(probabilities, labels, num_bins=7, binning=binning)
+    gap = np.abs(points.accuracy - points.confidence)
+    error = metrics.expected_calibration_error(probabilities, labels, num_bins=7, binning=binning)
+    np.testing.assert_allclose((points.share * gap).sum(), error, rtol=1e-12)
+    np.testing.assert_allclose((points.share * points.accuracy).sum(), (probabilities.argmax(1) == labels).mean())
+    np.testing.assert_allclose((points.share * points.confidence).sum(), probabilities.max(1).mean(), rtol=1e-6)
+    assert (np.diff(points.confidence) > 0).all()
+    certain = metrics.reliability(np.eye(3), np.arange(3))  # rounding leaves no share and no accuracy above 1
+    assert [part.tolist() for part in certain] == [[1.0], [1.0], [1.0]]

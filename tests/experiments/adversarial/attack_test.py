@@ -8,8 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.adversarial import _attack
-from experiments.common import adversaries
 from experiments.common.targets import Target
 from robustjax import attacks
 
@@ -38,16 +36,14 @@ def test_what_a_part_of_autoattack_has_found_is_kept(monkeypatch, tmp_path):
             on_attack("two", an_evaluation(4, one=0.75, two=0.5))
             return an_evaluation(4, one=0.75, two=0.5)
 
-    monkeypatch.setattr(adversaries, "make", lambda *_, **__: Interrupted())
     monkeypatch.setattr(Target, "answers", lambda self, key, images: np.zeros(len(images), int))
     classifier: Any = types.SimpleNamespace(logits_fn=lambda: None, place=lambda rows: rows)
     target = Target(classifier, np.arange(4), np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int32), 4)
     path = tmp_path / "linf-0.1-autoattack.npz"
-    settings = (target, "autoattack", 0.1, "linf", jax.random.key(0), path)
     with pytest.raises(KeyboardInterrupt):
-        _attack.attack_once(*settings)
+        target.attacked(jax.random.key(0), Interrupted(), path)
     assert [p.name for p in tmp_path.iterdir()] == ["linf-0.1-autoattack.parts.npz"]
-    arrays = _attack.attack_once(*settings)
+    arrays = target.attacked(jax.random.key(0), Interrupted(), path)
     assert not list(tmp_path.iterdir())
     assert arrays["part"].tolist() == ["one", "two"]
     assert arrays["queries"] == 200

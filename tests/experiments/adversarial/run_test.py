@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from experiments import adversarial
-from experiments.adversarial import _attack, _sanity
-from experiments.common import adversaries, classifiers, files, runtimes, targets
+from experiments.adversarial import _attack
+from experiments.common import adversaries, classifiers, files, runtimes, sanity, targets
 
 TINY = {"model": "mlp", "num_epochs": 2, "num_images": 12, "epsilons": (0.05, 0.3)}
 ATTACKS = ("fgsm", "pgd_20", "autoattack")
@@ -28,7 +28,7 @@ ONE = runtimes.Runtime(mesh="data=1")  # as the run that is there
 @pytest.fixture(scope="module", autouse=True)
 def few_steps():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_sanity, "STEPS", (1, 4))
+        patch.setattr(sanity, "STEPS", (1, 4))
         yield
 
 

@@ -14,7 +14,7 @@ import robustjax
 from experiments import adversarial, ood
 from experiments.claims import __main__ as claims
 from experiments.claims import _frame, mixing, prototypes
-from experiments.common import files, runtimes
+from experiments.common import files, runtimes, sanity
 from robustjax import attacks, losses, plotting
 
 ONE = runtimes.Runtime(mesh="data=1")  # programs for one device compile sooner
@@ -28,7 +28,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(plotting, "certified_accuracy_curve", lambda *_, **settings: None)
     monkeypatch.setattr(files, "figure_bytes", lambda *_: b"")
     monkeypatch.setattr(adversarial._attack, "steps_of", lambda *_: {})
-    monkeypatch.setattr(adversarial._sanity, "check", lambda *_: [])
+    monkeypatch.setattr(sanity, "check", lambda *_: [])
     monkeypatch.setattr(prototypes, "ATTACK_LOSSES", ("margin",))  # one program less to compile
 
 

@@ -76,7 +76,7 @@ def summary_of(**numbers):
 
 
 def test_the_table_of_draws_that_can_certify_nothing_has_no_radii():
-    assert _report.default_radii(largest(smoothing.Config(num_estimation=5))) == ()
+    assert smoothers.default_radii(largest(smoothing.Config(num_estimation=5))) == ()
     names = [name for name, _ in _report.table_of(summary_of(radii=(), average_certified_radius=0.0)).rows]
     assert names[:3] == ["images", "standard accuracy", "average certified radius (ACR)"]
 
@@ -104,8 +104,8 @@ def test_the_table_of_dual_smoothing_goes_as_far_as_it_certifies():
     plain, dual = (largest(smoothing.Config(sigma=0.5, dual=dual)) for dual in (False, True))
     assert plain == pytest.approx(0.5 * special.ndtri(0.001 ** (1 / 10_000)))
     assert dual == pytest.approx(0.5 * np.sqrt(2) * special.ndtri(0.0005 ** (1 / 5000)))
-    assert _report.default_radii(plain)[-1] == 1.5
-    assert _report.default_radii(dual)[-1] == 2.0
+    assert smoothers.default_radii(plain)[-1] == 1.5
+    assert smoothers.default_radii(dual)[-1] == 2.0
 
 
 @pytest.mark.parametrize(

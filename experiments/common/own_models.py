@@ -1,0 +1,178 @@
+"""A user's own model: any callable, a module with its weights, a PyTorch module, or the run folder of an experiment."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from experiments.common import classifiers, files, folders, runtimes, settings
+from robustjax import _validate, data, models
+from robustjax.typing import Outputs
+
+WANTED = (
+    "a function of images (n, height, width, channels) that returns logits (n, classes) or robustjax.typing.Outputs, a "
+    "pair (module, variables), a torch.nn.Module, or a run folder"
+)
+
+
+def imported(name: str) -> Any:
+    """What the function of ``MODULE:FUNCTION`` returns; modules of the current folder can be imported.
+
+    Raises:
+      ValueError: there is no such module or function, or the function needs arguments.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise ValueError(f"model must be MODULE:FUNCTION, such as my_module:build, got {name!r}.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and imports another that is not
+        raise ValueError(
+            f"model {name!r}: there is no module {error.name!r} in {os.getcwd()} or among the installed packages."
+        ) from error
+    build = getattr(module, function_name, None)
+    if build is None:
+        there = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise ValueError(
+            f"model {name!r}: the module {module_name} has no {function_name!r}; its functions are "
+            f"{', '.join(there) or 'none'}."
+        )
+    try:
+        inspect.signature(build).bind()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model {name!r} must be a function without arguments, but {error}.") from error
+    return build()
+
+
+def functional_of(model: Any, example: np.ndarray) -> models.Functional:
+    """The model as pure functions and arrays; its answers to ``example``, a few images, are checked.
+
+    Logits alone become ``Outputs`` with features ``(n, 0)``.
+
+    Raises:
+      ValueError: the model is none of those in ``WANTED``, or returns something else for these images.
+    """
+    if isinstance(model, models.Functional):
+        return model
+    if any(kind.__module__.startswith("torch.") for kind in type(model).__mro__):
+        model = models.from_torch(model, example)  # pyrefly: ignore
+    elif isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "apply"):
+        module, variables = model
+        random = "rng" in inspect.signature(module.apply).parameters  # Haiku's transform, without without_apply_rng
+        model = functools.partial(module.apply, variables, *((None,) if random else ()))
+    if not callable(model):
+        raise ValueError(f"model must be {WANTED}; got {_validate.short(model)}.")
+    state: Any = _validate.as_pytree(model=model)
+    found: Any = jax.eval_shape(_outputs, state, jax.ShapeDtypeStruct(example.shape, jnp.float32))
+    shapes = [getattr(part, "shape", None) for part in found]
+    logits, features = (shape if shape is not None and len(shape) == 2 else (0, 0) for shape in shapes)
+    if logits[0] != len(example) or logits[1] < 2 or features[0] != len(example):
+        told = " and ".join(map(str, shapes))
+        raise ValueError(
+            f"model must return logits ({len(example)}, classes) for images {example.shape}, got {told}: it must be "
+            f"{WANTED}."
+        )
+    return models.Functional(_apply, _outputs, state, _activations)
+
+
+def classifier_of(model: Any, example: np.ndarray, runtime: runtimes.Runtime = runtimes.HERE) -> classifiers.Classifier:
+    """A user's model as a classifier, on the devices of this process; errors as of ``functional_of``."""
+    functional, mesh = functional_of(model, example), runtime.local_mesh()
+    return classifiers.Classifier(functional, runtimes.on_mesh(functional.state, mesh), mesh)
+
+
+def model_of(
+    config: settings.Product, train: data.Dataset, *, key: jax.Array, runtime: runtimes.Runtime, dtype: str = "float32"
+) -> tuple[models.Functional, classifiers.Classifier | None]:
+    """The untrained model of a product, and the classifier where nothing is trained: a user's own, or another run's."""
+    if settings.is_own(config.model):
+        own = classifier_of(imported(config.model), train[:2].image, runtime)
+        return own.functional, own
+    functional = classifiers.build(config.model, train, dtype=dtype, key=key)
+    of_run = None if config.checkpoint is None else classifiers.restored(config.checkpoint, functional, runtime)
+    return functional, of_run
+
+
+def of_run(
+    checkpoint: str, runtime: runtimes.Runtime = runtimes.HERE, *, data_dir: str | None = None
+) -> tuple[classifiers.Classifier, dict[str, Any]]:
+    """The classifier of another run, and the settings of that run."""
+    theirs = folders.settings_of(checkpoint)
+    if "model" not in theirs or "dataset" not in theirs:
+        raise ValueError(f"model must be the folder of a run that trains a classifier, got {checkpoint}.")
+    train = data.load(theirs["dataset"], theirs.get("train_split", "train"), data_dir or theirs.get("data_dir"))
+    if theirs.get("classes"):
+        train = data.select_classes(train, theirs["classes"])
+    functional = classifiers.build(theirs["model"], train, dtype=theirs.get("dtype", "float32"), key=jax.random.key(0))
+    return classifiers.restored(checkpoint, functional, runtime), theirs
+
+
+def _outputs(model: Callable, x: jax.Array) -> Outputs:
+    found: Any = model(x)
+    if hasattr(found, "logits"):  # Outputs, and what other libraries call so
+        features = getattr(found, "features", None)
+        return Outputs(found.logits, found.logits[..., :0] if features is None else features)
+    if not hasattr(found, "shape"):
+        raise ValueError(f"model must return logits or robustjax.typing.Outputs, got {_validate.short(found)}.")
+    return Outputs(found, found[..., :0])
+
+
+def _apply(state: Any, x: jax.Array, *, train: bool = False) -> tuple[Outputs, Any]:
+    if train:
+        raise ValueError("model must be one of robustjax's own to be trained, got a user's.")
+    return _outputs(state, x), state
+
+
+def _activations(*_: Any) -> dict[str, jax.Array]:
+    raise ValueError("model must be one of robustjax's own to show the outputs of its layers, got a user's.")
+
+
+def check_logits(logits: np.ndarray, label: np.ndarray) -> None:
+    """Raises ValueError for logits that are not finite, or too few for the labels; warns of probabilities."""
+    finite = np.isfinite(logits).all(-1)
+    if not finite.all():
+        raise ValueError(f"model must return finite logits, got others for {(~finite).sum()} of {len(logits)} images.")
+    if label.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels must be 0 to {logits.shape[1] - 1}, as many classes as the model has logits, got {label.max()}."
+        )
+    if (logits >= 0).all() and np.allclose(logits.sum(-1), 1, atol=1e-3):
+        runtimes.log(
+            "WARNING: the model seems to return probabilities (rows are not negative and sum to 1). Return logits, or "
+            "the logarithm of the probabilities: calibration, scores and gradients are wrong otherwise."
+        )
+
+
+def keep_to(folder: epath.Path, classifier: classifiers.Classifier, test: data.Dataset) -> None:
+    """Binds the results in a folder to a model without arrays of its own, by some of its answers.
+
+    ``classifiers.keep_to`` does so for models with arrays.
+
+    Raises:
+      ValueError: the folder holds results of another model.
+    """
+    if jax.tree.leaves(classifier.state) or jax.process_index() != 0:
+        return
+    path, some = folder / "answers.npz", classifiers.outputs_of(classifier, test[:16].image).logits
+    if not path.exists():
+        files.write_arrays(path, {"logits": some})
+    theirs = files.read_arrays(path, "logits")["logits"]
+    if theirs.shape != some.shape or not np.allclose(theirs, some, rtol=0.01, atol=0.01 * np.abs(some).max()):
+        raise ValueError(
+            f"model must be the one that the run in {folder} began with, but its answers differ; choose another "
+            "--name, or pass --overwrite to start again."
+        )

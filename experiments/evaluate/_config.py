@@ -1,0 +1,100 @@
+"""The settings of an evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from etils import epath
+
+from experiments.common import adversaries, checks, folders, settings
+from experiments.common.command_line import Number
+
+PARTS = ("calibration", "conformal", "ood", "certify", "attack")
+EPSILONS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+"""Radii of attacks where the data set has none of its own: those of CIFAR-10."""
+SAME = ("parts", "near", "far")
+"""May differ when an evaluation is resumed; what is measured is kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured; radii and sigma are in units of [0, 1] pixels."""
+
+    parts: tuple[Literal[*PARTS], ...] = PARTS  # pyrefly: ignore
+    """Parts to measure."""
+    budget: Number = 10.0
+    """Minutes that the parts may take together, without compiling: sets the numbers of images and of noisy copies."""
+    norm: Literal["linf", "l2", "l1"] = "linf"
+    """Norm of the attack."""
+    epsilon: Number | None = None
+    """Radius of the attack, such as 8/255. None: the usual one of the data set, else 8/255 in linf, 0.5 in l2."""
+    sigma: Number = 0.25
+    """Standard deviation of the noise of randomized smoothing."""
+    alpha: Number = 0.001
+    """Probability, for each image, that its certificate is wrong."""
+    coverage: Number = 0.9
+    """Share of the images whose prediction set shall hold the true label."""
+    num_images: int | None = None
+    """Maximum number of images to certify and to attack. None: as many as the budget allows."""
+    seed: int = 0
+    """Seed of the order of images, of noise and of attacks."""
+    results_dir: str = "results"
+    """Parent folder of all runs."""
+    name: str | None = None
+    """Name of the run folder. None: composed of the data set and the model."""
+    overwrite: bool = False
+    """Delete the run in the folder and start again."""
+
+    def __post_init__(self):
+        checks.distinct(self, "parts")
+        for part in self.parts:
+            checks.known("parts", part, PARTS)
+        checks.positive(self, "budget", "epsilon", "sigma")
+        checks.probability(self, "alpha", "coverage")
+        checks.at_least(1, self, "num_images")
+        checks.seed(self)
+
+    def radius(self, dataset: str) -> float:
+        """The radius of the attack on this data set."""
+        usual = adversaries.RADII.get((dataset.split(":")[0], self.norm))
+        return self.epsilon or (EPSILONS[self.norm] if usual is None else usual.train_epsilon)
+
+    def folder(self, about: str) -> epath.Path:
+        """The run folder, by default named after what is evaluated."""
+        return folders.run_folder(self.results_dir, "evaluate", about if self.name is None else self.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Settings, settings.Data):
+    """A model, its images, and what is measured."""
+
+    model: str | None = None
+    """MODULE:FUNCTION, where FUNCTION() returns a function of images, a pair (module, variables), a Flax, Equinox or
+    PyTorch module, or a run folder."""
+    checkpoint: str | None = None
+    """Run folder of another experiment, instead of --model."""
+    dataset: str | None = None
+    image_size: int | None = None
+    """Resize images to N x N pixels. None: keep their size."""
+    test_split: str | None = None
+    """Images to evaluate on, in TFDS syntax. None: the test split of the data set."""
+    train_split: str | None = "train"
+    """Images of the training, on which detectors are fitted. none: half of the images of --test-split."""
+    near: tuple[str, ...] = ()
+    """Near out-of-distribution sets: NAME or NAME@SPLIT, as of experiments.ood."""
+    far: tuple[str, ...] = ()
+    """Far sets: textures, uniform_noise, gaussian_noise, permuted_pixels, NAME or NAME@SPLIT.
+    Default: textures uniform_noise permuted_pixels."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.distinct(self, "near", "far")
+        checks.at_least(1, self, "image_size")
+        if (self.model is None) == (self.checkpoint is None):
+            raise ValueError(
+                f"model or checkpoint must be given, one of them, got model {self.model!r} and checkpoint "
+                f"{self.checkpoint!r}."
+            )
+        if self.dataset is None and self.checkpoint is None:
+            raise ValueError("dataset must be given with model, got None.")

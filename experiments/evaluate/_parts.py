@@ -1,0 +1,147 @@
+"""What is measured of a model; each measurement is kept on disk and not made again."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.special
+from etils import epath
+
+from experiments import smoothing
+from experiments.common import adversaries, classifiers, detectors, files, foreign, runtimes, sanity, smoothers, subsets
+from experiments.common import certificates as certificates_on_disk
+from experiments.common.targets import Target
+from experiments.evaluate._config import Settings
+from experiments.evaluate._plan import Plan, first
+from robustjax import certification, data, metrics
+from robustjax.certification import conformal
+from robustjax.typing import Outputs
+
+MAX_IMAGES = 10_000
+"""Images of each set that are looked at."""
+DETECTORS = ("msp", "energy", "generalized_entropy", "knn", "mahalanobis", "vim", "react+energy")
+"""Detectors that need no choice; those that read features are left out where the model has none."""
+SCORES = {"THR": conformal.thr, "APS": conformal.aps}
+
+
+class Subject(NamedTuple):
+    """A model and its images."""
+
+    classifier: classifiers.Classifier
+    target: Target  # the images to evaluate on, in random order
+    test: data.Dataset  # all of them, by their ids
+    train: data.Dataset | None  # images that the model was trained on, to fit detectors; None: half of the others
+    foreign: dict[str, foreign.Foreign]  # out-of-distribution sets by name
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def kept(path: epath.Path, measure: Callable[[], dict[str, Any]]) -> Arrays:
+    """What a file holds; if there is none, it is measured, with its ``seconds``, and written."""
+    if not path.exists():
+        started = time.perf_counter()
+        arrays = measure()
+        files.write_arrays(path, arrays | {"seconds": time.perf_counter() - started})
+    return files.read_arrays(path, "seconds")
+
+
+def calibration(outputs: Outputs, label: np.ndarray) -> dict[str, Any]:
+    """Accuracy, scores of the probabilities, and the points of a reliability diagram."""
+    probabilities = scipy.special.softmax(np.asarray(outputs.logits, np.float64), axis=-1)
+    points = metrics.reliability(probabilities, label)
+    return {
+        "num_images": len(label),
+        "correct": int((outputs.logits.argmax(-1) == label).sum()),
+        "expected_calibration_error": metrics.expected_calibration_error(probabilities, label),
+        "brier_score": metrics.brier_score(probabilities, label),
+        "negative_log_likelihood": metrics.negative_log_likelihood(probabilities, label),
+        **points._asdict(),
+    }
+
+
+def conformal_sets(outputs: Outputs, label: np.ndarray, *, coverage: float, seed: int) -> dict[str, Any]:
+    """Prediction sets of the second half of the images, by thresholds from the first half."""
+    half = len(label) // 2
+    probabilities = scipy.special.softmax(np.asarray(outputs.logits, np.float64), axis=-1)
+    uniforms = np.random.default_rng(seed).random(len(label))
+    found: dict[str, Any] = {"calibrated_on": half, "num_images": len(label) - half}
+    for name, score in SCORES.items():
+        scores = np.asarray(score(probabilities, uniforms))
+        sets = conformal.split_conformal(scores[:half], label[:half], scores[half:], alpha=1 - coverage)
+        found[f"{name}_covered"] = int(sets[np.arange(len(sets)), label[half:]].sum())
+        found[f"{name}_size"] = sets.sum(-1)
+    return found
+
+
+def out_of_distribution(folder: epath.Path, subject: Subject, outputs: Outputs) -> dict[str, Arrays]:
+    """Scores of each detector on the in-distribution images and on each foreign set; each detector has a file."""
+    target, half = subject.target, len(subject.target.id) // 2
+    apart = subject.train is None  # else all of the images are new to the detectors
+    known = detectors.Labelled(target.image, target.label, outputs)
+    fitted_on, tested = _rows(known, slice(half)), _rows(known, slice(half if apart else 0, None))
+    validation = fitted_on
+    if subject.train is not None:
+        rows = subject.train[subsets.evenly(len(subject.train), MAX_IMAGES)]
+        fitted_on = detectors.Labelled(rows.image, rows.label, classifiers.outputs_of(subject.classifier, rows.image))
+    context = detectors.context_of(subject.classifier, fitted_on, validation)
+    parts = {"in": tested}
+    for name, of in subject.foreign.items():
+        image = of.dataset[subsets.evenly(len(of.dataset), MAX_IMAGES)].image
+        none = np.zeros(len(image), np.int32)
+        parts[name] = detectors.Labelled(image, none, classifiers.outputs_of(subject.classifier, image))
+    found = {}
+    for name in DETECTORS:
+        path = folder / f"{name}.npz"
+        if path.exists() and not {*parts} <= {*files.read_arrays(path)}:
+            path.unlink()  # of other sets
+        try:
+            found[name] = kept(path, functools.partial(_scores, name, context, parts))
+        except ValueError as error:
+            runtimes.log(f"{name} is left out: {error}")
+    return found
+
+
+def _scores(name: str, context: detectors.Context, parts: dict[str, detectors.Labelled]) -> Arrays:
+    score = detectors.fit(name, context)
+    return {part: np.asarray(score(rows.image, rows.outputs)) for part, rows in parts.items()}
+
+
+def _rows(labelled: detectors.Labelled, rows: slice) -> detectors.Labelled:
+    return jax.tree.map(lambda a: a[rows], labelled)
+
+
+def certificates(
+    folder: epath.Path, subject: Subject, settings: Settings, plan: Plan, key: jax.Array, watch: runtimes.Watch
+) -> None:
+    """Certifies as many images as planned, with sequential draws; each certificate is on disk before the next."""
+    measure = certification.gaussian(settings.sigma)
+    certify = smoothers.procedure(
+        (subject.classifier.logits_fn(),), measure, num_selection=100, num_estimation=plan.draws,
+        alpha=settings.alpha, batch_size=None, sequential=True,
+    )  # fmt: skip
+    ids = np.sort(subject.target.id[: plan.certified])
+    mesh = subject.classifier.mesh
+    assert mesh is not None
+    smoothing.certify_images(folder, key, certify, subject.test, ids, radius=settings.sigma, mesh=mesh, watch=watch)
+
+
+def attack(folder: epath.Path, subject: Subject, settings: Settings, epsilon: float, plan: Plan, key: jax.Array):
+    """AutoAttack on as many images as planned, and the sanity checks of what it left."""
+    target, path = first(subject.target, plan.attacked), folder / "attack.npz"
+    made = adversaries.make("autoattack", epsilon, settings.norm)
+    arrays = kept(path, lambda: target.attacked(jax.random.fold_in(key, 0), made, path))
+    correct = arrays["part_correct"][-1] if len(arrays["part_correct"]) else arrays["answer"] == target.label
+    found = {(settings.norm, epsilon, "autoattack"): {**arrays, "correct": correct}}
+    findings = sanity.check(target, found, {}, None, jax.random.fold_in(key, 1))
+    return {**arrays, "correct": correct}, [finding for finding in findings if finding.passed is not None]
+
+
+def seconds_of_certificates(folder: epath.Path) -> float:
+    """Seconds that all certificates of a run took."""
+    return float(certificates_on_disk.read(folder).seconds.sum())

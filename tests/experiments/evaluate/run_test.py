@@ -1,0 +1,182 @@
+"""The evaluation of a user's model: what it measures, what it leaves, what it resumes and what it refuses."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import evaluate
+from experiments.common import runtimes
+from experiments.evaluate import _parts, _plan
+from robustjax import attacks, data
+from robustjax.typing import Outputs
+from tests.experiments.conftest import three_parts
+
+DIGITS = data.load("digits", "train[:400]").cached()[:]
+POOLED = DIGITS.image.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16)
+MEANS = np.stack([POOLED[DIGITS.label == c].mean(0) for c in range(10)])
+SMALL = {"budget": 0.05, "num_images": 12, "epsilon": 0.1}
+FOREIGN = {"noise": np.random.default_rng(0).random((30, 8, 8, 1), np.float32)}
+
+
+def nearest_mean(x):
+    """The class with the nearest mean: linear in the features, which are pixels of half the resolution."""
+    flat = x.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16)
+    return Outputs(40 * (flat @ MEANS.T - (MEANS**2).sum(-1)[None] / 2), flat)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_autoattack():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attacks.autoattack, "attacks", three_parts)
+        yield
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load("digits", "test[:120]")[:]
+
+
+def run(model, images, folder, **settings):
+    settings = {"results_dir": str(folder), "far": FOREIGN, **SMALL, **settings}
+    return evaluate.run(model, images.image, images.label, **settings)
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    return run(nearest_mean, images, folder), folder
+
+
+def test_numbers_are_those_of_the_model(finished, images):
+    numbers, _ = finished
+    logits = nearest_mean(jnp.asarray(images.image)).logits
+    assert numbers["calibration"]["accuracy"] == pytest.approx((logits.argmax(-1) == images.label).mean())
+    assert numbers["conformal"]["calibrated_on"] == numbers["conformal"]["num_images"] == 60
+    for name in ("THR", "APS"):
+        assert numbers["conformal"][name]["coverage"] >= 0.75  # 0.9, by chance with 60 images
+    assert set(numbers["ood"]) == set(_parts.DETECTORS)  # the model shows its features, and its head is found
+    assert numbers["ood"]["mahalanobis"]["noise"]["auroc"] > 0.9
+    assert numbers["certify"]["num_images"] == 12
+    assert numbers["certify"]["certified_accuracy"][0] >= numbers["certify"]["certified_accuracy"][-1]
+    attack = numbers["attack"]
+    assert attack["clean_accuracy"] >= attack["robust_accuracy"] == list(attack["left_after"].values())[-1]
+    assert attack["epsilon"] == 0.1
+
+
+def test_the_report_tells_what_each_number_is_worth(finished):
+    numbers, folder = finished
+    text = (folder / "evaluate" / "model" / "report.md").read_text()
+    page = (folder / "evaluate" / "model" / "report.html").read_text()
+    for words in ("Guarantee: the sets hold", "Guarantee: no change of an image", "An upper bound", "## Not measured"):
+        assert words in text
+        assert words.lstrip("# ") in page
+    assert f"accuracy {numbers['calibration']['accuracy']:.3f}" in text
+    assert page.count("data:image/png;base64,") == text.count("](figures/") == 3
+    assert "12 images with at most" in text
+
+
+def test_nothing_is_measured_twice_and_what_is_lost_is_measured_again(finished, images, monkeypatch):
+    numbers, folder = finished
+    place = folder / "evaluate" / "model"
+    (place / "conformal.npz").unlink()
+    monkeypatch.setattr(_parts, "calibration", None)
+    monkeypatch.setattr(_parts, "_scores", lambda *_: 1 / 0)
+    monkeypatch.setattr(_plan, "_seconds_per_image", None)
+    again = run(nearest_mean, images, folder)
+    assert {**again, "seconds": 0} == {**numbers, "seconds": 0}
+    parts = run(nearest_mean, images, folder, parts=("calibration",))
+    assert set(parts) == {"calibration", "seconds"}
+    assert "Certified accuracy: not among --parts." in (place / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sigma": 0.5}, "sigma: 0.25 there, 0.5 now"),
+        ({"model": lambda x: nearest_mean(1 - x)}, "model must be the one that the run in .* began with"),
+        ({"reverse": True}, "must hold the images that the run in .* began with"),
+    ],
+)
+def test_other_settings_models_and_images_are_refused(finished, images, changed, message):
+    _, folder = finished
+    changed = dict(changed)
+    if changed.pop("reverse", False):
+        images = jax.tree.map(lambda a: a[::-1], images)
+    with pytest.raises(ValueError, match=message):
+        run(changed.pop("model", nearest_mean), images, folder, **changed)
+
+
+def test_logits_alone_are_enough(images, tmp_path):
+    logits_fn = lambda x: nearest_mean(x).logits
+    numbers = run(logits_fn, images, tmp_path, parts=("ood",), about="a/b")
+    assert set(numbers["ood"]) == {"msp", "energy", "generalized_entropy"}
+    assert "Return robustjax.typing.Outputs" in (tmp_path / "evaluate" / "a-b" / "report.md").read_text()
+
+
+def test_the_command_line_takes_a_module_and_a_run(tmp_path, monkeypatch, smoothing_run):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_evaluated_module.py").write_text(
+        "def build():\n    return lambda x: 9 * x.reshape(len(x), -1)[:, :10]\n"
+    )
+    settings = {"results_dir": str(tmp_path), "parts": ("calibration",), "test_split": "test[:50]"}
+    config = evaluate.Config(model="my_evaluated_module:build", dataset="digits", **settings)
+    assert evaluate.from_config(config)["calibration"]["num_images"] == 50
+    assert (tmp_path / "evaluate" / "digits-my_evaluated_module-build" / "report.html").exists()
+    of_run, summary = smoothing_run
+    config = evaluate.Config(checkpoint=str(of_run.folder()), results_dir=str(tmp_path), parts=("calibration",))
+    assert evaluate.from_config(config)["calibration"]["num_images"] == 500
+    settings = json.loads((tmp_path / "evaluate" / of_run.folder().name / "config.json").read_text())
+    assert settings["checkpoint"] == str(of_run.folder())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "model or checkpoint must be given, one of them, got model None and checkpoint None"),
+        ({"model": "a:b", "checkpoint": "run"}, "model or checkpoint must be given"),
+        ({"model": "a:b"}, "dataset must be given with model, got None"),
+        ({"model": "a:b", "dataset": "digits", "parts": ("attak",)}, "got 'attak'. Did you mean attack"),
+        ({"model": "a:b", "dataset": "digits", "budget": 0}, "budget must be positive"),
+        ({"model": "a:b", "dataset": "digits", "coverage": 1.0}, "coverage must lie strictly between 0 and 1"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.Config(**settings)
+
+
+def test_a_budget_sets_images_and_draws(tmp_path, images, monkeypatch):
+    from experiments.common import own_models
+    from experiments.common.targets import Target
+
+    classifier = own_models.classifier_of(nearest_mean, images.image)
+    target = Target(classifier, np.arange(120), images.image, images.label, 40)
+    found = {}
+    for seconds, minutes in ((1e-5, 10.0), (1e-3, 10.0), (1e-2, 1.0)):
+        monkeypatch.setattr(_plan, "_seconds_per_image", lambda _, seconds=seconds: seconds)
+        folder = runtimes._paths.path_of(folder=str(tmp_path / f"{seconds}"))
+        plan = _plan.plan(folder, target, parts=("certify",), minutes=minutes, norm="linf", epsilon=0.1, most=None)
+        assert plan.certified * plan.draws * seconds <= max(60 * minutes, 16 * 1000 * seconds)
+        found[seconds] = (plan.certified, plan.draws)
+        again = _plan.plan(folder, target, parts=("certify",), minutes=99.0, norm="linf", epsilon=0.1, most=None)
+        assert again == plan
+    assert found == {1e-5: (120, 100_000), 1e-3: (120, 1000), 1e-2: (16, 1000)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to draw the page")
+def test_the_page_is_drawn_for_a_phone_and_a_screen(finished, tmp_path):
+    import subprocess
+
+    _, folder = finished
+    page = folder / "evaluate" / "model" / "report.html"
+    for width in (390, 1280):
+        picture = tmp_path / f"{width}.png"
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        command += [f"--window-size={width},2000", f"--screenshot={picture}", page.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        assert picture.stat().st_size > 20_000  # not a blank page
