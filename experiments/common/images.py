@@ -17,6 +17,12 @@ def opened(name: str, split: str, data_dir: str | None, image_size: int | None =
     return part if image_size is None else data.match_images(part, (image_size, image_size, part.image_shape[-1]))
 
 
+def is_whole(name: str) -> bool:
+    """Whether this is a user's own data set without splits: nothing says which of its images a model has seen."""
+    own = _own.parsed(name)
+    return own is not None and not _own.has_splits(own)
+
+
 def identity(name: str) -> str:
     """What data sets of the same images have in common: the name without a version, or the whole path."""
     own = _own.parsed(name)

@@ -7,7 +7,6 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from etils import epath
 
 from experiments.common import classifiers, files, folders, runtimes, settings
 from robustjax import _validate, data, models
-from robustjax.typing import Outputs
+from robustjax.typing import AnyArray, Outputs
 
 WANTED = (
     "a function of images (n, height, width, channels) that returns logits (n, classes) or robustjax.typing.Outputs, a "
@@ -58,7 +57,7 @@ def imported(name: str) -> Any:
     return build()
 
 
-def functional_of(model: Any, example: np.ndarray) -> models.Functional:
+def functional_of(model: Any, example: AnyArray) -> models.Functional:
     """The model as pure functions and arrays; its answers to ``example``, a few images, are checked.
 
     Logits alone become ``Outputs`` with features ``(n, 0)``.
@@ -89,7 +88,7 @@ def functional_of(model: Any, example: np.ndarray) -> models.Functional:
     return models.Functional(_apply, _outputs, state, _activations)
 
 
-def classifier_of(model: Any, example: np.ndarray, runtime: runtimes.Runtime = runtimes.HERE) -> classifiers.Classifier:
+def classifier_of(model: Any, example: AnyArray, runtime: runtimes.Runtime = runtimes.HERE) -> classifiers.Classifier:
     """A user's model as a classifier, on the devices of this process; errors as of ``functional_of``."""
     functional, mesh = functional_of(model, example), runtime.local_mesh()
     return classifiers.Classifier(functional, runtimes.on_mesh(functional.state, mesh), mesh)
@@ -121,7 +120,7 @@ def of_run(
     return classifiers.restored(checkpoint, functional, runtime), theirs
 
 
-def _outputs(model: Callable, x: jax.Array) -> Outputs:
+def _outputs(model: Any, x: jax.Array) -> Outputs:
     found: Any = model(x)
     if hasattr(found, "logits"):  # Outputs, and what other libraries call so
         features = getattr(found, "features", None)
@@ -141,7 +140,7 @@ def _activations(*_: Any) -> dict[str, jax.Array]:
     raise ValueError("model must be one of robustjax's own to show the outputs of its layers, got a user's.")
 
 
-def check_logits(logits: np.ndarray, label: np.ndarray) -> None:
+def check_logits(logits: AnyArray, label: AnyArray) -> None:
     """Raises ValueError for logits that are not finite, or too few for the labels; warns of probabilities."""
     finite = np.isfinite(logits).all(-1)
     if not finite.all():

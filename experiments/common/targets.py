@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from experiments.common import classifiers, files, smoothers, subsets
+from experiments.common import classifiers, files, runtimes, smoothers, subsets
 from robustjax import attacks, certification
 
 ALPHA = 0.001
@@ -85,8 +85,10 @@ class Target(NamedTuple):
         if kept is not None:
             resume, correct = _evaluation_of(kept), [*kept["part_correct"]]
 
-        def on_attack(_, evaluation):
+        def on_attack(name, evaluation):
             correct.append(evaluation.correct)
+            left, seconds = evaluation.robust_accuracy, evaluation.seconds.get(name, 0.0)
+            runtimes.log(f"AutoAttack: {name} leaves an accuracy of {left:.3f}, {seconds:.1f} s")
             keep(_arrays_of(evaluation, correct))
 
         attack = dataclasses.replace(attack, batch_size=self.batch_size)

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from experiments.common import classifiers, folders, foreign, own_models, runtimes, subsets
-from experiments.common.images import UNSAFE, opened, short
+from experiments.common.images import UNSAFE, is_whole, opened, short
 from experiments.common.targets import Target
 from experiments.evaluate import _parts, _plan, _report
 from experiments.evaluate._config import SAME, Settings
@@ -80,25 +80,23 @@ def from_config(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> di
     Returns:
       The numbers of ``metrics.json``.
     """
-    given, theirs = None, {}
-    if config.model is not None:
-        given = own_models.imported(config.model)
-    checkpoint = config.checkpoint if config.checkpoint is not None else given
-    if isinstance(checkpoint, str):
-        classifier, theirs = own_models.of_run(checkpoint, runtime, data_dir=config.data_dir)
+    given = config.checkpoint if config.model is None else own_models.imported(config.model)
+    classifier, theirs = None, {}
+    if isinstance(given, str):
+        classifier, theirs = own_models.of_run(given, runtime, data_dir=config.data_dir)
     dataset = config.dataset or theirs["dataset"]
     sets = foreign.open_sets(
         dataset, config.data_dir, classes=theirs.get("classes") or (), near=config.near, far=config.far, outliers=None,
         max_images=_parts.MAX_IMAGES, seed=0, image_size=config.image_size or theirs.get("image_size"),
     )  # fmt: skip
-    test, train = sets.test, None
-    if config.test_split is not None:
-        test = _part(config, dataset, config.test_split, theirs)
-    if config.train_split not in (None, "none"):
-        train = _part(config, dataset, config.train_split, theirs)
-    if not isinstance(checkpoint, str):
+    whole = is_whole(dataset)
+    test_split = config.test_split or ("all" if whole else None)
+    train_split = config.train_split or ("none" if whole else "train")
+    test = sets.test if test_split is None else _part(config, dataset, test_split, theirs)
+    train = None if train_split == "none" else _part(config, dataset, train_split, theirs)
+    if classifier is None:
         classifier = own_models.classifier_of(given, test[:2].image, runtime)
-    about = config.model or epath.Path(str(checkpoint)).resolve().name
+    about = config.model or epath.Path(str(given)).resolve().name
     folder = config.folder(about if config.model is None else f"{short(dataset)}-{about.translate(UNSAFE)}")
     return _evaluate(config, folder, classifier, test, train, sets.foreign, about=about, dataset=dataset)
 
@@ -132,7 +130,7 @@ def _evaluate(
     # Images, in random order.
     chosen = subsets.evenly(len(test), _parts.MAX_IMAGES)
     ids = np.random.default_rng(config.seed).permutation(chosen)
-    image, label, _ = test[ids]
+    image, label = (np.asarray(part) for part in test[ids][:2])
     size = _blocks.evenly(min(len(ids), config.num_images or len(ids)), _blocks.at_once(image.shape[1:], backward=True))
     target = Target(classifier, ids, image, label, size)
     outputs = classifiers.outputs_of(classifier, image)

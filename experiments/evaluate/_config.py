@@ -74,13 +74,14 @@ class Config(Settings, settings.Data):
     PyTorch module, or a run folder."""
     checkpoint: str | None = None
     """Run folder of another experiment, instead of --model."""
-    dataset: str | None = None
+    dataset: str | None = None  # pyrefly: ignore
     image_size: int | None = None
     """Resize images to N x N pixels. None: keep their size."""
     test_split: str | None = None
-    """Images to evaluate on, in TFDS syntax. None: the test split of the data set."""
-    train_split: str | None = "train"
-    """Images of the training, on which detectors are fitted. none: half of the images of --test-split."""
+    """Images to evaluate on, in TFDS syntax. None: the test split of the data set, all images of one without splits."""
+    train_split: str | None = None
+    """Images of the training, on which detectors are fitted. None: train, if the data set has splits; else, and for
+    'none', half of the images of --test-split."""
     near: tuple[str, ...] = ()
     """Near out-of-distribution sets: NAME or NAME@SPLIT, as of experiments.ood."""
     far: tuple[str, ...] = ()

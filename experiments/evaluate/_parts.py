@@ -137,7 +137,7 @@ def attack(folder: epath.Path, subject: Subject, settings: Settings, epsilon: fl
     made = adversaries.make("autoattack", epsilon, settings.norm)
     arrays = kept(path, lambda: target.attacked(jax.random.fold_in(key, 0), made, path))
     correct = arrays["part_correct"][-1] if len(arrays["part_correct"]) else arrays["answer"] == target.label
-    found = {(settings.norm, epsilon, "autoattack"): {**arrays, "correct": correct}}
+    found: Any = {(settings.norm, epsilon, "autoattack"): {**arrays, "correct": correct}}
     findings = sanity.check(target, found, {}, None, jax.random.fold_in(key, 1))
     return {**arrays, "correct": correct}, [finding for finding in findings if finding.passed is not None]
 

@@ -37,7 +37,7 @@ def of_calibration(arrays: dict[str, np.ndarray]) -> Section:
     scores = ("expected_calibration_error", "brier_score", "negative_log_likelihood")
     numbers = {"num_images": count, "accuracy": correct / count} | {name: float(arrays[name]) for name in scores}
     error = numbers["expected_calibration_error"]
-    points = {"model": tuple(arrays[name] for name in metrics.Reliability._fields)}
+    points: Any = {"model": tuple(arrays[name] for name in metrics.Reliability._fields)}
     rows = [
         ("accuracy (95 % interval)", share(correct, count)),
         ("expected calibration error, 15 bins", f"{error:.3f}"),

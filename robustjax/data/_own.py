@@ -40,6 +40,11 @@ def splits(name: Name) -> dict[str, int]:
     return {split: len(rows) for split, (_, rows) in _rows(_stored(name)[1]).items()}
 
 
+def has_splits(name: Name) -> bool:
+    """Whether the data set is stored in splits, and not as a whole that is split by a permutation."""
+    return "all" not in _stored(name)[1]
+
+
 def load(name: str, split: str, image_size: int | None) -> Dataset:
     """Opens a split of a user's own data set; see :func:`robustjax.data.load`."""
     ours = parsed(name)

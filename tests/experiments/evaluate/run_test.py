@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import evaluate
-from experiments.common import runtimes
+from experiments.common import files, runtimes
 from experiments.evaluate import _parts, _plan
 from robustjax import attacks, data
 from robustjax.typing import Outputs
@@ -131,6 +131,18 @@ def test_the_command_line_takes_a_module_and_a_run(tmp_path, monkeypatch, smooth
     assert evaluate.from_config(config)["calibration"]["num_images"] == 500
     settings = json.loads((tmp_path / "evaluate" / of_run.folder().name / "config.json").read_text())
     assert settings["checkpoint"] == str(of_run.folder())
+
+
+def test_all_images_of_a_file_without_splits_are_evaluated(tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_whole_module.py").write_text(
+        "def build():\n    return lambda x: 9 * x.reshape(len(x), -1)[:, :10]\n"
+    )
+    files.write_arrays(tmp_path / "mine.npz", {"images": images.image, "labels": images.label})
+    config = evaluate.Config(
+        model="my_whole_module:build", dataset="arrays:mine.npz", results_dir=str(tmp_path), parts=("calibration",)
+    )
+    assert evaluate.from_config(config)["calibration"]["num_images"] == 120
 
 
 @pytest.mark.parametrize(
