@@ -68,7 +68,9 @@ def wrapped(text: str, width: int) -> str:
             lines += textwrap.wrap(block, width, break_long_words=False, break_on_hyphens=False)
         else:
             for line in block.splitlines():
-                parts = textwrap.wrap(line, width - 2, subsequent_indent=8 * " ", break_long_words=False) or [""]
+                parts = textwrap.wrap(
+                    line, width - 2, subsequent_indent=8 * " ", break_long_words=False, break_on_hyphens=False
+                ) or [""]
                 lines += [*(f"{part} \\" for part in parts[:-1]), parts[-1]]
         lines.append("")
     return "\n".join(lines[:-1])

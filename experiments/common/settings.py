@@ -17,8 +17,7 @@ class Data:
     """A data set."""
 
     dataset: str = "digits"
-    """digits (embedded), any prepared TFDS data set with images and labels, arrays:FILE.npz (images and labels), or
-    folder:PATH (PNG and JPEG files, a sub-folder for each class)."""
+    """digits, a prepared TFDS data set, arrays:FILE.npz (images, labels) or folder:PATH (a sub-folder for each class)."""
     data_dir: str | None = None
     """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
 

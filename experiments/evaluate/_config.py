@@ -66,8 +66,8 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Settings, settings.Data):
-    """A model, its images, and what is measured."""
+class Given(settings.Data):
+    """A model and its images."""
 
     model: str | None = None
     """MODULE:FUNCTION, where FUNCTION() returns a function of images, a pair (module, variables), a Flax, Equinox or
@@ -87,6 +87,11 @@ class Config(Settings, settings.Data):
     far: tuple[str, ...] = ()
     """Far sets: textures, uniform_noise, gaussian_noise, permuted_pixels, NAME or NAME@SPLIT.
     Default: textures uniform_noise permuted_pixels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Settings, Given):
+    """A model, its images, and what is measured."""
 
     def __post_init__(self):
         super().__post_init__()
