@@ -17,7 +17,7 @@ class Data:
     """A data set."""
 
     dataset: str = "digits"
-    """digits, a prepared TFDS data set, arrays:FILE.npz (images, labels) or folder:PATH (a sub-folder for each class)."""
+    """digits, a prepared TFDS data set, arrays:FILE.npz (images, labels) or folder:PATH (a folder for each class)."""
     data_dir: str | None = None
     """Folder of prepared TFDS data sets. None: $TFDS_DATA_DIR, else TFDS's default folder."""
 
@@ -55,8 +55,8 @@ class Model(Data):
     """A classifier of its images."""
 
     model: str = "cnn"
-    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50; or your own,
-    trained: MODULE:FUNCTION, where FUNCTION() returns a function of images, a Flax, Equinox or PyTorch module, ..."""
+    """mlp, lenet, cnn, strided_cnn, resnet20, resnet56, resnet110, wide_resnet, resnet18 or resnet50.
+    MODULE:FUNCTION: a trained model of yours, which FUNCTION() returns; see experiments.evaluate."""
     num_epochs: int | None = None
     """Passes over the training images. None: as in the recipe."""
 
