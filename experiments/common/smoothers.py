@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import classifiers
-from robustjax import certification, losses, models, perturbations
+from robustjax import _blocks, certification, losses, models, perturbations
 from robustjax.typing import Apply, Batch, LogitsFn, ModelState, Outputs
 
 TRAINING: dict[str, Any] = {
@@ -174,26 +174,29 @@ def procedure(
     target_radius: float | None = None,
 ) -> Procedure:
     """Certification of a base classifier, or of two by dual smoothing; with a fixed number of draws, or in sequence."""
-    common: Any = {"measure": measure, "alpha": alpha, "batch_size": batch_size}
+    common: Any = {"measure": measure, "alpha": alpha}
+    of_each = (num_selection + num_estimation) // len(logits_fns)
+    # A warm-up takes fewer draws: in the same blocks, so that its program serves all images.
+    block_of = lambda x: batch_size or _blocks.of_draws(of_each, x.shape[1:])[0]
 
     def in_sequence(keys, x, warm_up=False):
         found = certification.certify_sequential(
             keys, logits_fns[0], x, num_selection=num_selection, max_samples=num_estimation,
-            target_radius=target_radius, **common,
+            target_radius=target_radius, batch_size=batch_size, **common,
         )  # fmt: skip
         return found.label, found.radius, found.probability, found.num_samples
 
     def fixed(keys, x, warm_up=False):
         selection, estimation = (1, 100) if warm_up else (num_selection, num_estimation)
         found = certification.certify(
-            keys, logits_fns[0], x, num_selection=selection, num_estimation=estimation, **common
+            keys, logits_fns[0], x, num_selection=selection, num_estimation=estimation, batch_size=block_of(x), **common
         )
         return found.label, found.radius, found.probability, np.full(len(x), selection + estimation)
 
     def dual(keys, x, warm_up=False):
         selection, estimation = (1, 50) if warm_up else (num_selection // 2, num_estimation // 2)
         both, draws = (logits_fns[0], logits_fns[1]), {"num_selection": selection, "num_estimation": estimation}
-        found = certification.dual(keys, both, x, **draws, **common)
+        found = certification.dual(keys, both, x, batch_size=block_of(x), **draws, **common)
         return found.label, found.radius, found.probability.min(-1), np.full(len(x), 2 * (selection + estimation))
 
     return dual if len(logits_fns) > 1 else in_sequence if sequential or target_radius is not None else fixed

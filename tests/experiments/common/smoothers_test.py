@@ -3,6 +3,7 @@ import numpy as np
 
 from experiments.common import classifiers, smoothers
 from robustjax import certification, data
+from robustjax.certification import _counts
 
 
 def test_each_half_sees_its_own_pixels_alone():
@@ -15,3 +16,15 @@ def test_each_half_sees_its_own_pixels_alone():
         np.testing.assert_array_equal(
             logits, functional.outputs(functional.state, jax.numpy.where(seen, x, 0.0)).logits
         )
+
+
+def test_a_warm_up_compiles_the_program_of_all_images():
+    keys, x = jax.random.split(jax.random.key(0), 2), np.full((2, 4, 4, 1), 0.5, np.float32)
+    logits_fn = lambda x: x.reshape(len(x), -1)[:, :3]
+    certify = smoothers.procedure(
+        (logits_fn,), certification.gaussian(0.5), num_selection=20, num_estimation=480, alpha=0.01, batch_size=None
+    )
+    before = _counts._votes._cache_size()
+    certify(keys, x, warm_up=True)
+    assert certify(keys, x)[-1].tolist() == [500, 500]
+    assert _counts._votes._cache_size() == before + 1
