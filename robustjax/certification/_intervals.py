@@ -89,7 +89,6 @@ def certify(
     """
     logits_fn = _validate.as_pytree(logits_fn=logits_fn)
     _validate.not_negative(epsilon=epsilon)
-    _validate.in_units(1.0, epsilon=epsilon)
     if batch_size is not None:
         _validate.at_least(1, batch_size=batch_size)
     if not isinstance(x, (jax.Array, np.ndarray)) or x.dtype not in (jnp.float32, jnp.float64) or x.ndim < 2:
@@ -100,6 +99,8 @@ def certify(
             _validate.in_range(np.asarray(x), input_range)
             if not np.isfinite(x).all():
                 raise ValueError("x must be finite, got NaN or infinity in it.")
+    if input_range is not None:
+        _validate.in_units(input_range[1] - input_range[0], epsilon=epsilon)
     ends = tuple(np.asarray(end, x.dtype) for end in input_range or (-np.inf, np.inf))
     logits = _logits.eval_shape(logits_fn, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:

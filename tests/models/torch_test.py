@@ -331,7 +331,9 @@ def test_loaded_weights_give_the_outputs_of_pytorch(name, size, tmp_path):
         pytest.skip("strides of odd sizes are seen in the smaller networks")
     build, settings = NETWORKS[name]
     network = made(build)
-    module = nn.Sequential(Normalised(), nn.DataParallel(network) if name == "resnet50" else network)
+    # As nn.DataParallel names its tensors; itself it would look for devices that torchax has registered.
+    parallel = nn.ModuleDict({"module": network})
+    module = nn.Sequential(Normalised(), parallel if name == "resnet50" else network)
     path = tmp_path / "checkpoint.pth.tar"
     torch.save({"arch": name, "epoch": 90, "state_dict": module.state_dict()}, path)
     settings |= {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010), "image_shape": (size, size, 3)}
