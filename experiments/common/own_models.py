@@ -16,6 +16,7 @@ from etils import epath
 
 from experiments.common import classifiers, files, folders, runtimes, settings
 from robustjax import _validate, data, models
+from robustjax._precision import in_float32
 from robustjax.typing import AnyArray, Outputs
 
 WANTED = (
@@ -39,7 +40,7 @@ def imported(name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and imports another that is not
+            raise ImportError(f"model {name!r}: {error}") from error  # the module is there, and needs another
         raise ValueError(
             f"model {name!r}: there is no module {error.name!r} in {os.getcwd()} or among the installed packages."
         ) from error
@@ -76,14 +77,20 @@ def functional_of(model: Any, example: AnyArray) -> models.Functional:
     if not callable(model):
         raise ValueError(f"model must be {WANTED}; got {_validate.short(model)}.")
     state: Any = _validate.as_pytree(model=model)
-    found: Any = jax.eval_shape(_outputs, state, jax.ShapeDtypeStruct(example.shape, jnp.float32))
+    try:
+        found: Any = jax.eval_shape(_outputs, state, jax.ShapeDtypeStruct(example.shape, jnp.float32))
+    except TypeError as error:
+        raise ValueError(
+            f"model must be a function that JAX can trace, for any number of images, but for {example.shape}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
     shapes = [getattr(part, "shape", None) for part in found]
     logits, features = (shape if shape is not None and len(shape) == 2 else (0, 0) for shape in shapes)
     if logits[0] != len(example) or logits[1] < 2 or features[0] != len(example):
-        told = " and ".join(map(str, shapes))
+        told = shapes[0] if features[0] in (0, len(example)) else f"{shapes[0]} with features {shapes[1]}"
         raise ValueError(
-            f"model must return logits ({len(example)}, classes) for images {example.shape}, got {told}: it must be "
-            f"{WANTED}."
+            f"model must return logits ({len(example)}, classes >= 2) for images {example.shape}, alone or in "
+            f"robustjax.typing.Outputs, got {told}."
         )
     return models.Functional(_apply, _outputs, state, _activations)
 
@@ -122,12 +129,13 @@ def of_run(
 
 def _outputs(model: Any, x: jax.Array) -> Outputs:
     found: Any = model(x)
-    if hasattr(found, "logits"):  # Outputs, and what other libraries call so
-        features = getattr(found, "features", None)
-        return Outputs(found.logits, found.logits[..., :0] if features is None else features)
-    if not hasattr(found, "shape"):
-        raise ValueError(f"model must return logits or robustjax.typing.Outputs, got {_validate.short(found)}.")
-    return Outputs(found, found[..., :0])
+    logits = found.logits if hasattr(found, "logits") else found  # Outputs, and what other libraries call so
+    if not hasattr(logits, "shape"):
+        raise ValueError(f"model must return logits or robustjax.typing.Outputs, got {type(logits).__name__}.")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"model must return floating-point logits, got {logits.dtype}.")
+    features = getattr(found, "features", None)
+    return Outputs(in_float32(logits), logits[..., :0] if features is None else in_float32(features))
 
 
 def _apply(state: Any, x: jax.Array, *, train: bool = False) -> tuple[Outputs, Any]:

@@ -25,7 +25,7 @@ from experiments.common import classifiers, folders, foreign, own_models, runtim
 from experiments.common.images import UNSAFE, is_whole, opened, short
 from experiments.common.targets import Target
 from experiments.evaluate import _parts, _plan, _report
-from experiments.evaluate._config import SAME, Settings
+from experiments.evaluate._config import PARTS, SAME, Settings
 from experiments.evaluate._config import Config as Config
 from robustjax import _blocks, data
 from robustjax.typing import AnyArray
@@ -144,34 +144,43 @@ def _evaluate(
     )  # fmt: skip
     subject = _parts.Subject(classifier, target, test, train, sets)
 
-    # Parts: each is on disk before the next one begins.
-    sections: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
+    # Parts: each is on disk before the next one begins, and one that fails does not take the others with it.
+    epsilon = config.radius(dataset)
+
+    def calibration():
+        arrays = _parts.kept(folder / "calibration.npz", lambda: _parts.calibration(outputs, label))
+        return _report.of_calibration(arrays), float(arrays["seconds"])
+
+    def conformal():
+        measure = lambda: _parts.conformal_sets(outputs, label, coverage=config.coverage, seed=config.seed)
+        arrays = _parts.kept(folder / "conformal.npz", measure)
+        return _report.of_conformal(arrays, config.coverage), float(arrays["seconds"])
+
+    def ood():
+        scores = _parts.out_of_distribution(folder / "scores", subject, outputs)
+        groups = {name: of.group for name, of in sets.items()}
+        return _report.of_foreign(scores, groups), sum(float(of["seconds"]) for of in scores.values())
+
+    def certify():
+        _parts.certificates(folder, subject, config, plan, certify_key, watch)
+        return _report.of_certificates(folder, config, plan), _parts.seconds_of_certificates(folder)
+
+    def attack():
+        arrays, findings = _parts.attack(folder, subject, config, epsilon, plan, attack_key)
+        return _report.of_attack(arrays, findings, config, epsilon), float(arrays["seconds"])
+
+    measures = {"calibration": calibration, "conformal": conformal, "ood": ood, "certify": certify, "attack": attack}
+    sections, seconds, failed = {}, {}, {}
     with runtimes.watching(runtimes.HERE, folder, dataclasses.asdict(config)) as watch:
-        if "calibration" in config.parts:
-            arrays = _parts.kept(folder / "calibration.npz", lambda: _parts.calibration(outputs, label))
-            sections["calibration"], seconds["calibration"] = _report.of_calibration(arrays), float(arrays["seconds"])
-        if "conformal" in config.parts:
-            arrays = _parts.kept(
-                folder / "conformal.npz",
-                lambda: _parts.conformal_sets(outputs, label, coverage=config.coverage, seed=config.seed),
-            )
-            sections["conformal"] = _report.of_conformal(arrays, config.coverage)
-            seconds["conformal"] = float(arrays["seconds"])
-        if "ood" in config.parts:
-            scores = _parts.out_of_distribution(folder / "scores", subject, outputs)
-            sections["ood"] = _report.of_foreign(scores, {name: of.group for name, of in sets.items()})
-            seconds["ood"] = sum(float(of["seconds"]) for of in scores.values())
-        if "certify" in config.parts:
-            _parts.certificates(folder, subject, config, plan, certify_key, watch)
-            sections["certify"] = _report.of_certificates(folder, config, plan)
-            seconds["certify"] = _parts.seconds_of_certificates(folder)
-        if "attack" in config.parts:
-            epsilon = config.radius(dataset)
-            arrays, findings = _parts.attack(folder, subject, config, epsilon, plan, attack_key)
-            sections["attack"] = _report.of_attack(arrays, findings, config, epsilon)
-            seconds["attack"] = float(arrays["seconds"])
+        for name in (name for name in PARTS if name in config.parts):
+            try:
+                sections[name], seconds[name] = measures[name]()
+            except ValueError as error:
+                failed[name] = str(error)
+                runtimes.log(f"WARNING: {name} is not measured: {error}")
+    if not sections:
+        raise ValueError(f"none of the parts could be measured: {next(iter(failed.values()))}")
 
     # Report.
-    missing = _report.not_measured(config.parts, features=bool(outputs.features.shape[1]))
+    missing = _report.not_measured(config.parts, failed, features=bool(outputs.features.shape[1]))
     return _report.report(folder, config, sections, missing, seconds, stopwatch, about=about, plan=plan)

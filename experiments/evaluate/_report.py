@@ -187,9 +187,10 @@ def report(
     return numbers
 
 
-def not_measured(parts: tuple[str, ...], *, features: bool) -> list[str]:
+def not_measured(parts: tuple[str, ...], failed: dict[str, str], *, features: bool) -> list[str]:
     """What the report does not answer, and why."""
     lines = [f"{NAMES[part]}: not among --parts." for part in PARTS if part not in parts]
+    lines += [f"{NAMES[part]}: {error}" for part, error in failed.items()]
     if "ood" in parts and not features:
         lines.append(
             "Detectors that read features: the model returns only logits. Return robustjax.typing.Outputs(logits, "

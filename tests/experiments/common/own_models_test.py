@@ -50,7 +50,11 @@ def test_a_function_of_the_current_folder_is_called():
         ("my_own_module:bild", ValueError, "my_own_module has no 'bild'; its functions are build, other"),
         ("my_own_module:other", ValueError, "must be a function without arguments, but missing .*'key'"),
         ("my_own_module:broken", ValueError, "'my_own_module:broken' must be a function"),
-        ("needs:build", ModuleNotFoundError, "no_such_thing"),  # the user's module is there, and is at fault
+        (
+            "needs:build",
+            ImportError,
+            "model 'needs:build': No module named 'no_such_thing'",
+        ),  # the user's module is there, and is at fault
     ],
 )
 def test_what_is_not_there_is_named(name, error, message):
@@ -71,6 +75,8 @@ def test_functions_pairs_and_outputs_give_the_same_logits():
         logits, features = functional.outputs(functional.state, X)
         np.testing.assert_allclose(logits, linear(X), rtol=1e-5)
         assert features.shape == (6, 64 if model is of_features else 0)
+    half = own_models.functional_of(lambda x: linear(x).astype(jnp.bfloat16), X)
+    assert half.outputs(half.state, X).logits.dtype == jnp.float32
     assert jax.tree.leaves(own_models.functional_of((Net(), variables), X).state)[0].shape == (64, 3)
     own = models.functional(models.mlp(jax.random.key(0), hidden=(4,), image_shape=(8, 8, 1)))
     assert own_models.functional_of(own, X) is own
@@ -84,10 +90,14 @@ def test_functions_pairs_and_outputs_give_the_same_logits():
     ("model", "message"),
     [
         (17, "model must be a function of images .*; got 17"),
-        (of(jnp.ones((6, 3, 1))), r"must return logits \(6, classes\) for images \(6, 8, 8, 1\), got \(6, 3, 1\)"),
-        (of(jnp.ones((5, 3))), r"must return logits \(6, classes\)"),
-        (of(jnp.ones((6, 1))), r"must return logits \(6, classes\)"),
-        (of([jnp.ones((6, 3))]), "model must return logits or robustjax.typing.Outputs, got "),
+        (of(jnp.ones((6, 3, 1))), r"logits \(6, classes >= 2\) for images \(6, 8, 8, 1\), .*, got \(6, 3, 1\)"),
+        (of(jnp.ones((5, 3))), r"must return logits \(6, classes >= 2\) .*, got \(5, 3\)"),
+        (of(jnp.ones((6, 1))), r"must return logits \(6, classes >= 2\) .*, got \(6, 1\)"),
+        (of(Outputs(jnp.ones((6, 3)), jnp.ones((3, 6)))), r"got \(6, 3\) with features \(3, 6\)"),
+        (of([jnp.ones((6, 3))]), "model must return logits or robustjax.typing.Outputs, got list"),
+        (of(jnp.ones((6, 3), jnp.int32)), "model must return floating-point logits, got int32"),
+        (lambda x: np.asarray(x), r"that JAX can trace, for any number of images, but for \(6, 8, 8, 1\): "),
+        (lambda x: x.reshape(7, -1), "that JAX can trace, for any number of images"),
     ],
 )
 def test_a_model_of_another_kind_is_refused(model, message):

@@ -117,6 +117,19 @@ def test_logits_alone_are_enough(images, tmp_path):
     assert "Return robustjax.typing.Outputs" in (tmp_path / "evaluate" / "a-b" / "report.md").read_text()
 
 
+def test_a_part_that_fails_is_told_and_the_others_are_measured(images, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("logits_fn must be deterministic.")
+
+    monkeypatch.setattr(_parts, "attack", fails)
+    numbers = run(nearest_mean, images, tmp_path, parts=("calibration", "attack"))
+    assert set(numbers) == {"calibration", "seconds"}
+    text = (tmp_path / "evaluate" / "model" / "report.md").read_text()
+    assert "- Accuracy under attack: logits_fn must be deterministic." in text
+    with pytest.raises(ValueError, match="none of the parts could be measured: logits_fn must be deterministic"):
+        run(nearest_mean, images, tmp_path, parts=("attack",))
+
+
 def test_the_command_line_takes_a_module_and_a_run(tmp_path, monkeypatch, smoothing_run):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_evaluated_module.py").write_text(
