@@ -18,7 +18,18 @@ ORDER = (
     "plotting",
 )  # fmt: skip
 MAY_IMPORT = {room: {*ORDER[: i + 1]} for i, room in enumerate(ORDER)} | {
-    "training": {"_paths", "_validate", "_arguments", "typing", "data", "models", "losses", "perturbations", "training"}
+    "experiments": set(),
+    "training": {
+        "_paths",
+        "_validate",
+        "_arguments",
+        "typing",
+        "data",
+        "models",
+        "losses",
+        "perturbations",
+        "training",
+    },
 }
 ROOMS = sorted(path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists())
 ROOMS.remove("__init__")

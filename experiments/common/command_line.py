@@ -26,6 +26,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.common import runtimes
 from robustjax import training
 
+PROG: str | None = None
+"""What help texts call the command; None: python -m MODULE."""
+
 
 def _number(text: str) -> float:
     try:
@@ -79,7 +82,7 @@ def wrapped(text: str, width: int) -> str:
 def _parsed(arguments: type, description: str | None) -> dict[str, Any]:
     """The fields of the command line; help ends the process."""
     spec = sys.modules["__main__"].__spec__
-    prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+    prog = PROG or (f"python -m {spec.name.removesuffix('.__main__')}" if spec else None)
     place, shown = "DESCRIPTION", io.StringIO()  # tyro would put each paragraph on one line
     shown.isatty = sys.stdout.isatty
     try:
