@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks._command import command
+from experiments.common.files import write_arrays
 from robustjax import attacks, certification, data, losses, models, training
 
 NEEDS = {"robustjax": "flax", "function": "jax", "nnx": "flax", "linen": "flax", "equinox": "equinox",
@@ -84,7 +85,7 @@ def model_of(framework: str, w: dict[str, np.ndarray]) -> Any:
             def __init__(self):
                 self.hidden, self.head = (nnx.Linear(*w[k].shape, rngs=nnx.Rngs(0)) for k in ("kernel0", "kernel1"))
                 for i, layer in enumerate((self.hidden, self.head)):
-                    layer.kernel[...], layer.bias[...] = w[f"kernel{i}"], w[f"bias{i}"]
+                    layer.kernel, layer.bias = nnx.Param(w[f"kernel{i}"]), nnx.Param(w[f"bias{i}"])
 
             def __call__(self, x):
                 return self.head(jax.nn.relu(self.hidden(flat(x))))
@@ -156,7 +157,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "weights.npz"
-        np.savez(path, **trained(config))
+        write_arrays(path, trained(config))
         for name in config.only:
             if importlib.util.find_spec(NEEDS[name]) is None:
                 Console().print(f"{name} is left out: {NEEDS[name]} is not installed.")

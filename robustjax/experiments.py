@@ -61,6 +61,6 @@ def main() -> None:
         hint = f"did you mean {close[0]}?" if close else f"it must be one of {', '.join(COMMANDS)}."
         sys.exit(f"error: there is no command {command!r}; {hint}")
     _find()
-    importlib.import_module("experiments.common.command_line").PROG = f"robustjax {command}"
+    vars(importlib.import_module("experiments.common.command_line"))["PROG"] = f"robustjax {command}"
     sys.argv = [sys.argv[0], *rest]
     runpy.run_module(f"experiments.{command}", run_name="__main__", alter_sys=True)

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -140,10 +141,33 @@ def check_attack(found):
     assert scaled["Square"] < 0.4
 
 
+OWN_MODEL = """{
+    name: {
+        "accuracy": of["calibration"]["accuracy"], "coverage": of["conformal"]["THR"]["coverage"],
+        "clean": of["attack"]["clean_accuracy"], "left": list(of["attack"]["left_after"].values()),
+        "certified": of["certify"]["certified_accuracy"], "warnings": of["attack"]["warnings"],
+    }
+    for name, of in numbers.items()
+}"""
+
+
+def check_own_model(found):
+    assert {"Flax", "Equinox"} <= {*found}
+    for of in found.values():
+        assert of["accuracy"] > 0.95
+        assert of["coverage"] > 0.8
+        assert [of["clean"], *of["left"]] == sorted([of["clean"], *of["left"]], reverse=True)
+        assert of["certified"] == sorted(of["certified"], reverse=True)
+        assert not of["warnings"]
+    if "PyTorch" in found:  # trained without noise
+        assert found["PyTorch"]["certified"][1] < found["Flax"]["certified"][1] - 0.1
+
+
 CHECKS = {
     "attack": (ATTACK, check_attack, 2),
     "certify": (CERTIFY, check_certify, 2),
     "ood": (OOD, check_ood, 3),
+    "own_model": (OWN_MODEL, check_own_model, 3),
 }
 """By notebook: what to read from its kernel, what must hold of that, and how many figures it draws."""
 
@@ -158,6 +182,11 @@ def test_notebooks_are_stored_clean(path):
     nbformat.validate(notebook)
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if path.stem == "own_model":  # what an evaluation looks like is to be seen without running one
+        assert sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs) == 3
+        assert not re.search(r"/tmp|/home|/root|\\u001b|Traceback", json.dumps(notebook))
+        for cell in code:
+            cell.outputs, cell.execution_count = [], None
     assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
     assert '%pip install -q "robustjax @ git+https://github.com/robustjax/robustjax"' in code[0].source
 

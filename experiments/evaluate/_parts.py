@@ -24,7 +24,8 @@ from robustjax.typing import Outputs
 
 MAX_IMAGES = 10_000
 """Images of each set that are looked at."""
-DETECTORS = ("msp", "energy", "generalized_entropy", "knn", "mahalanobis", "vim", "react+energy")
+OF_LOGITS = ("msp", "energy", "generalized_entropy")
+DETECTORS = (*OF_LOGITS, "knn", "mahalanobis", "vim", "react+energy")
 """Detectors that need no choice; those that read features are left out where the model has none."""
 SCORES = {"THR": conformal.thr, "APS": conformal.aps}
 
@@ -96,7 +97,7 @@ def out_of_distribution(folder: epath.Path, subject: Subject, outputs: Outputs) 
         none = np.zeros(len(image), np.int32)
         parts[name] = detectors.Labelled(image, none, classifiers.outputs_of(subject.classifier, image))
     found = {}
-    for name in DETECTORS:
+    for name in DETECTORS if outputs.features.shape[1] else OF_LOGITS:
         path = folder / f"{name}.npz"
         if path.exists() and not {*parts} <= {*files.read_arrays(path)}:
             path.unlink()  # of other sets

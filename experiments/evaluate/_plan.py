@@ -16,9 +16,11 @@ from experiments.common.targets import Target
 HEAVY = ("certify", "attack")
 SHARE = 0.8
 """Of the budget, for the two heavy parts."""
+PILOT = 0.05
+"""Of the budget, for an attack that shows how many images withstand."""
 DRAWS = (100_000, 10_000, 1_000)
 """Largest numbers of noisy copies of an image; the first that leaves enough images is taken."""
-ENOUGH, FEW = 100, 16
+ENOUGH, FEW = 100, 4
 """Images that are enough for a table, and the fewest of any."""
 GRADIENT = 3.0
 """Cost of a gradient, in forward passes."""
@@ -53,7 +55,8 @@ def plan(
     certified = int(np.clip(share / (draws * forward), min(FEW, limit), limit))
     withstood, attacked = 0.0, limit
     if "attack" in parts:
-        few = target.first(min(64, limit))
+        tried = np.clip(PILOT * 60 * minutes / (20 * GRADIENT * forward), 8, 64)
+        few = target.first(min(int(tried), limit))
         found = few.under(jax.random.key(0), adversaries.make("pgd_20", epsilon, norm))
         withstood = float((found["answer"] == few.label).mean())
         passes = FOOLED_SOON + withstood * (ALL_STEPS - FOOLED_SOON)

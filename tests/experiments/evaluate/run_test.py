@@ -185,11 +185,11 @@ def test_a_budget_sets_images_and_draws(tmp_path, images, monkeypatch):
         monkeypatch.setattr(_plan, "_seconds_per_image", lambda _, seconds=seconds: seconds)
         folder = runtimes._paths.path_of(folder=str(tmp_path / f"{seconds}"))
         plan = _plan.plan(folder, target, parts=("certify",), minutes=minutes, norm="linf", epsilon=0.1, most=None)
-        assert plan.certified * plan.draws * seconds <= max(60 * minutes, 16 * 1000 * seconds)
+        assert plan.certified * plan.draws * seconds <= 60 * minutes
         found[seconds] = (plan.certified, plan.draws)
         again = _plan.plan(folder, target, parts=("certify",), minutes=99.0, norm="linf", epsilon=0.1, most=None)
         assert again == plan
-    assert found == {1e-5: (120, 100_000), 1e-3: (120, 1000), 1e-2: (16, 1000)}
+    assert found == {1e-5: (120, 100_000), 1e-3: (120, 1000), 1e-2: (4, 1000)}
 
 
 @pytest.mark.slow
