@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch  # pyrefly: ignore[missing-import]
@@ -32,26 +33,28 @@ class Cnn(nn.Module):
         for name, weights in layers.items():
             kernel = np.asarray(weights["kernel"])
             if kernel.ndim == 4:
-                layer = nn.Conv2d(*kernel.shape[2:], kernel.shape[0], padding=padding)
+                size, _, inputs, outputs = kernel.shape
+                layer: Any = nn.Conv2d(inputs, outputs, size, padding=padding)
                 kernel = kernel.transpose(3, 2, 0, 1)
             else:
-                layer = nn.Linear(*kernel.shape)
+                layer = nn.Linear(kernel.shape[0], kernel.shape[1])
                 if name == "dense" and not self.channels_last:  # features come in another order
                     kernel = kernel.reshape(-1, channels, kernel.shape[1]).swapaxes(0, 1).reshape(kernel.shape)
                 kernel = kernel.T
             layer.weight.data = torch.tensor(kernel).contiguous()
             layer.bias.data = torch.tensor(np.asarray(weights["bias"]))
             setattr(self, name, layer)
-        self.to(memory_format=memory_format)
+        self.to(memory_format=memory_format)  # pyrefly: ignore[no-matching-overload]
         self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``(batch, 10)`` of images ``(batch, 1, height, width)``."""
-        for conv in (self.conv1, self.conv2):
+        layers: Any = self
+        for conv in (layers.conv1, layers.conv2):
             x = nn.functional.max_pool2d(conv(x), 2).relu_()
         if self.channels_last:
             x = x.permute(0, 2, 3, 1)  # a view, where flattening channel by channel would copy
-        return self.head(self.dense(x.flatten(1)).relu_())
+        return layers.head(layers.dense(x.flatten(1)).relu_())
 
 
 def _conv(kernel: np.ndarray, stride: int = 1) -> nn.Conv2d:
@@ -95,7 +98,7 @@ class Resnet(nn.Module):
         self.head = nn.Linear(*head["kernel"].shape)
         self.head.weight.data = torch.tensor(np.asarray(head["kernel"]).T).contiguous()
         self.head.bias.data = torch.tensor(np.asarray(head["bias"]))
-        self.to(memory_format=memory_format)
+        self.to(memory_format=memory_format)  # pyrefly: ignore[no-matching-overload]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``(batch, 10)`` of images ``(batch, 3, 32, 32)``."""
@@ -146,7 +149,7 @@ class Mlp(nn.Sequential):
         layers: list[nn.Module] = [nn.Flatten()]
         for weights in (*(hidden[name] for name in sorted(hidden, key=int)), state.params["head"]):
             kernel, bias = (torch.tensor(np.asarray(weights[name])) for name in ("kernel", "bias"))
-            layer = nn.Linear(*kernel.shape)
+            layer = nn.Linear(kernel.shape[0], kernel.shape[1])
             layer.weight.data, layer.bias.data = kernel.T.contiguous(), bias
             layers += [layer, nn.ReLU()]
         super().__init__(*layers[:-1])

@@ -85,7 +85,7 @@ def model_of(framework: str, w: dict[str, np.ndarray]) -> Any:
             def __init__(self):
                 self.hidden, self.head = (nnx.Linear(*w[k].shape, rngs=nnx.Rngs(0)) for k in ("kernel0", "kernel1"))
                 for i, layer in enumerate((self.hidden, self.head)):
-                    layer.kernel, layer.bias = nnx.Param(w[f"kernel{i}"]), nnx.Param(w[f"bias{i}"])
+                    layer.kernel, layer.bias = (nnx.Param(jnp.asarray(w[f"{name}{i}"])) for name in ("kernel", "bias"))
 
             def __call__(self, x):
                 return self.head(jax.nn.relu(self.hidden(flat(x))))
