@@ -12,6 +12,7 @@ from etils import epath
 
 from experiments.common import adversaries, classifiers, files
 from experiments.common.targets import Target
+from robustjax import _blocks
 
 HEAVY = ("certify", "attack")
 SHARE = 0.8
@@ -56,7 +57,7 @@ def plan(
     withstood, attacked = 0.0, limit
     if "attack" in parts:
         tried = np.clip(PILOT * 60 * minutes / (20 * GRADIENT * forward), 8, 64)
-        few = target.first(min(int(tried), limit))
+        few = first(target, min(int(tried), limit))
         found = few.under(jax.random.key(0), adversaries.make("pgd_20", epsilon, norm))
         withstood = float((found["answer"] == few.label).mean())
         passes = FOOLED_SOON + withstood * (ALL_STEPS - FOOLED_SOON)
@@ -79,5 +80,8 @@ def _seconds_per_image(target: Target) -> float:
 
 
 def first(target: Target, count: int) -> Target:
-    """The first images of a target whose order is random."""
-    return target._replace(id=target.id[:count], image=target.image[:count], label=target.label[:count])
+    """The first images of a target whose order is random, in blocks that they fill."""
+    size = _blocks.evenly(count, target.batch_size)
+    return target._replace(
+        id=target.id[:count], image=target.image[:count], label=target.label[:count], batch_size=size
+    )

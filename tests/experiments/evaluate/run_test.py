@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from experiments import evaluate
-from experiments.common import files, runtimes
+from experiments.common import files, own_models, runtimes
+from experiments.common.targets import Target
 from experiments.evaluate import _parts, _plan
 from robustjax import attacks, data
 from robustjax.typing import Outputs
@@ -175,9 +176,6 @@ def test_bad_settings_are_named(settings, message):
 
 
 def test_a_budget_sets_images_and_draws(tmp_path, images, monkeypatch):
-    from experiments.common import own_models
-    from experiments.common.targets import Target
-
     classifier = own_models.classifier_of(nearest_mean, images.image)
     target = Target(classifier, np.arange(120), images.image, images.label, 40)
     found = {}
@@ -190,6 +188,14 @@ def test_a_budget_sets_images_and_draws(tmp_path, images, monkeypatch):
         again = _plan.plan(folder, target, parts=("certify",), minutes=99.0, norm="linf", epsilon=0.1, most=None)
         assert again == plan
     assert found == {1e-5: (120, 100_000), 1e-3: (120, 1000), 1e-2: (4, 1000)}
+
+
+def test_few_images_are_attacked_in_small_blocks(images):
+    target = Target(own_models.classifier_of(nearest_mean, images.image), np.arange(120), *images[:2], 100)
+    for count, size in ((7, 7), (100, 100), (120, 60)):
+        few = _plan.first(target, count)
+        assert (len(few.id), few.batch_size) == (count, size)
+        np.testing.assert_array_equal(few.image, images.image[:count])
 
 
 @pytest.mark.slow
