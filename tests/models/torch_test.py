@@ -353,3 +353,24 @@ def test_files_that_are_no_tensors_are_refused(tmp_path):
     torch.save([torch.ones(3)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="weights must be a file of tensors by name, got list in .*list.pt"):
         models.load_torch_weights(abstract, tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.Conv2d(4, 8, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2),
+        lambda: nn.Conv2d(4, 6, 3, padding="same", bias=False),
+        lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+    ],
+    ids=["grouped", "same", "transposed"],
+)
+def test_convolutions_of_all_kinds_have_channels_last_inside(layer):
+    torch.manual_seed(0)
+    module, x = layer(), np.random.default_rng(0).random((2, 9, 9, 4), np.float32)
+    function = models.from_torch(module, x)
+    with torch.no_grad():
+        want = module(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).numpy()
+    np.testing.assert_allclose(function(x), np.moveaxis(want, 1, -1), atol=1e-5)
+    text = jax.jit(function).lower(x).as_text()
+    if not isinstance(module, nn.ConvTranspose2d):  # XLA for CPUs is slow with channels first
+        assert "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in text
