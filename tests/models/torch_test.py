@@ -360,7 +360,7 @@ def test_files_that_are_no_tensors_are_refused(tmp_path):
     [
         lambda: nn.Conv2d(4, 8, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2),
         lambda: nn.Conv2d(4, 6, 3, padding="same", bias=False),
-        lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
     ],
     ids=["grouped", "same", "transposed"],
 )
