@@ -111,7 +111,7 @@ def model_of(framework: str, w: dict[str, np.ndarray]) -> Any:
         net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([HIDDEN, 10])(flat(x))))
         params = {f"mlp/~/linear_{i}": {"w": w[f"kernel{i}"], "b": w[f"bias{i}"]} for i in (0, 1)}
         return functools.partial(net.apply, jax.tree.map(jnp.asarray, params))
-    import torch
+    import torch  # pyrefly: ignore[missing-import]
 
     layers = [torch.nn.Linear(64, HIDDEN), torch.nn.Linear(HIDDEN, 10)]
     for i, layer in enumerate(layers):

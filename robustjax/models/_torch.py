@@ -131,12 +131,12 @@ def missing(package: str, error: Exception) -> ImportError:
 
 @functools.cache
 def _environment() -> Any:
-    import torch
+    import torch  # pyrefly: ignore[missing-import]
 
     fast, variable = torch.backends.mha.get_fastpath_enabled(), "ENABLE_RUNTIME_UPTIME_TELEMETRY"
     before, options = os.environ.get(variable), getattr(jax.config, "jax_pjrt_client_create_options", None)
     try:
-        import torchax.tensor
+        import torchax.tensor  # pyrefly: ignore[missing-import]
 
         environment = torchax.tensor.Environment()
         for operator in (torch.ops.aten.convolution, torch.ops.aten.conv2d):
@@ -192,7 +192,7 @@ def _twin(module):
 
 def _tensors(module) -> dict[str, Any]:
     """Parameters, buffers and attributes of a module, each tensor by its first name."""
-    import torch
+    import torch  # pyrefly: ignore[missing-import]
 
     found, names = {}, set()
     for path, part in module.named_modules():
@@ -205,7 +205,7 @@ def _tensors(module) -> dict[str, Any]:
 
 def _extract(twin, environment) -> tuple[_Forward, dict[str, Array]]:
     """The pure function of the twin, and those of its tensors that it is differentiable by."""
-    import torch
+    import torch  # pyrefly: ignore[missing-import]
 
     tensors = _tensors(twin)
     floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
@@ -239,7 +239,7 @@ def _extract(twin, environment) -> tuple[_Forward, dict[str, Array]]:
 
 def _layout(twin, weights: Mapping[int, int]) -> Any:
     """A value that is equal for modules of the same structure; ``weights`` are ids of tensors whose values vary."""
-    import torch
+    import torch  # pyrefly: ignore[missing-import]
 
     parts = []
 

@@ -92,7 +92,7 @@ def _read(weights: str | os.PathLike) -> Mapping[str, Any]:
     path = _paths.path_of(weights=weights)
     if path.suffix == ".safetensors":
         try:
-            import safetensors.numpy
+            import safetensors.numpy  # pyrefly: ignore[missing-import]
         except ImportError as error:
             raise missing("safetensors", error) from error
         try:
@@ -102,7 +102,7 @@ def _read(weights: str | os.PathLike) -> Mapping[str, Any]:
     if path.suffix not in (".pt", ".pth", ".tar"):
         raise ValueError(f"weights must be a file .safetensors, .pt, .pth or .tar, got {_validate.short(weights)}.")
     try:
-        import torch
+        import torch  # pyrefly: ignore[missing-import]
     except ImportError as error:
         raise missing("torch", error) from error
     with path.open("rb") as file:
