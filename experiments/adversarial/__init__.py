@@ -24,7 +24,17 @@ import numpy as np
 from experiments.adversarial import _attack, _report
 from experiments.adversarial._config import SAME
 from experiments.adversarial._config import Config as Config
-from experiments.common import adversaries, classifiers, folders, own_models, runtimes, sanity, subsets, tables
+from experiments.common import (
+    adversaries,
+    classifiers,
+    folders,
+    own_models,
+    runtimes,
+    sanity,
+    settings,
+    subsets,
+    tables,
+)
 from experiments.common.targets import Target
 from robustjax import _blocks, certification
 
@@ -68,7 +78,8 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
                 watch=functools.partial(watch, "training"),
             )  # fmt: skip
         classifiers.keep_to(folder, classifier.state, [train, test])
-        own_models.keep_to(folder, classifier, test)
+        if settings.is_own(config.model):
+            own_models.keep_to(folder, classifiers.outputs_of(classifier, test[:16].image).logits)
         if jax.process_index() != 0:
             return []
 

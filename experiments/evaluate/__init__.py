@@ -69,6 +69,11 @@ def run(
         name: foreign.Foreign(group, data.from_arrays(part, np.zeros(len(part), np.int32), name=name))
         for name, part in (of or {}).items()
     }
+    named = [*(near or ()), *(FAR if far is None else far)]
+    if clash := [name for name in named if named.count(name) > 1 or name in _parts.RESERVED]:
+        raise ValueError(
+            f"near and far must name each set once, other than {', '.join(_parts.RESERVED)}, got {clash[0]!r}."
+        )
     sets = of_user(near, "near") | (of_user(far, "far") if far is not None else _synthetic(test))
     folder = config.folder(about.translate(UNSAFE))
     return _evaluate(config, folder, classifier, test, known, sets, about=about, dataset="arrays")
@@ -90,7 +95,7 @@ def from_config(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> di
         max_images=_parts.MAX_IMAGES, seed=0, image_size=config.image_size or theirs.get("image_size"),
     )  # fmt: skip
     whole = is_whole(dataset)
-    test_split = config.test_split or ("all" if whole else None)
+    test_split = config.test_split or ("all" if whole and config.train_split in (None, "none") else None)
     train_split = config.train_split or ("none" if whole else "train")
     test = sets.test if test_split is None else _part(config, dataset, test_split, theirs)
     train = None if train_split == "none" else _part(config, dataset, train_split, theirs)
@@ -137,7 +142,8 @@ def _evaluate(
     own_models.check_logits(outputs.logits, label)
     folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
     classifiers.keep_to(folder, classifier.state, [test])
-    own_models.keep_to(folder, classifier, test)
+    own_models.keep_to(folder, outputs.logits[:16])
+    _parts.keep_inputs(folder / "inputs.json", classifiers.digest([image, label]))
     plan = _plan.plan(
         folder, target, parts=config.parts, minutes=config.budget, norm=config.norm, epsilon=config.radius(dataset),
         most=config.num_images,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ MAX_IMAGES = 10_000
 OF_LOGITS = ("msp", "energy", "generalized_entropy")
 DETECTORS = (*OF_LOGITS, "knn", "mahalanobis", "vim", "react+energy")
 """Detectors that need no choice; those that read features are left out where the model has none."""
+RESERVED = ("in", "seconds", "inputs")
+"""Names in a file of scores that are not of foreign sets."""
 SCORES = {"THR": conformal.thr, "APS": conformal.aps}
 
 
@@ -50,6 +53,17 @@ def kept(path: epath.Path, measure: Callable[[], dict[str, Any]]) -> Arrays:
         arrays = measure()
         files.write_arrays(path, arrays | {"seconds": time.perf_counter() - started})
     return files.read_arrays(path, "seconds")
+
+
+def keep_inputs(path: epath.Path, digest: int) -> None:
+    """Binds an evaluation to all of its images and labels; ValueError for others."""
+    if not path.exists():
+        files.write_whole(path, json.dumps({"crc32": digest}) + "\n")
+    if files.read_json(path, "crc32", advice="pass --overwrite to start again")["crc32"] != digest:
+        raise ValueError(
+            f"images and labels must be those that the evaluation in {path.parent} began with, but some differ; choose "
+            "another --name, or pass --overwrite to start again."
+        )
 
 
 def calibration(outputs: Outputs, label: np.ndarray) -> dict[str, Any]:
@@ -96,21 +110,25 @@ def out_of_distribution(folder: epath.Path, subject: Subject, outputs: Outputs) 
         image = of.dataset[subsets.evenly(len(of.dataset), MAX_IMAGES)].image
         none = np.zeros(len(image), np.int32)
         parts[name] = detectors.Labelled(image, none, classifiers.outputs_of(subject.classifier, image))
+    inputs = classifiers.digest([fitted_on.image, fitted_on.label, *(part.image for part in parts.values())])
     found = {}
     for name in DETECTORS if outputs.features.shape[1] else OF_LOGITS:
         path = folder / f"{name}.npz"
-        if path.exists() and not {*parts} <= {*files.read_arrays(path)}:
-            path.unlink()  # of other sets
+        if path.exists() and not (
+            {*parts} <= {*(there := files.read_arrays(path))} and there.get("inputs") == np.asarray(inputs)
+        ):
+            path.unlink()  # of other images
         try:
-            found[name] = kept(path, functools.partial(_scores, name, context, parts))
+            found[name] = kept(path, functools.partial(_scores, name, context, parts, inputs))
         except ValueError as error:
             runtimes.log(f"{name} is left out: {error}")
     return found
 
 
-def _scores(name: str, context: detectors.Context, parts: dict[str, detectors.Labelled]) -> Arrays:
+def _scores(name: str, context: detectors.Context, parts: dict[str, detectors.Labelled], inputs: int) -> Arrays:
     score = detectors.fit(name, context)
-    return {part: np.asarray(score(rows.image, rows.outputs)) for part, rows in parts.items()}
+    scores = {part: np.asarray(score(rows.image, rows.outputs)) for part, rows in parts.items()}
+    return scores | {"inputs": np.asarray(inputs)}
 
 
 def _rows(labelled: detectors.Labelled, rows: slice) -> detectors.Labelled:

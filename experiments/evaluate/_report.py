@@ -150,8 +150,8 @@ def of_attack(
     rows = [("without an attack", f"{clean:.3f}"), *((f"after {name}", f"{a:.3f}") for name, a in left.items())]
     rows.append(("robust accuracy (95 % interval)", share(int(correct.sum()), correct.size)))
     says = (
-        "An upper bound: a stronger attack may leave less. No attack proves robustness; a warning below says that this "
-        "one is weaker than it looks."
+        "An upper bound: a stronger attack may leave less. No attack proves robustness; a warning below would say that "
+        "this one is weaker than it looks."
     )
     checks = tables.Table("Checks of the attack", ("check", "found"), [(f.word, f.text) for f in findings])
     answer = f"{correct.mean():.3f} at {where}" + ("" if all(f.passed for f in findings) else ", with warnings")

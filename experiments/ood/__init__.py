@@ -18,7 +18,7 @@ import functools
 
 import jax
 
-from experiments.common import classifiers, detectors, folders, foreign, own_models, runtimes, tables
+from experiments.common import classifiers, detectors, folders, foreign, own_models, runtimes, settings, tables
 from experiments.ood import _report, _score, _train
 from experiments.ood._config import SAME
 from experiments.ood._config import Config as Config
@@ -65,7 +65,8 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]
                 )  # fmt: skip
             images = [sets.train, sets.validation, sets.test, *(of.dataset for of in sets.foreign.values())]
             classifiers.keep_to(place, classifier.state, images)
-            own_models.keep_to(place, classifier, sets.test)
+            if settings.is_own(config.model):
+                own_models.keep_to(place, classifiers.outputs_of(classifier, sets.test[:16].image).logits)
             trained.append(classifier)
         if jax.process_index() != 0:
             return []

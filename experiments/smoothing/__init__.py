@@ -20,7 +20,7 @@ import math
 import jax
 import numpy as np
 
-from experiments.common import classifiers, folders, own_models, runtimes, smoothers
+from experiments.common import classifiers, folders, own_models, runtimes, settings, smoothers
 from experiments.smoothing import _report
 from experiments.smoothing._certify import certify_images as certify_images
 from experiments.smoothing._config import OF_TRAINING as OF_TRAINING
@@ -84,7 +84,8 @@ def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:
                 )  # fmt: skip
             bases.append(base)
         classifiers.keep_to(folder, [base.state for base in bases], [train, test])
-        own_models.keep_to(folder, bases[0], test)
+        if settings.is_own(config.model):
+            own_models.keep_to(folder, classifiers.outputs_of(bases[0], test[:16].image).logits)
 
         # Certificates.
         certify = smoothers.procedure(

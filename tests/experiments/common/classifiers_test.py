@@ -113,3 +113,8 @@ def test_a_run_keeps_to_the_model_it_began_with(classifier, tmp_path):
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ValueError, match=r"model.json cannot be read \(.*\); pass --overwrite"):
         classifiers.keep_to(folder, classifier.state, [digits])
+
+
+def test_keys_of_a_model_are_digested_by_their_bits():
+    one, other = (classifiers.digest([jax.random.key(seed)]) for seed in (0, 1))
+    assert one == classifiers.digest([jax.random.key_data(jax.random.key(0))]) != other

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from etils import epath
 
+from experiments import smoothing
 from experiments.common import classifiers, detectors, own_models
-from robustjax import data, models
+from robustjax import models
 from robustjax.typing import Outputs
 
 X = np.random.default_rng(0).random((6, 8, 8, 1), np.float32)
@@ -117,8 +118,7 @@ def test_logits_are_checked(capsys):
 
 
 def test_results_are_bound_to_the_answers_of_a_function(tmp_path):
-    images = data.from_arrays(X, np.arange(6))
-    kept = lambda model: own_models.keep_to(epath.Path(tmp_path), own_models.classifier_of(model, X), images)
+    kept = lambda model: own_models.keep_to(epath.Path(tmp_path), np.asarray(model(X)))
     kept(linear)
     kept(lambda x: linear(x) * 1.0001)  # rounding on another machine
     with pytest.raises(ValueError, match="model must be the one that the run in .* began with"):
@@ -139,3 +139,11 @@ def test_the_last_layer_is_found_from_features_and_logits():
     assert head_of(np.tanh(features @ kernel + bias), features) is None  # not linear
     assert head_of(features[:8] @ kernel + bias, features[:8]) is None  # too few rows to tell
     assert head_of(features @ kernel, features[:, :0]) is None  # no features
+
+
+@pytest.mark.usefixtures("my_module")
+def test_a_product_refuses_a_model_of_fewer_classes(tmp_path):
+    (tmp_path / "my_own_module.py").write_text("def build():\n    return lambda x: x.reshape(len(x), -1)[:, :5]\n")
+    config = smoothing.Config(model="my_own_module:build", results_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="a logit for each of the 10 classes of digits, got 5"):
+        smoothing.run(config)

@@ -99,7 +99,10 @@ def test_nothing_is_measured_twice_and_what_is_lost_is_measured_again(finished, 
     [
         ({"sigma": 0.5}, "sigma: 0.25 there, 0.5 now"),
         ({"model": lambda x: nearest_mean(1 - x)}, "model must be the one that the run in .* began with"),
-        ({"reverse": True}, "must hold the images that the run in .* began with"),
+        (
+            {"reverse": True},
+            "images that the run in .* began with|images and labels must be those|model must be the one",
+        ),
     ],
 )
 def test_other_settings_models_and_images_are_refused(finished, images, changed, message):
@@ -109,6 +112,32 @@ def test_other_settings_models_and_images_are_refused(finished, images, changed,
         images = jax.tree.map(lambda a: a[::-1], images)
     with pytest.raises(ValueError, match=message):
         run(changed.pop("model", nearest_mean), images, folder, **changed)
+
+
+def test_results_belong_to_all_labels_to_code_and_to_foreign_images(images, tmp_path):
+    kernel = jnp.asarray(MEANS.T)
+    code = lambda kernel, x: nearest_mean(x).features @ kernel
+    other = lambda kernel, x: -nearest_mean(x).features @ kernel
+    settings = {"parts": ("ood",), "about": "bound"}
+    first = run(jax.tree_util.Partial(code, kernel), images, tmp_path, **settings)
+    with pytest.raises(ValueError, match="model must be the one that the run in .* began with"):
+        run(jax.tree_util.Partial(other, kernel), images, tmp_path, **settings)
+    labels = np.asarray(images.label).copy()
+    labels[5] = (labels[5] + 1) % 10
+    with pytest.raises(ValueError, match="images and labels must be those that the evaluation in .* began with"):
+        run(jax.tree_util.Partial(code, kernel), images._replace(label=labels), tmp_path, **settings)
+    others = {"noise": 1 - images.image}  # of the same name
+    again = run(jax.tree_util.Partial(code, kernel), images, tmp_path, **settings, far=others)
+    assert again["ood"]["energy"]["noise"] != first["ood"]["energy"]["noise"]
+    assert run(jax.tree_util.Partial(code, kernel), images, tmp_path, **settings)["ood"] == first["ood"]
+
+
+@pytest.mark.parametrize(
+    "sets", [{"near": FOREIGN}, {"near": {"in": FOREIGN["noise"]}}, {"far": {"seconds": FOREIGN["noise"]}}]
+)
+def test_names_of_foreign_sets_are_distinct(sets, images, tmp_path):
+    with pytest.raises(ValueError, match="near and far must name each set once, other than in, seconds, inputs, got "):
+        run(nearest_mean, images, tmp_path, **sets)
 
 
 def test_logits_alone_are_enough(images, tmp_path):
