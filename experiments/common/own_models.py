@@ -110,7 +110,8 @@ def model_of(
         classes = classifiers.outputs_of(own, train[:2].image).logits.shape[1]
         if classes < train.num_classes:
             raise ValueError(
-                f"model must return a logit for each of the {train.num_classes} classes of {config.dataset}, got {classes}."
+                f"model must return a logit for each of the {train.num_classes} classes of {config.dataset}, "
+                f"got {classes}."
             )
         return own.functional, own
     functional = classifiers.build(config.model, train, dtype=dtype, key=key)
