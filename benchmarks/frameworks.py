@@ -1,8 +1,9 @@
 """One network in several frameworks: what certifying and attacking it costs, and whether the answers are the same.
 
 Trains a small MLP on digits with robustjax, puts its weights into each framework that is installed, and certifies and
-attacks it there. Each framework has a process of its own without a cache of programs, so that the seconds to the first
-certificate include all compiling, but no import.
+attacks it there. Each framework has two new processes, the first with an empty cache of compiled programs (cold), the
+second with that cache (warm): the seconds to the first certificate include all compiling, but no import. Then networks
+of PyTorch take turns with our own.
 
     python -m benchmarks.frameworks
     python -m benchmarks.frameworks --only robustjax equinox torch --seed 1
@@ -25,6 +26,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +36,14 @@ from robustjax import attacks, certification, data, losses, models, training
 
 NEEDS = {"robustjax": "flax", "function": "jax", "nnx": "flax", "linen": "flax", "equinox": "equinox",
          "haiku": "haiku", "torch": "torchax"}  # fmt: skip
+HANDED = {
+    "robustjax": "lambda x: module(x).logits", "function": "fn", "nnx": "module",
+    "linen": "partial(module.apply, variables)", "equinox": "lambda x: jax.vmap(module)(flat(x))",
+    "haiku": "partial(net.apply, params)", "torch": "models.from_torch(module, images)",
+}  # fmt: skip
+"""What certificates and attacks take: a line where it is more than the name of the model."""
+PAIRS = 7
+"""Turns of PyTorch's network and our own."""
 HIDDEN, SIGMA, EPSILON = 64, 0.25, 0.1
 NUM_CERTIFIED, NUM_ATTACKED, DRAWS = 50, 200, 1000
 
@@ -72,14 +82,14 @@ def model_of(framework: str, w: dict[str, np.ndarray]) -> Any:
     """The network in a framework, as a user hands it over."""
     flat = lambda x: x.reshape(len(x), -1)
     if framework == "robustjax":
-        module = models.functional(models.mlp(jax.random.key(0), hidden=(HIDDEN,), image_shape=(8, 8, 1)))
-        state = jax.tree_util.tree_map_with_path(lambda path, a: _weight(path, a, w), module.state)
-        return jax.tree_util.Partial(lambda state, x: module.outputs(state, x).logits, state)
+        module = models.mlp(jax.random.key(0), hidden=(HIDDEN,), image_shape=(8, 8, 1))
+        state = jax.tree_util.tree_map_with_path(lambda path, a: _weight(path, a, w), nnx.state(module))
+        nnx.update(module, state)
+        return lambda x: module(x).logits
     if framework == "function":
         hidden = lambda x: jax.nn.relu(flat(x) @ w["kernel0"] + w["bias0"][None])
         return lambda x: hidden(x) @ w["kernel1"] + w["bias1"][None]
     if framework == "nnx":
-        from flax import nnx
 
         class Net(nnx.Module):
             def __init__(self):
@@ -121,8 +131,9 @@ def model_of(framework: str, w: dict[str, np.ndarray]) -> Any:
 
 
 def _weight(path: Any, array: Any, w: dict[str, np.ndarray]) -> np.ndarray:
-    names = [str(getattr(part, "key", part)) for part in path]
-    return w[f"{names[-1]}{int('head' in names)}"].reshape(array.shape)
+    names = [str(part.key) for part in path if hasattr(part, "key")]
+    name = "kernel" if "kernel" in names else "bias"
+    return w[f"{name}{int('head' in names)}"].reshape(array.shape)
 
 
 def measured(framework: str, w: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
@@ -148,6 +159,49 @@ def measured(framework: str, w: dict[str, np.ndarray], seed: int) -> dict[str, A
     }  # fmt: skip
 
 
+def paired(name: str) -> dict[str, list[float]]:
+    """Times of a PyTorch network through torchax, in those of our own of equal weights, which take turns."""
+    import torch  # pyrefly: ignore[missing-import]
+
+    ours: Any = getattr(models, name)(jax.random.key(0))
+    body, pools = ours.body, ours.body.pools
+    layers: list[Any] = []
+    for conv in (body.conv1, body.conv2):
+        kernel = np.moveaxis(np.asarray(conv.kernel[...]), (3, 2), (0, 1))
+        stride = conv.strides if isinstance(conv.strides, int) else conv.strides[0]
+        layer = torch.nn.Conv2d(*kernel.shape[1::-1], kernel.shape[2], stride, "same" if pools else 0)
+        layer.load_state_dict({"weight": torch.tensor(kernel), "bias": torch.tensor(np.asarray(conv.bias[...]))})
+        layers += [layer, *([torch.nn.MaxPool2d(2)] if pools else []), torch.nn.ReLU()]
+    channels = body.conv2.out_features
+    side = int(np.sqrt(body.dense.in_features // channels))
+    for dense in (body.dense, ours.head):
+        kernel = np.asarray(dense.kernel[...]).T
+        if dense is body.dense:  # its inputs are NHWC
+            kernel = np.moveaxis(kernel.reshape(-1, side, side, channels), 3, 1).reshape(len(kernel), -1)
+        layer = torch.nn.Linear(*kernel.shape[::-1])
+        layer.load_state_dict({"weight": torch.tensor(kernel), "bias": torch.tensor(np.asarray(dense.bias[...]))})
+        layers += [*([torch.nn.Flatten(), layer, torch.nn.ReLU()] if dense is body.dense else [layer])]
+    images = np.random.default_rng(0).random((200, 28, 28, 1), np.float32)
+    theirs = models.from_torch(torch.nn.Sequential(*layers), images)
+    own = lambda x: ours(x).logits
+    np.testing.assert_allclose(theirs(images), own(images), atol=1e-4)
+    found = {}
+    for what, made in (("forward", lambda fn: fn), ("gradient", lambda fn: jax.grad(lambda x: fn(x).max(1).sum()))):
+        compiled = [jax.jit(made(fn)) for fn in (lambda x: theirs(x), own)]
+        jax.block_until_ready([fn(images) for fn in compiled])
+        ratios = []
+        for _ in range(PAIRS):
+            seconds = []
+            for fn in compiled:
+                started = time.perf_counter()
+                for _ in range(3):
+                    jax.block_until_ready(fn(images))
+                seconds.append(time.perf_counter() - started)
+            ratios.append(seconds[0] / seconds[1])
+        found[what] = ratios
+    return found
+
+
 def run(config: Config) -> dict[str, dict[str, Any]]:
     """Measures each framework in its own process and prints the table."""
     if config.one is not None:
@@ -163,22 +217,36 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
                 Console().print(f"{name} is left out: {NEEDS[name]} is not installed.")
                 continue
             parts = ["--only", name, "--one", str(path), "--seed", str(config.seed)]
-            here = dict(os.environ, JAX_ENABLE_COMPILATION_CACHE="false")
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.frameworks", *parts], capture_output=True, text=True, env=here
-            )
-            if done.returncode:
-                raise ValueError(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
-            found[name] = json.loads(done.stdout.splitlines()[-1])
-    table = Table(box=None, title="The same weights in each framework")
-    for header in ("framework", "first certificate, s", "forward, ms", "equal certificates", "PGD-20"):
+            # Programs are small: without the last setting JAX would keep few of them.
+            kept = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/{name}", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+            for state in ("cold", "warm"):
+                done = subprocess.run(
+                    [sys.executable, "-m", "benchmarks.frameworks", *parts], capture_output=True, text=True,
+                    env=os.environ | kept,
+                )  # fmt: skip
+                if done.returncode:
+                    raise ValueError(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
+                of = json.loads(done.stdout.splitlines()[-1])
+                found.setdefault(name, of)[state] = of["first"]
+    table = Table(
+        box=None,
+        title="The same weights in each framework",
+    )
+    for header in ("framework", "cold, s", "warm, s", "forward, ms", "equal", "PGD-20"):
         table.add_column(header, justify="left" if header == "framework" else "right")
     reference = next(iter(found.values()))
     for name, of in found.items():
         equal = np.equal(of["label"], reference["label"]) & np.equal(of["radius"], reference["radius"])
-        cells = (f"{of['first']:.2f}", f"{of['forward']:.2f}", f"{equal.sum()} of {equal.size}", f"{of['robust']:.3f}")
-        table.add_row(name, *cells)
-    Console().print(table)
+        times = (f"{of['cold']:.2f}", f"{of['warm']:.2f}", f"{of['forward']:.2f}")
+        table.add_row(name, *times, f"{equal.sum()} of {equal.size}", f"{of['robust']:.3f}")
+    console = Console(highlight=False)
+    console.print(table)
+    for name in found:
+        console.print(f"{name} hands over {HANDED[name]}", markup=False)
+    for name in ("cnn", "strided_cnn") if "torch" in found else ():
+        for what, ratios in paired(name).items():
+            low, middle, high = np.quantile(ratios, (0, 0.5, 1))
+            console.print(f"{name} through torchax, {what}: {middle:.2f} ({low:.2f} to {high:.2f}) times our own")
     return found
 
 
