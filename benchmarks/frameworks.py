@@ -228,10 +228,7 @@ def run(config: Config) -> dict[str, dict[str, Any]]:
                     raise ValueError(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
                 of = json.loads(done.stdout.splitlines()[-1])
                 found.setdefault(name, of)[state] = of["first"]
-    table = Table(
-        box=None,
-        title="The same weights in each framework",
-    )
+    table = Table(box=None, title="The same weights in each framework")
     for header in ("framework", "cold, s", "warm, s", "forward, ms", "equal", "PGD-20"):
         table.add_column(header, justify="left" if header == "framework" else "right")
     reference = next(iter(found.values()))
