@@ -169,7 +169,8 @@ def paired(name: str) -> dict[str, list[float]]:
     for conv in (body.conv1, body.conv2):
         kernel = np.moveaxis(np.asarray(conv.kernel[...]), (3, 2), (0, 1))
         stride = conv.strides if isinstance(conv.strides, int) else conv.strides[0]
-        layer = torch.nn.Conv2d(*kernel.shape[1::-1], kernel.shape[2], stride, "same" if pools else 0)
+        outputs, inputs, size, _ = kernel.shape
+        layer = torch.nn.Conv2d(inputs, outputs, size, stride, "same" if pools else 0)
         layer.load_state_dict({"weight": torch.tensor(kernel), "bias": torch.tensor(np.asarray(conv.bias[...]))})
         layers += [layer, *([torch.nn.MaxPool2d(2)] if pools else []), torch.nn.ReLU()]
     channels = body.conv2.out_features
@@ -178,7 +179,7 @@ def paired(name: str) -> dict[str, list[float]]:
         kernel = np.asarray(dense.kernel[...]).T
         if dense is body.dense:  # its inputs are NHWC
             kernel = np.moveaxis(kernel.reshape(-1, side, side, channels), 3, 1).reshape(len(kernel), -1)
-        layer = torch.nn.Linear(*kernel.shape[::-1])
+        layer = torch.nn.Linear(kernel.shape[1], kernel.shape[0])
         layer.load_state_dict({"weight": torch.tensor(kernel), "bias": torch.tensor(np.asarray(dense.bias[...]))})
         layers += [*([torch.nn.Flatten(), layer, torch.nn.ReLU()] if dense is body.dense else [layer])]
     images = np.random.default_rng(0).random((200, 28, 28, 1), np.float32)
