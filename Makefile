@@ -29,7 +29,7 @@ lint: .venv/.installed-test
 	@touch $@
 
 .venv/.installed: pyproject.toml | .venv/.created
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[experiments]'
 	@touch $@
 
 .venv/.installed-test: pyproject.toml | .venv/.created

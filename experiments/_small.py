@@ -10,8 +10,9 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
-from experiments.common import classifiers, runtimes
 from robustjax import data, losses, models, training
+
+from .common import classifiers, runtimes
 
 
 def fit(

@@ -18,6 +18,7 @@ ORDER = (
     "plotting",
 )  # fmt: skip
 MAY_IMPORT = {room: {*ORDER[: i + 1]} for i, room in enumerate(ORDER)} | {
+    "_command": {"experiments"},
     "experiments": set(),
     "training": {
         "_paths",
@@ -91,6 +92,18 @@ def test_a_forbidden_import_is_seen(room, source, wrong):
 def test_rooms_import_only_what_stands_to_their_left(room):
     wrong = {path.relative_to(ROOT): forbidden(room, path.read_text()) for path in files_of(room)}
     assert not {str(path): names for path, names in wrong.items() if names}
+
+
+def test_experiments_import_one_another_relatively():
+    """In a wheel they are ``robustjax.experiments``."""
+    wrong = []
+    for path in (ROOT / "experiments").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                modules = [] if node.level else [node.module]
+            wrong += [f"{path.relative_to(ROOT)}: {name}" for name in modules if name.split(".")[0] == "experiments"]
+    assert not wrong
 
 
 @pytest.mark.parametrize("folder", ["robustjax", "experiments"])

@@ -21,10 +21,9 @@ import functools
 import jax
 import numpy as np
 
-from experiments.adversarial import _attack, _report
-from experiments.adversarial._config import SAME
-from experiments.adversarial._config import Config as Config
-from experiments.common import (
+from robustjax import _blocks, certification
+
+from ..common import (
     adversaries,
     classifiers,
     folders,
@@ -35,8 +34,10 @@ from experiments.common import (
     subsets,
     tables,
 )
-from experiments.common.targets import Target
-from robustjax import _blocks, certification
+from ..common.targets import Target
+from . import _attack, _report
+from ._config import SAME
+from ._config import Config as Config
 
 
 def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]:

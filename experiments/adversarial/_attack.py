@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from experiments.common import adversaries, files, runtimes, sanity
-from experiments.common.targets import ALPHA, NUM_ESTIMATION, Target
 from robustjax import certification
+
+from ..common import adversaries, files, runtimes, sanity
+from ..common.targets import ALPHA, NUM_ESTIMATION, Target
 
 INTERVAL_BATCH = 250
 KEPT = ("answer", "correct", "queries", "seconds")

@@ -8,8 +8,8 @@ from typing import Literal
 
 from etils import epath
 
-from experiments.common import adversaries, checks, folders, settings
-from experiments.common.command_line import Number
+from ..common import adversaries, checks, folders, settings
+from ..common.command_line import Number
 
 Norm = Literal["linf", "l2", "l1"]
 SAME = ("norms", "epsilons", "attacks", "batch_size", "certify_intervals")

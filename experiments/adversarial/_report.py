@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from experiments.adversarial._attack import Found
-from experiments.common import adversaries, files, runtimes, sanity, tables
-from experiments.common.targets import ALPHA, NUM_ESTIMATION, NUM_PREDICTION, Target
 from robustjax import certification, metrics, plotting
+
+from ..common import adversaries, files, runtimes, sanity, tables
+from ..common.targets import ALPHA, NUM_ESTIMATION, NUM_PREDICTION, Target
+from ._attack import Found
 
 COLUMNS = (
     "norm", "epsilon", "attack", "num_images", "clean_accuracy", "robust_accuracy", "abstained", "certified_accuracy",

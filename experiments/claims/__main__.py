@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments import claims
-from experiments.claims import _catalogue, _frame, _records, _verified
-from experiments.common import checks, command_line, files, runtimes, tables
+from .. import claims
+from ..common import checks, command_line, files, runtimes, tables
+from . import _catalogue, _frame, _records, _verified
 
 RECORDS = pathlib.Path(__file__).parents[2] / "docs" / "claims"
 
@@ -31,7 +31,7 @@ def study_of(name: str) -> _frame.Study:
     if name not in names():
         hint = " Separate names by spaces." if "," in name else ""
         raise ValueError(f"names must be among {', '.join(names())}, got {name!r}.{hint}")
-    return importlib.import_module(f"experiments.claims.{name}").STUDY
+    return importlib.import_module(f"{claims.__name__}.{name}").STUDY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,8 @@ def run(arguments: Arguments) -> list[dict[str, Any]]:
     if not arguments.all and not arguments.names:
         console = runtimes.console()
         tables.show(console, listed())
-        console.print("Measure some: python -m experiments.claims NAME ...; all: --all.", highlight=False)
+        some = command_line.as_called("python -m experiments.claims NAME ...")
+        console.print(f"Measure some: {some}; all: --all.", highlight=False)
         return []
     found = []
     for study in [study_of(name) for name in dict.fromkeys(arguments.names or names())]:

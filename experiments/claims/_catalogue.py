@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.claims import _frame, _verdicts
-from experiments.claims._verified import Verified
-from experiments.common import tables
+from ..common import tables
+from . import _frame, _verdicts
+from ._verified import Verified
 
 ROOMS = (
     "data", "perturbations", "models", "losses", "attacks", "certification", "scoring", "representations", "weights",

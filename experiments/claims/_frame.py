@@ -25,12 +25,13 @@ import tyro
 from etils import epath
 from rich.console import Console
 
-from experiments.claims import _records, _verdicts
-from experiments.claims._verdicts import Bar as Bar
-from experiments.claims._verdicts import Claim as Claim
-from experiments.claims._verdicts import among as among
-from experiments.common import checks, command_line, files, folders, runtimes, tables
 from robustjax import plotting
+
+from ..common import checks, command_line, files, folders, runtimes, tables
+from . import _records, _verdicts
+from ._verdicts import Bar as Bar
+from ._verdicts import Claim as Claim
+from ._verdicts import among as among
 
 Numbers = Mapping[str, Mapping[str, Any]]
 """What a seed gives: for each arm, numbers by name; arrays among them are kept for the figure only."""

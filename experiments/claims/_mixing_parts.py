@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import classifiers, smoothers, subsets
 from robustjax import attacks, certification, data
 from robustjax.certification import mixing
+
+from ..common import classifiers, smoothers, subsets
 
 BLOCK = 250
 NUM_ANSWERED, VOTES_OF_ANSWER = 1000, 1000

@@ -8,8 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from experiments.common import files
 from robustjax import _paths
+
+from ..common import files
 
 HAS = ("study", "seeds", "seconds", "settings", "different", "claims")
 

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.claims import _frame
-from experiments.common import checks, classifiers
 from robustjax import attacks, data, losses, models, plotting, training
 from robustjax.typing import Batch
+
+from ..common import checks, classifiers
+from . import _frame
 
 WINDOW = 5
 """Epochs in a mean, and so the resolution of the epochs that are counted."""

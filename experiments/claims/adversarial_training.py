@@ -1,7 +1,7 @@
 """Adversarial trainings, compared by clean accuracy and by the accuracy that PGD leaves.
 
-python -m experiments.claims.adversarial_training
-python -m experiments.claims.adversarial_training --dataset mnist --data-dir DIR --model lenet --epsilon 0.3
+    python -m experiments.claims.adversarial_training
+    python -m experiments.claims.adversarial_training --dataset mnist --data-dir DIR --model lenet --epsilon 0.3
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, get_args
 
-from experiments import adversarial
-from experiments.claims import _frame
-from experiments.common import checks, settings
 from robustjax import plotting
+
+from .. import adversarial
+from ..common import checks, settings
+from . import _frame
 
 Training = Literal["standard", "pgd", "trades", "mart", "awp", "logit_pairing", "entropy"]
 

@@ -20,11 +20,12 @@ import jax
 import numpy as np
 import optax
 
-from experiments import _small
-from experiments.claims import _frame
-from experiments.common import checks, classifiers, files, settings, subsets, tables
 from robustjax import attacks, certification, data, losses, plotting, training
 from robustjax.certification import conformal
+
+from .. import _small
+from ..common import checks, classifiers, files, settings, subsets, tables
+from . import _frame
 
 Score = Literal["thr", "aps", "raps"]
 SCORES = {name: getattr(conformal, name) for name in get_args(Score)}

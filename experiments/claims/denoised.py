@@ -20,11 +20,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from experiments import _small, smoothing
-from experiments.claims import _frame
-from experiments.common import certificates, checks, classifiers, files, runtimes, settings, smoothers, subsets, tables
 from robustjax import attacks, certification, data, losses, metrics, models, perturbations, plotting, training
 from robustjax.typing import LogitsFn, ModelState
+
+from .. import _small, smoothing
+from ..common import certificates, checks, classifiers, files, runtimes, settings, smoothers, subsets, tables
+from . import _frame
 
 Method = Literal["none", "denoising", "stability", "diffusion", "gaussian", "consistency", "rrcm"]
 METHODS: dict[Method, str] = {

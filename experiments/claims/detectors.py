@@ -1,7 +1,7 @@
 """Out-of-distribution detectors on one classifier, compared by AUROC on near and far sets.
 
-python -m experiments.claims.detectors
-python -m experiments.claims.detectors --dataset mnist --data-dir DIR --far fashion_mnist omniglot cifar10
+    python -m experiments.claims.detectors
+    python -m experiments.claims.detectors --dataset mnist --data-dir DIR --far fashion_mnist omniglot cifar10
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments import ood
-from experiments.claims import _frame
-from experiments.common import checks, settings
-from experiments.common import detectors as named
 from robustjax import plotting
+
+from .. import ood
+from ..common import checks, settings
+from ..common import detectors as named
+from . import _frame
 
 GROUPS = ("near", "far")
 

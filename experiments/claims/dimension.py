@@ -16,10 +16,11 @@ import statistics
 
 import numpy as np
 
-from experiments import smoothing
-from experiments.claims import _frame
-from experiments.common import checks, settings
 from robustjax import data, plotting
+
+from .. import smoothing
+from ..common import checks, settings
+from . import _frame
 
 PROBABILITY = 0.999  # of the class, in the upper bounds
 KINDS = {"plain": False, "dual": True}

@@ -1,7 +1,7 @@
 """Learns half-spaces from noisy labels, and counts on which distributions of inputs the tests accept the answer.
 
-python -m experiments.claims.halfspaces
-python -m experiments.claims.halfspaces --seeds 5 --dimension 20 --num-samples 200000
+    python -m experiments.claims.halfspaces
+    python -m experiments.claims.halfspaces --seeds 5 --dimension 20 --num-samples 200000
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
-from experiments.claims import _frame
-from experiments.common import checks, tables
 from robustjax import plotting
 from robustjax.certification import halfspaces
+
+from ..common import checks, tables
+from . import _frame
 
 GAP, FLAT = 0.1, 0.03
 """Distances from the true half-space up to which two of the distributions have no inputs, or flat ones."""

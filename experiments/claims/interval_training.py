@@ -1,7 +1,7 @@
 r"""Training with interval bounds beside standard training, compared by the accuracy that interval bounds verify.
 
-python -m experiments.claims.interval_training
-python -m experiments.claims.interval_training --dataset mnist --data-dir DIR --model strided_cnn \
+    python -m experiments.claims.interval_training
+    python -m experiments.claims.interval_training --dataset mnist --data-dir DIR --model strided_cnn \
         --train-epsilon 0.2 --epsilon 0.1 --num-images 1000
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments import adversarial
-from experiments.claims import _frame
-from experiments.common import checks, settings
+from .. import adversarial
+from ..common import checks, settings
+from . import _frame
 
 TRAININGS = ("standard", "intervals")
 

@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _small
-from experiments.claims import _frame
-from experiments.claims._mixing_parts import BETTER, PART, RADII, answers_of, certified, stands
-from experiments.common import adversaries, checks, classifiers, settings, subsets, tables
-from experiments.common.command_line import Number
 from robustjax import attacks, data, losses, models, plotting, training
 from robustjax.certification import mixing
+
+from .. import _small
+from ..common import adversaries, checks, classifiers, settings, subsets, tables
+from ..common.command_line import Number
+from . import _frame
+from ._mixing_parts import BETTER, PART, RADII, answers_of, certified, stands
 
 NETWORK = training.Recipe(algorithm="adam", learning_rate=1e-3, schedule="cosine", batch_size=128, num_epochs=20)
 """Of the mixing network; the authors' is AdamW at 5e-5 for 3 epochs of CIFAR-10."""

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import _small
-from experiments.claims import _frame
-from experiments.common import checks, classifiers, settings, subsets
 from robustjax import attacks, data, losses, models, plotting, training
 from robustjax.certification import multimodal as certificate
 from robustjax.typing import ModelState
+
+from .. import _small
+from ..common import checks, classifiers, settings, subsets
+from . import _frame
 
 RECIPES = {
     "digits": training.RECIPES["digits"],

@@ -1,7 +1,7 @@
 r"""Trainings that should help to notice foreign inputs, compared by the scores of MSP and energy.
 
-python -m experiments.claims.ood_training
-python -m experiments.claims.ood_training --dataset mnist --data-dir DIR --far fashion_mnist cifar10 \
+    python -m experiments.claims.ood_training
+    python -m experiments.claims.ood_training --dataset mnist --data-dir DIR --far fashion_mnist cifar10 \
         --outliers omniglot@small1
 """
 
@@ -11,10 +11,11 @@ import dataclasses
 import json
 from typing import Any, Literal, get_args
 
-from experiments import ood
-from experiments.claims import _frame, detectors
-from experiments.common import checks
 from robustjax import plotting
+
+from .. import ood
+from ..common import checks
+from . import _frame, detectors
 
 Training = Literal["standard", "logit_norm", "mixup", "cutmix", "outlier_exposure", "energy_bounded"]
 EXPOSED = ("outlier_exposure", "energy_bounded")

@@ -14,10 +14,11 @@ import dataclasses
 
 import numpy as np
 
-from experiments import _small
-from experiments.claims import _frame
-from experiments.common import checks, classifiers, detectors, foreign, settings
 from robustjax import data, losses, metrics, training
+
+from .. import _small
+from ..common import checks, classifiers, detectors, foreign, settings
+from . import _frame
 
 RECIPE = training.Recipe(algorithm="adam", learning_rate=2e-3, schedule="cosine", batch_size=128, num_epochs=2)
 NAMES = ("knn", "energy", "max_logit", "msp", "mahalanobis")

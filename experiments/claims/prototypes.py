@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import _small, smoothing
-from experiments.claims import _frame
-from experiments.common import certificates, checks, classifiers, files, settings, subsets, tables
 from robustjax import _paths, attacks, certification, data, losses, metrics, models, plotting, training
+
+from .. import _small, smoothing
+from ..common import certificates, checks, classifiers, files, settings, subsets, tables
+from . import _frame
 
 Loss = Literal["margin", "radius", "published_radius"]
 OWN = {"radius": "mean_radius", "published_radius": "mean_published_radius"}

@@ -14,10 +14,10 @@ import dataclasses
 
 import jax
 
-from experiments import smoothing
-from experiments.claims import _frame
-from experiments.common import settings, smoothers
-from experiments.smoothing import sequential
+from .. import smoothing
+from ..common import settings, smoothers
+from ..smoothing import sequential
+from . import _frame
 
 FEWER, LOST = 10, 0.01
 """How many times fewer draws are claimed, and how much certified accuracy may be lost."""

@@ -1,7 +1,7 @@
 """Uniform, Laplace and Gaussian smoothing of equal variance, compared by their certificates in the l1 norm.
 
-python -m experiments.claims.smoothing_noises
-python -m experiments.claims.smoothing_noises --dataset mnist --data-dir DIR --model lenet --sigma 0.5
+    python -m experiments.claims.smoothing_noises
+    python -m experiments.claims.smoothing_noises --dataset mnist --data-dir DIR --model lenet --sigma 0.5
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments import smoothing
-from experiments.claims import _frame
-from experiments.claims.smoothing_training import curves, numbers_of
-from experiments.common import settings
+from .. import smoothing
+from ..common import settings
+from . import _frame
+from .smoothing_training import curves, numbers_of
 
 NOISES = ("uniform", "laplace", "gaussian")
 

@@ -1,8 +1,8 @@
 """Trainings of the base classifier for randomized smoothing, compared by what their smoothed classifiers certify.
 
-python -m experiments.claims.smoothing_training
-python -m experiments.claims.smoothing_training --sigma 0.25 --trainings clean gaussian stability consistency
-python -m experiments.claims.smoothing_training --dataset mnist --data-dir DIR --model lenet --recipe mnist_short
+    python -m experiments.claims.smoothing_training
+    python -m experiments.claims.smoothing_training --sigma 0.25 --trainings clean gaussian stability consistency
+    python -m experiments.claims.smoothing_training --dataset mnist --data-dir DIR --model lenet --recipe mnist_short
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from etils import epath
 
-from experiments import smoothing
-from experiments.claims import _frame
-from experiments.common import certificates, checks, settings
 from robustjax import plotting
+
+from .. import smoothing
+from ..common import certificates, checks, settings
+from . import _frame
 
 Training = Literal["clean", "gaussian", "stability", "consistency", "macer", "smoothmix", "smoothadv"]
 SETTINGS: dict[str, dict[str, Any]] = {

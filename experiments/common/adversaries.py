@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from experiments.common import checks, tables
 from robustjax import attacks, losses
+
+from . import checks, tables
 
 NORMS = ("linf", "l2", "l1")
 ADVERSARIAL = ("pgd", "trades", "mart", "awp", "logit_pairing")

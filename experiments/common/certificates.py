@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from experiments.common import files, runtimes
 from robustjax import certification
+
+from . import files, runtimes
 
 COLUMNS = ("index", "label", "predicted", "radius", "correct", "probability", "samples", "seconds", "checksum")
 _SECONDS_BETWEEN_UPLOADS = 10

@@ -18,9 +18,10 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.common import checks, files, runtimes, subsets
 from robustjax import _paths, data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
+
+from . import checks, files, runtimes, subsets
 
 RECIPE_OF = {"digits": "digits", "mnist": "mnist", "cifar10": "cohen_cifar10", "imagenet2012": "cohen_imagenet"}
 CACHED_BYTES = 2 * 2**30

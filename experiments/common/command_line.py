@@ -23,11 +23,9 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments.common import runtimes
 from robustjax import training
 
-PROG: str | None = None
-"""What help texts call the command; None: python -m MODULE."""
+from . import runtimes
 
 
 def _number(text: str) -> float:
@@ -79,10 +77,16 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(lines[:-1])
 
 
+def as_called(text: str) -> str:
+    """Commands as they are called here: ``robustjax NAME`` where the experiments are a part of the package."""
+    return text.replace("python -m experiments.", "robustjax ") if __name__.startswith("robustjax.") else text
+
+
 def _parsed(arguments: type, description: str | None) -> dict[str, Any]:
     """The fields of the command line; help ends the process."""
     spec = sys.modules["__main__"].__spec__
-    prog = PROG or (f"python -m {spec.name.removesuffix('.__main__')}" if spec else None)
+    name = spec.name.removesuffix(".__main__").removeprefix("robustjax.") if spec else None
+    prog = as_called(f"python -m {name}") if name else None
     place, shown = "DESCRIPTION", io.StringIO()  # tyro would put each paragraph on one line
     shown.isatty = sys.stdout.isatty
     try:
@@ -90,7 +94,7 @@ def _parsed(arguments: type, description: str | None) -> dict[str, Any]:
             return vars(tyro.cli(arguments, description=place, prog=prog, config=(tyro.conf.FlagCreatePairsOff,)))
     finally:
         width = min(shutil.get_terminal_size().columns, 120)
-        sys.stdout.write(shown.getvalue().replace(place, wrapped(description or "", width), 1))
+        sys.stdout.write(shown.getvalue().replace(place, wrapped(as_called(description or ""), width), 1))
 
 
 def _comma_hint(message: str = "") -> str:

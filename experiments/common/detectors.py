@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments.common import checks, classifiers, tables
 from robustjax import attacks, scoring
 from robustjax.typing import AnyArray, LogitsFn, Outputs
+
+from . import checks, classifiers, tables
 
 FGSM_EPSILON = 0.05
 """Radius, in the max-norm, of the attack whose images stand in for outliers, as in the code of Lee et al."""

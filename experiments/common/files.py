@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-import experiments
 import robustjax
-from experiments.common import runtimes
 from robustjax import _paths
+
+from . import runtimes
 
 
 def write_whole(path: epath.PathLike, content: str | bytes) -> None:
@@ -97,15 +97,17 @@ def read_arrays(path: epath.PathLike, *wanted: str, leave_out: tuple[str, ...] =
 def source_digest() -> str:
     """Digest of the code of robustjax and of the experiments, without comments and docstrings."""
     digest = hashlib.sha256()
-    for package in (robustjax, experiments):
-        root = pathlib.Path(package.__path__[0])
-        for path in sorted(root.rglob("*.py")):
-            tree = ast.parse(path.read_bytes())
-            for node in ast.walk(tree):
-                body = vars(node).get("body")
-                if isinstance(body, list):
-                    vars(node)["body"] = [part for part in body if not _is_text(part)]
-            digest.update(f"{path.relative_to(root)}\0{ast.dump(tree)}".encode())
+    library, experiments = pathlib.Path(robustjax.__path__[0]), pathlib.Path(__file__).parents[1]
+    # By their names in an installed package, which has the experiments inside.
+    sources = {pathlib.Path("experiments", path.relative_to(experiments)): path for path in experiments.rglob("*.py")}
+    sources |= {path.relative_to(library): path for path in library.rglob("*.py")}
+    for name, path in sorted(sources.items()):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            body = vars(node).get("body")
+            if isinstance(body, list):
+                vars(node)["body"] = [part for part in body if not _is_text(part)]
+        digest.update(f"{name}\0{ast.dump(tree)}".encode())
     return digest.hexdigest()[:12]
 
 

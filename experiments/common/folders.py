@@ -11,8 +11,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from experiments.common import files, runtimes
 from robustjax import _paths
+
+from . import files, runtimes
 
 ALWAYS_SAME = ("results_dir", "name", "overwrite", "data_dir", "figure_format", "list")
 """Fields that never make it another run."""

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.common import checks, images
 from robustjax import data
+
+from . import checks, images
 
 SYNTHETIC = ("textures", "uniform_noise", "gaussian_noise")
 HELD_OUT, PERMUTED = "held_out", "permuted_pixels"

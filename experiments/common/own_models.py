@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from experiments.common import classifiers, files, folders, runtimes, settings
 from robustjax import _validate, data, models
 from robustjax._precision import in_float32
 from robustjax.typing import AnyArray, Outputs
+
+from . import classifiers, files, folders, runtimes, settings
 
 WANTED = (
     "a function of images (n, height, width, channels) that returns logits (n, classes) or robustjax.typing.Outputs, a "

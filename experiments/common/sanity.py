@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.common import adversaries, classifiers
-from experiments.common.targets import ALPHA, Target
 from robustjax import attacks, certification, losses
+
+from . import adversaries, classifiers
+from .targets import ALPHA, Target
 
 STEPS = (1, 2, 5, 10, 20, 40)
 MAX_IMAGES = 200

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from experiments.common import checks, folders, images
 from robustjax import _paths, data
+
+from . import checks, folders, images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import classifiers
 from robustjax import _blocks, certification, losses, models, perturbations
 from robustjax.typing import Apply, Batch, LogitsFn, ModelState, Outputs
+
+from . import classifiers
 
 TRAINING: dict[str, Any] = {
     "gaussian": losses.smoothing.gaussian_augmentation,

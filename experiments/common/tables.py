@@ -13,7 +13,7 @@ from rich import table as rich_table
 from rich.console import Console
 from rich.markup import escape
 
-from experiments.common import files, runtimes
+from . import files, runtimes
 
 
 class Table(NamedTuple):

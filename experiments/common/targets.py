@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from experiments.common import classifiers, files, runtimes, smoothers, subsets
 from robustjax import attacks, certification
+
+from . import classifiers, files, runtimes, smoothers, subsets
 
 ALPHA = 0.001
 """Probability, for each image, that a prediction or a certificate of a smoothed model is wrong."""

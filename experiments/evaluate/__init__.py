@@ -21,14 +21,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from experiments.common import classifiers, folders, foreign, own_models, runtimes, subsets
-from experiments.common.images import UNSAFE, is_whole, opened, short
-from experiments.common.targets import Target
-from experiments.evaluate import _parts, _plan, _report
-from experiments.evaluate._config import PARTS, SAME, Settings
-from experiments.evaluate._config import Config as Config
 from robustjax import _blocks, data
 from robustjax.typing import AnyArray
+
+from ..common import classifiers, folders, foreign, own_models, runtimes, subsets
+from ..common.images import UNSAFE, is_whole, opened, short
+from ..common.targets import Target
+from . import _parts, _plan, _report
+from ._config import PARTS, SAME, Settings
+from ._config import Config as Config
 
 FAR = ("textures", "uniform_noise", foreign.PERMUTED)
 

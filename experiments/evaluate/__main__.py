@@ -1,7 +1,7 @@
 """The command line of experiments.evaluate."""
 
-from experiments import evaluate
-from experiments.common import command_line
+from .. import evaluate
+from ..common import command_line
 
 if __name__ == "__main__":
     command_line.command_line(evaluate.Config, evaluate.from_config, evaluate.__doc__)

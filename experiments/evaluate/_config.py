@@ -7,8 +7,8 @@ from typing import Literal
 
 from etils import epath
 
-from experiments.common import adversaries, checks, folders, settings
-from experiments.common.command_line import Number
+from ..common import adversaries, checks, folders, settings
+from ..common.command_line import Number
 
 PARTS = ("calibration", "conformal", "ood", "certify", "attack")
 EPSILONS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}

@@ -13,15 +13,16 @@ import numpy as np
 import scipy.special
 from etils import epath
 
-from experiments import smoothing
-from experiments.common import adversaries, classifiers, detectors, files, foreign, runtimes, sanity, smoothers, subsets
-from experiments.common import certificates as certificates_on_disk
-from experiments.common.targets import Target
-from experiments.evaluate._config import Settings
-from experiments.evaluate._plan import Plan, first
 from robustjax import certification, data, metrics
 from robustjax.certification import conformal
 from robustjax.typing import Outputs
+
+from .. import smoothing
+from ..common import adversaries, classifiers, detectors, files, foreign, runtimes, sanity, smoothers, subsets
+from ..common import certificates as certificates_on_disk
+from ..common.targets import Target
+from ._config import Settings
+from ._plan import Plan, first
 
 MAX_IMAGES = 10_000
 """Images of each set that are looked at."""

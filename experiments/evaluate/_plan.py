@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from experiments.common import adversaries, classifiers, files
-from experiments.common.targets import Target
 from robustjax import _blocks
+
+from ..common import adversaries, classifiers, files
+from ..common.targets import Target
 
 HEAVY = ("certify", "attack")
 SHARE = 0.8

@@ -9,10 +9,11 @@ import numpy as np
 import scipy.stats
 from etils import epath
 
-from experiments.common import adversaries, certificates, files, pages, runtimes, sanity, smoothers, tables
-from experiments.evaluate._config import PARTS, Settings
-from experiments.evaluate._plan import Plan
 from robustjax import certification, metrics, plotting
+
+from ..common import adversaries, certificates, files, pages, runtimes, sanity, smoothers, tables
+from ._config import PARTS, Settings
+from ._plan import Plan
 
 NAMES = {
     "calibration": "Accuracy and calibration",

@@ -18,10 +18,10 @@ import functools
 
 import jax
 
-from experiments.common import classifiers, detectors, folders, foreign, own_models, runtimes, settings, tables
-from experiments.ood import _report, _score, _train
-from experiments.ood._config import SAME
-from experiments.ood._config import Config as Config
+from ..common import classifiers, detectors, folders, foreign, own_models, runtimes, settings, tables
+from . import _report, _score, _train
+from ._config import SAME
+from ._config import Config as Config
 
 
 def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> list[dict]:

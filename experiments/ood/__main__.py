@@ -1,7 +1,7 @@
 """The command line of experiments.ood."""
 
-from experiments import ood
-from experiments.common import command_line
+from .. import ood
+from ..common import command_line
 
 if __name__ == "__main__":
     command_line.command_line(ood.Config, ood.run, ood.__doc__)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from etils import epath
 
-from experiments.common import checks, detectors, folders, foreign, settings
+from ..common import checks, detectors, folders, foreign, settings
 
 TRAINING = ("standard", "logit_norm", "mixup", "cutmix", "outlier_exposure", "energy_bounded")
 NEED_OUTLIERS = ("outlier_exposure", "energy_bounded")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from experiments.common import files, foreign, images, runtimes, subsets, tables
-from experiments.ood._score import MAX_IMAGES, SECONDS
 from robustjax import data, metrics, plotting
+
+from ..common import files, foreign, images, runtimes, subsets, tables
+from ._score import MAX_IMAGES, SECONDS
 
 GROUPS = ("near", "far")
 METRICS = metrics.DetectionMetrics._fields

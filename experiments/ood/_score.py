@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from experiments.common import classifiers, detectors, files, foreign, runtimes, subsets
 from robustjax import metrics
 from robustjax.typing import Batch
+
+from ..common import classifiers, detectors, files, foreign, runtimes, subsets
 
 # Maximum number of rows that detectors are fitted on, and of images of each set that are scored.
 MAX_TRAIN, MAX_IMAGES = 50_000, 10_000

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from experiments.common import classifiers, foreign
 from robustjax import losses, models, training
+
+from ..common import classifiers, foreign
 
 
 def objective_of(name: str, num_classes: int) -> losses.Objective:

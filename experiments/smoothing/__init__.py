@@ -20,13 +20,14 @@ import math
 import jax
 import numpy as np
 
-from experiments.common import classifiers, folders, own_models, runtimes, settings, smoothers
-from experiments.smoothing import _report
-from experiments.smoothing._certify import certify_images as certify_images
-from experiments.smoothing._config import OF_TRAINING as OF_TRAINING
-from experiments.smoothing._config import SAME as SAME
-from experiments.smoothing._config import Config as Config
 from robustjax import _paths
+
+from ..common import classifiers, folders, own_models, runtimes, settings, smoothers
+from . import _report
+from ._certify import certify_images as certify_images
+from ._config import OF_TRAINING as OF_TRAINING
+from ._config import SAME as SAME
+from ._config import Config as Config
 
 
 def run(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict:

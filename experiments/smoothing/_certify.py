@@ -9,8 +9,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.common import certificates, command_line, runtimes, smoothers
 from robustjax import data
+
+from ..common import certificates, command_line, runtimes, smoothers
 
 
 def certify_images(

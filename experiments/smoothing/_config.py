@@ -7,9 +7,10 @@ from typing import Literal
 
 from etils import epath
 
-from experiments.common import checks, folders, settings, smoothers
-from experiments.common.command_line import Number
 from robustjax import certification, losses
+
+from ..common import checks, folders, settings, smoothers
+from ..common.command_line import Number
 
 OF_TRAINING = (
     "train_split", "train_sigma", "training", "train_weight", "train_epsilon", "train_steps", "train_draws",

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from experiments.common import certificates, files, runtimes, tables
 from robustjax import _paths, metrics, plotting
+
+from ..common import certificates, files, runtimes, tables
 
 COMPARED_RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 

@@ -22,9 +22,10 @@ import tyro
 from etils import epath
 from scipy import stats
 
-from experiments import smoothing
-from experiments.common import checks, classifiers, command_line, files, folders, runtimes, smoothers, tables
 from robustjax import _paths, certification, data
+
+from .. import smoothing
+from ..common import checks, classifiers, command_line, files, folders, runtimes, smoothers, tables
 
 BLOCK = 50
 FIRST, DOUBT = 5000, 1e-6

@@ -169,13 +169,17 @@ def _moved(function: Callable[..., Array], operands: Sequence[Any]) -> Any:
 def _scan(equation, operands, outward) -> list[Any]:
     """All steps, one after the other."""
     params = equation.params
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    if "ft_in" in params:  # JAX 0.12 has trees in place of numbers
+        first, num_carry = (len(list(tree)) for tree in params["ft_in"].unpack()[:2])
+    else:
+        first, num_carry = params["num_consts"], params["num_carry"]
+    last = first + num_carry
     consts, carry, inputs = operands[:first], operands[first:last], operands[last:]
     steps, outputs = range(params["length"]), {}
     for i in reversed(steps) if params["reverse"] else steps:
         slices = [_moved(lambda a, i=i: a[i], [array]) for array in inputs]
         results = _interpret(params["jaxpr"], [*consts, *carry, *slices], outward)
-        carry, outputs[i] = results[: params["num_carry"]], results[params["num_carry"] :]
+        carry, outputs[i] = results[:num_carry], results[num_carry:]
     together = zip(*(outputs[i] for i in steps), strict=True)
     return [*carry, *(_moved(lambda *arrays: jnp.stack(arrays), rows) for rows in together)]
 
