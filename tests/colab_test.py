@@ -188,7 +188,8 @@ def test_notebooks_are_stored_clean(path):
         for cell in code:
             cell.outputs, cell.execution_count = [], None
     assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
-    assert '%pip install -q "robustjax @ git+https://github.com/robustjax/robustjax"' in code[0].source
+    extra = "[experiments]" if path.stem == "own_model" else ""
+    assert f'%pip install -q "robustjax{extra} @ git+https://github.com/robustjax/robustjax"' in code[0].source
 
 
 @pytest.mark.slow

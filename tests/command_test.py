@@ -1,6 +1,7 @@
 """The command ``robustjax``."""
 
 import importlib.metadata
+import re
 import sys
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_command_and_its_examples_have_the_name_that_it_is_called_by(monkeypat
         run(monkeypatch, command, "--help")
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: robustjax {command} [-h]")
-    assert f"\n    robustjax {command}" in shown
+    assert re.search(rf"^ *robustjax {command}$", shown, re.MULTILINE)
     assert "python -m" not in shown
 
 

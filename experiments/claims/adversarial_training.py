@@ -1,7 +1,7 @@
 """Adversarial trainings, compared by clean accuracy and by the accuracy that PGD leaves.
 
-    python -m experiments.claims.adversarial_training
-    python -m experiments.claims.adversarial_training --dataset mnist --data-dir DIR --model lenet --epsilon 0.3
+python -m experiments.claims.adversarial_training
+python -m experiments.claims.adversarial_training --dataset mnist --data-dir DIR --model lenet --epsilon 0.3
 """
 
 from __future__ import annotations

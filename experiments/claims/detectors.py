@@ -1,7 +1,7 @@
 """Out-of-distribution detectors on one classifier, compared by AUROC on near and far sets.
 
-    python -m experiments.claims.detectors
-    python -m experiments.claims.detectors --dataset mnist --data-dir DIR --far fashion_mnist omniglot cifar10
+python -m experiments.claims.detectors
+python -m experiments.claims.detectors --dataset mnist --data-dir DIR --far fashion_mnist omniglot cifar10
 """
 
 from __future__ import annotations

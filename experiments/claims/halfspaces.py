@@ -1,7 +1,7 @@
 """Learns half-spaces from noisy labels, and counts on which distributions of inputs the tests accept the answer.
 
-    python -m experiments.claims.halfspaces
-    python -m experiments.claims.halfspaces --seeds 5 --dimension 20 --num-samples 200000
+python -m experiments.claims.halfspaces
+python -m experiments.claims.halfspaces --seeds 5 --dimension 20 --num-samples 200000
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Training with interval bounds beside standard training, compared by the accuracy that interval bounds verify.
 
-    python -m experiments.claims.interval_training
-    python -m experiments.claims.interval_training --dataset mnist --data-dir DIR --model strided_cnn \
+python -m experiments.claims.interval_training
+python -m experiments.claims.interval_training --dataset mnist --data-dir DIR --model strided_cnn \
         --train-epsilon 0.2 --epsilon 0.1 --num-images 1000
 """
 

@@ -1,7 +1,7 @@
 r"""Trainings that should help to notice foreign inputs, compared by the scores of MSP and energy.
 
-    python -m experiments.claims.ood_training
-    python -m experiments.claims.ood_training --dataset mnist --data-dir DIR --far fashion_mnist cifar10 \
+python -m experiments.claims.ood_training
+python -m experiments.claims.ood_training --dataset mnist --data-dir DIR --far fashion_mnist cifar10 \
         --outliers omniglot@small1
 """
 

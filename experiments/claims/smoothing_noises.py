@@ -1,7 +1,7 @@
 """Uniform, Laplace and Gaussian smoothing of equal variance, compared by their certificates in the l1 norm.
 
-    python -m experiments.claims.smoothing_noises
-    python -m experiments.claims.smoothing_noises --dataset mnist --data-dir DIR --model lenet --sigma 0.5
+python -m experiments.claims.smoothing_noises
+python -m experiments.claims.smoothing_noises --dataset mnist --data-dir DIR --model lenet --sigma 0.5
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Trainings of the base classifier for randomized smoothing, compared by what their smoothed classifiers certify.
 
-    python -m experiments.claims.smoothing_training
-    python -m experiments.claims.smoothing_training --sigma 0.25 --trainings clean gaussian stability consistency
-    python -m experiments.claims.smoothing_training --dataset mnist --data-dir DIR --model lenet --recipe mnist_short
+python -m experiments.claims.smoothing_training
+python -m experiments.claims.smoothing_training --sigma 0.25 --trainings clean gaussian stability consistency
+python -m experiments.claims.smoothing_training --dataset mnist --data-dir DIR --model lenet --recipe mnist_short
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def wrapped(text: str, width: int) -> str:
     """A docstring for the terminal; a command longer than a line continues below, after a backslash."""
     lines: list[str] = []
     for block in text.strip().split("\n\n"):
-        if all(line[:1].isalpha() for line in block.splitlines()):
+        prose = not block.startswith(("python -m ", "robustjax "))
+        if prose and all(line[:1].isalpha() for line in block.splitlines()):
             lines += textwrap.wrap(block, width, break_long_words=False, break_on_hyphens=False)
         else:
             for line in block.splitlines():
