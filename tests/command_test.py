@@ -12,6 +12,7 @@ from robustjax import _command
 
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["robustjax", *arguments])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # runpy would keep what jaxtyping's hook makes for the tests
     _command.main()
 
 
