@@ -41,6 +41,11 @@ def is_separated(function: Any) -> bool:
     return isinstance(function, jax.tree_util.Partial) and isinstance(function.func, _Program)
 
 
+def is_torch(function: Any) -> bool:
+    """Whether this is a PyTorch module, also of a subclass; PyTorch is not imported for it."""
+    return any(kind.__module__.startswith("torch.") for kind in type(function).__mro__)
+
+
 class _Program:
     """A function without its arrays, which it takes as one tuple before its own arguments."""
 

@@ -267,6 +267,11 @@ def as_pytree(takes: int | None = 1, **functions: Any) -> Any:
     it is called and changes its own arrays, as a module in training mode does, that raises ValueError too.
     """
     [(name, function)] = functions.items()
+    if _callables.is_torch(function):
+        raise ValueError(
+            f"{name} must be a function of JAX arrays, got the PyTorch module {type(function).__name__}: "
+            "robustjax.models.from_torch(module, example) makes one of it."
+        )
     if not callable(function):
         raise ValueError(f"{name} must be a function of inputs, got {short(function)}.")
     if takes is not None:

@@ -166,9 +166,14 @@ def test_a_function_that_changes_its_own_arrays_is_refused(keeps):
         assert not isinstance(function.args[0][0], jax.core.Tracer)
 
 
+class Linear(type("Module", (), {"__module__": "torch.nn.modules.module", "__call__": lambda *_: None})):
+    """As PyTorch's own class, which a user has inherited from."""
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (Linear(), r"logits_fn must be a function of JAX arrays, got the PyTorch module Linear: .*models.from_torch\("),
         (None, "logits_fn must be a function of inputs, got None"),
         (functools.partial(scaled), "logits_fn must be a function of 1 argument, got functools.partial"),
     ],

@@ -18,7 +18,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from robustjax import _paths, data, losses, models, perturbations, training
+from robustjax import _paths, _validate, data, losses, models, perturbations, training
 from robustjax.typing import AnyArray, ModelState, Outputs
 
 from . import checks, files, runtimes, subsets
@@ -103,6 +103,16 @@ def outputs_of(classifier: Classifier, images: AnyArray, batch_size: int = 500) 
     parts = [forward(images[start : start + size]) for start in range(0, len(images), size)]
     columns: Any = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Outputs(*columns)
+
+
+def check_each_row(classifier: Classifier, images: AnyArray, logits: AnyArray) -> None:
+    """Raises ValueError for a model whose logits of these images are others beside other images: one more batch."""
+    size, forward = _in_batches(classifier, images.shape[1:], 500)
+    rows = np.arange(-(-size // 2)) % len(images)
+    beside_others = np.repeat(images[rows], 2, axis=0)[:size]
+    beside_others[1::2] = _validate.unlike(beside_others[1::2])
+    if not _validate.same_rows(logits[rows], forward(beside_others).logits[::2]).all():
+        raise _validate.depends_on_batch("model")
 
 
 def _in_batches(

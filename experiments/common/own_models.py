@@ -7,6 +7,8 @@ import importlib
 import inspect
 import os
 import sys
+import sysconfig
+import traceback
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from robustjax import _validate, data, models
+from robustjax import _callables, _validate, data, models
 from robustjax._precision import in_float32
 from robustjax.typing import AnyArray, Outputs
 
@@ -45,6 +47,8 @@ def imported(name: str) -> Any:
         raise ValueError(
             f"model {name!r}: there is no module {error.name!r} in {os.getcwd()} or among the installed packages."
         ) from error
+    except Exception as error:
+        raise ValueError(f"model {name!r} must be in a module that can be imported, but raised {_raised(error)}.") from error
     build = getattr(module, function_name, None)
     if build is None:
         there = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
@@ -56,7 +60,23 @@ def imported(name: str) -> Any:
         inspect.signature(build).bind()
     except (TypeError, ValueError) as error:
         raise ValueError(f"model {name!r} must be a function without arguments, but {error}.") from error
-    return build()
+    try:
+        return build()
+    except Exception as error:
+        raise ValueError(f"model {name!r} must return a model, but raised {_raised(error)}.") from error
+
+
+def _raised(error: Exception) -> str:
+    """What a user's code raised and in which of its lines: the last outside of installed packages, and of ours."""
+    packages = tuple(map(sysconfig.get_path, ("purelib", "platlib", "stdlib")))
+    ours = ("<frozen", *packages, os.path.dirname(__file__), os.path.dirname(inspect.getfile(models)))
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{error.filename}, line {error.lineno}"
+    else:
+        where = f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else "its code"
+    first, *_ = *str(error.msg if isinstance(error, SyntaxError) else error).splitlines(), ""
+    return f"{type(error).__name__} in {where}: {first[:300]}".rstrip(": .")
 
 
 def functional_of(model: Any, example: AnyArray) -> models.Functional:
@@ -69,21 +89,21 @@ def functional_of(model: Any, example: AnyArray) -> models.Functional:
     """
     if isinstance(model, models.Functional):
         return model
-    if any(kind.__module__.startswith("torch.") for kind in type(model).__mro__):
+    if _callables.is_torch(model):
         model = models.from_torch(model, example)  # pyrefly: ignore
     elif isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "apply"):
-        module, variables = model
-        random = "rng" in inspect.signature(module.apply).parameters  # Haiku's transform, without without_apply_rng
-        model = functools.partial(module.apply, variables, *((None,) if random else ()))
+        model = _applied(*model)
     if not callable(model):
         raise ValueError(f"model must be {WANTED}; got {_validate.short(model)}.")
     state: Any = _validate.as_pytree(model=model)
     try:
         found: Any = jax.eval_shape(_outputs, state, jax.ShapeDtypeStruct(example.shape, jnp.float32))
-    except TypeError as error:
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("model "):
+            raise
         raise ValueError(
             f"model must be a function that JAX can trace, for any number of images, but for {example.shape}: "
-            f"{str(error).splitlines()[0]}"
+            f"{_raised(error)}."
         ) from error
     shapes = [getattr(part, "shape", None) for part in found]
     logits, features = (shape if shape is not None and len(shape) == 2 else (0, 0) for shape in shapes)
@@ -94,6 +114,28 @@ def functional_of(model: Any, example: AnyArray) -> models.Functional:
             f"robustjax.typing.Outputs, got {told}."
         )
     return models.Functional(_apply, _outputs, state, _activations)
+
+
+def _applied(module: Any, variables: Any) -> Any:
+    """A module of Linen or Haiku with its variables; of Haiku's ``transform_with_state`` these are parameters and state.
+
+    Raises:
+      ValueError: parameters or state are missing.
+    """
+    parameters = list(inspect.signature(module.apply).parameters)
+    none = (None,) if "rng" in parameters else ()  # Haiku's transform, without without_apply_rng
+    if parameters[:2] != ["params", "state"]:
+        return functools.partial(module.apply, variables, *none)
+    if not isinstance(variables, (tuple, list)) or len(variables) != 2:
+        raise ValueError(
+            "model must be (transformed, (params, state)) where haiku.transform_with_state made it, got "
+            f"(transformed, {_validate.short(variables)})."
+        )
+    return functools.partial(_without_state, module.apply, *variables, *none)
+
+
+def _without_state(apply: Any, *args: Any) -> Any:
+    return apply(*args)[0]
 
 
 def classifier_of(model: Any, example: AnyArray, runtime: runtimes.Runtime = runtimes.HERE) -> classifiers.Classifier:
@@ -125,8 +167,14 @@ def of_run(
 ) -> tuple[classifiers.Classifier, dict[str, Any]]:
     """The classifier of another run, and the settings of that run."""
     theirs = folders.settings_of(checkpoint)
-    if "model" not in theirs or "dataset" not in theirs:
-        raise ValueError(f"model must be the folder of a run that trains a classifier, got {checkpoint}.")
+    if "model" not in theirs or "dataset" not in theirs or settings.is_own(str(theirs["model"])):
+        kind, own = theirs.get("run", "another experiment"), theirs.get("model") or "MODULE:FUNCTION"
+        kept = own if theirs.get("model") or not theirs.get("checkpoint") else None
+        advice = f"--checkpoint {theirs['checkpoint']}" if kept is None else f"--model {own}"
+        raise ValueError(
+            f"checkpoint must be the folder of a run that trains a classifier, got {checkpoint}, a run of {kind}, which "
+            f"keeps no model; pass {advice} instead."
+        )
     train = data.load(theirs["dataset"], theirs.get("train_split", "train"), data_dir or theirs.get("data_dir"))
     if theirs.get("classes"):
         train = data.select_classes(train, theirs["classes"])
@@ -155,8 +203,8 @@ def _activations(*_: Any) -> dict[str, jax.Array]:
     raise ValueError("model must be one of robustjax's own to show the outputs of its layers, got a user's.")
 
 
-def check_logits(logits: AnyArray, label: AnyArray) -> None:
-    """Raises ValueError for logits that are not finite, or too few for the labels; warns of probabilities."""
+def check_logits(logits: AnyArray, label: AnyArray, *, warn: bool = True) -> None:
+    """Raises ValueError for logits that are not finite, or too few for the labels; may warn of probabilities."""
     finite = np.isfinite(logits).all(-1)
     if not finite.all():
         raise ValueError(f"model must return finite logits, got others for {(~finite).sum()} of {len(logits)} images.")
@@ -164,7 +212,7 @@ def check_logits(logits: AnyArray, label: AnyArray) -> None:
         raise ValueError(
             f"labels must be 0 to {logits.shape[1] - 1}, as many classes as the model has logits, got {label.max()}."
         )
-    if (logits >= 0).all() and np.allclose(logits.sum(-1), 1, atol=1e-3):
+    if warn and (logits >= 0).all() and np.allclose(logits.sum(-1), 1, atol=1e-3):
         runtimes.log(
             "WARNING: the model seems to return probabilities (rows are not negative and sum to 1). Return logits, or "
             "the logarithm of the probabilities: calibration, scores and gradients are wrong otherwise."

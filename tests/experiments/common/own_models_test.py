@@ -1,6 +1,7 @@
 """A user's own model: where it is looked for, what it may be, and what is said of what it is not."""
 
 import functools
+import json
 import sys
 
 import flax.linen as nn
@@ -34,6 +35,8 @@ def my_module(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "my_own_module", raising=False)
     text = "def build():\n    return 17\ndef other(key):\n    return 18\nbroken = 3\n"
     (tmp_path / "my_own_module.py").write_text(text)
+    (tmp_path / "fails.py").write_text("def build():\n    weights = {}\n    return weights['kernel']\n")
+    (tmp_path / "unfinished.py").write_text("def build(:\n")
     (tmp_path / "needs.py").write_text("import no_such_thing\n")
 
 
@@ -51,6 +54,8 @@ def test_a_function_of_the_current_folder_is_called():
         ("my_own_module:bild", ValueError, "my_own_module has no 'bild'; its functions are build, other"),
         ("my_own_module:other", ValueError, "must be a function without arguments, but missing .*'key'"),
         ("my_own_module:broken", ValueError, "'my_own_module:broken' must be a function"),
+        ("fails:build", ValueError, r"'fails:build' must return a model, but raised KeyError in .*fails.py, line 3: 'ke"),
+        ("unfinished:build", ValueError, r"can be imported, but raised SyntaxError in .*unfinished.py, line 1: invalid"),
         (
             "needs:build",
             ImportError,
@@ -87,6 +92,50 @@ def test_functions_pairs_and_outputs_give_the_same_logits():
         functional.activations(functional.state, X)
 
 
+def test_haiku_with_a_state_is_applied_without_it():
+    hk = pytest.importorskip("haiku")
+
+    def net(x):
+        mean = hk.get_state("mean", (1, 64), init=jnp.zeros)
+        return (x.reshape(len(x), -1) - mean) @ hk.get_parameter("w", (64, 3), init=hk.initializers.Constant(KERNEL))
+
+    transformed = hk.transform_with_state(net)
+    pair = transformed.init(jax.random.key(0), X)
+    state = jax.tree.map(lambda a: a + 1, pair[1])  # as after a training: it changes the answers
+    want, _ = transformed.apply(pair[0], state, None, X)
+    for module in (transformed, hk.without_apply_rng(transformed)):
+        functional = own_models.functional_of((module, (pair[0], state)), X)
+        np.testing.assert_allclose(functional.outputs(functional.state, X).logits, want, rtol=1e-5)
+        assert len(jax.tree.leaves(functional.state)) == len(jax.tree.leaves((pair[0], state)))
+    with pytest.raises(ValueError, match=r"model must be \(transformed, \(params, state\)\) where"):
+        own_models.functional_of((transformed, pair[0]), X)
+
+
+@pytest.mark.parametrize("run", [{"run": "evaluate", "model": "my:build"}, {"run": "ood", "model": "my:build"}])
+def test_a_run_without_a_model_is_named(run, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"dataset": "digits", **run}))
+    with pytest.raises(ValueError, match=f"a run of {run['run']}, which keeps no model; pass --model my:build instead"):
+        own_models.of_run(str(tmp_path))
+
+
+def test_answers_that_depend_on_the_batch_are_refused():
+    def alone(x):
+        return linear(x)
+
+    def centred(x):
+        return linear(x) - linear(x).mean(0, keepdims=True)
+
+    for images in (X, X[:1]):
+        for model in (alone, centred):
+            classifier = own_models.classifier_of(model, images)
+            logits = classifiers.outputs_of(classifier, images).logits
+            if model is alone:
+                classifiers.check_each_row(classifier, images, logits)
+                continue
+            with pytest.raises(ValueError, match="model must answer each input by itself, got other answers for the"):
+                classifiers.check_each_row(classifier, images, logits)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -98,6 +147,7 @@ def test_functions_pairs_and_outputs_give_the_same_logits():
         (of([jnp.ones((6, 3))]), "model must return logits or robustjax.typing.Outputs, got list"),
         (of(jnp.ones((6, 3), jnp.int32)), "model must return floating-point logits, got int32"),
         (lambda x: np.asarray(x), r"that JAX can trace, for any number of images, but for \(6, 8, 8, 1\): "),
+        (lambda x: {}[x.ndim], r"but for \(6, 8, 8, 1\): KeyError in .*own_models_test.py, line \d+: 4"),
         (lambda x: x.reshape(7, -1), "that JAX can trace, for any number of images"),
     ],
 )
