@@ -77,17 +77,18 @@ class Config(settings.Product, settings.Splits):
             raise ValueError(f"epsilons must be left out with several norms, got {len(norms)} norms.")
         if self.training == "intervals" and (self.train_norm or norms[0]) != "linf" and not self.is_trained:
             raise ValueError(f"train_norm must be linf for intervals training, got {self.train_norm or norms[0]}.")
+        self.without_effect("training", "train_norm", "train_epsilon", "train_steps", "beta", "num_epochs", "recipe")
         adversaries.check(self.attacks, norms, smoothed=self.smoothed)
 
     def resolved(self) -> Config:
         """The same settings with everything that their defaults stand for, except ``attacks`` and ``epsilons``."""
-        training = self.training or ("gaussian" if self.smoothed else "pgd")
-        digits, adversarial = self.dataset == "digits", training in adversaries.ADVERSARIAL and not self.is_trained
+        training = None if self.is_trained else self.training or ("gaussian" if self.smoothed else "pgd")
+        digits, adversarial = self.dataset == "digits", training in adversaries.ADVERSARIAL
         norms = self.norms or (("l2",) if self.smoothed else ("linf",))
         found: dict = {"norms": norms, "training": training}
         found["num_epochs"] = self.num_epochs or (25 if adversarial and digits else None)
         found["num_images"] = self.num_images or (64 if digits else None)
-        if training in adversaries.WITHIN and not self.is_trained:
+        if training in adversaries.WITHIN:
             norm = self.train_norm or norms[0]
             found["train_norm"] = norm
             found["train_epsilon"] = adversaries.default("train_epsilon", self.train_epsilon, self.dataset, norm)
@@ -110,7 +111,7 @@ class Config(settings.Product, settings.Splits):
         parts = [config.data_name, config.model_name]
         if config.checkpoint is not None:
             parts.append(f"of-{config.origin}")
-        elif config.training in adversaries.WITHIN and not config.is_trained:
+        elif config.training in adversaries.WITHIN:
             radius = adversaries.text_of(config.train_epsilon or 0.0).replace("/", "_")
             parts.append(f"{config.training}-{config.train_norm}-{radius}")
         elif not config.is_trained:

@@ -97,6 +97,15 @@ class Product(Training):
         if self.checkpoint is not None and is_own(self.model):
             raise ValueError(f"checkpoint cannot be combined with a model of your own, got {self.model}.")
 
+    def without_effect(self, *names: str) -> None:
+        """Raises ValueError for settings of a training that are given with a model that is trained already."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        given = [name for name in names if getattr(self, name) != defaults[name]]
+        if self.is_trained and given:
+            raise ValueError(
+                f"{', '.join(given)} cannot be combined with checkpoint or a model of your own, which is trained."
+            )
+
     @property
     def data_name(self) -> str:
         """The data set and the size of its images, for the name of a run folder."""

@@ -51,6 +51,7 @@ class Config(settings.Product):
         detectors.check(self.detectors)
         if (self.training in NEED_OUTLIERS) != (self.outliers is not None):
             raise ValueError(f"outliers must be given for {' and '.join(NEED_OUTLIERS)} only, got {self.outliers!r}.")
+        self.without_effect("training", "outliers", "num_epochs", "recipe")
         if len(self.classes) == 1:
             raise ValueError(f"classes must be at least two, got {self.classes}.")
         if self.open_set is not None:

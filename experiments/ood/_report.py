@@ -138,11 +138,12 @@ def report(
     line = f"In-distribution accuracy {accuracy}, expected calibration error (15 bins) {error}."
     label = config.dataset + (f" {','.join(map(str, config.classes))}" if config.classes else "")
     printed, each = tables_of(rows, names, seeds=config.seeds, positive=config.positive)
+    trained = "" if config.is_trained else f", {config.training} training"
     sizes = [f"- {part} ({group}): {len(dataset):,} images" for part, (group, dataset) in sets.foreign.items()]
     about = [f"In-distribution: {len(sets.test):,} test images; at most {MAX_IMAGES:,} of each set are scored."]
     tables.report(
         folder, config, runtimes.console(), stopwatch,
-        title=f"Out-of-distribution detection: {label}, {config.model}, {config.training} training",
+        title=f"Out-of-distribution detection: {label}, {config.model}{trained}",
         parts=[*printed, line], details=[*each, *about, "\n".join(sizes)],
         figures=figures_of(scores, rows, names, label, sets.test, sets.foreign, most=config.figure_detectors),
         figure_format=config.figure_format,

@@ -85,16 +85,11 @@ class Config(settings.Product, settings.Splits):
         checks.seed(self)
         self.measure(1)
         self.objective(num_steps=1)
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        if self.is_trained:
-            given = [name for name in OF_TRAINING if getattr(self, name) != defaults[name]]
-            if given:
-                raise ValueError(
-                    f"{', '.join(given)} cannot be combined with checkpoint or a model of your own, which is trained."
-                )
+        self.without_effect(*OF_TRAINING)
         if self.dual:
             if settings.is_own(self.model):
                 raise ValueError(f"model must be one of robustjax's with dual, which trains two, got {self.model}.")
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
             for name in ("noise", "norm", "grid", "checkpoint", "sequential", "target_radius"):
                 if getattr(self, name) != defaults[name]:
                     raise ValueError(f"{name} must be {defaults[name]} with dual, got {getattr(self, name)}.")

@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import pytest
 
 from experiments.common import classifiers, smoothers
 from robustjax import certification, data
@@ -28,3 +29,18 @@ def test_a_warm_up_compiles_the_program_of_all_images():
     certify(keys, x, warm_up=True)
     assert certify(keys, x)[-1].tolist() == [500, 500]
     assert _counts._votes._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("largest", "radii"),
+    [
+        (0.8, (0, 0.25, 0.5, 0.75)),
+        (1.9, (0, 0.5, 1.0, 1.5)),
+        (3.8, (0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5)),
+        (7.6, (0, 1, 2, 3, 4, 5, 6, 7)),
+        (38.5, (0, 5, 10, 15, 20, 25, 30, 35)),
+        (0.05, (0, 0.01, 0.02, 0.03, 0.04)),
+    ],
+)
+def test_radii_of_a_table_are_round_and_at_most_a_dozen(largest, radii):
+    assert smoothers.default_radii(largest) == pytest.approx(radii)
