@@ -28,7 +28,8 @@ from robustjax import training
 from . import runtimes
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """A number or a fraction, as on the command line; ValueError for other texts."""
     try:
         return float(Fraction(text)) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError, OverflowError) as error:
@@ -40,7 +41,7 @@ Number = Annotated[
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="NUMBER",
-        instance_from_str=lambda texts: _number(texts[0]),
+        instance_from_str=lambda texts: number(texts[0]),
         is_instance=lambda value: isinstance(value, int | float),
         str_from_instance=lambda value: [f"{value:g}"],
     ),

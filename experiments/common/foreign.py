@@ -75,18 +75,48 @@ def open_sets(
     seed: int,
     image_size: int | None = None,
 ) -> Sets:
-    """Opens all sets, named as in ``parsed``; near sets default to the held-out classes, far sets to synthetic images.
+    """Opens all sets, in-distribution images by the splits of the data set; the others as :func:`open_foreign` does.
 
     Raises:
-      ValueError: a set is named twice, is not foreign, is both tested and trained on, has no such split, needs
-        ``classes`` to hold some out, or cannot be opened.
+      ValueError: as ``open_foreign``, or the data set cannot be opened.
     """
     with checks.renamed("name", "dataset"):
         splits = data.splits(dataset)
         known, validation, test = (images.opened(dataset, split, data_dir, image_size) for split in splits)
-    everything = test
+    foreign, trained_on = open_foreign(
+        test, splits, data_dir, classes=classes, near=near, far=far, outliers=outliers, max_images=max_images,
+        seed=seed, image_size=image_size,
+    )  # fmt: skip
     if classes:
         known, validation, test = (data.select_classes(part, classes) for part in (known, validation, test))
+    return Sets(known, validation, test, foreign, trained_on)
+
+
+def open_foreign(
+    everything: data.Dataset,
+    splits: Sequence[str],
+    data_dir: str | None,
+    *,
+    classes: Sequence[int],
+    near: Sequence[str],
+    far: Sequence[str],
+    outliers: str | None = None,
+    max_images: int,
+    seed: int,
+    image_size: int | None = None,
+) -> tuple[dict[str, Foreign], data.Dataset | None]:
+    """Opens the sets that are foreign to a test set, ``everything`` with the other classes than ``classes``, too.
+
+    Sets are named as in ``parsed``; near sets default to the held-out classes, far sets to synthetic images.
+
+    Returns:
+      The foreign sets by name, and the outliers to train on.
+
+    Raises:
+      ValueError: a set is named twice, is not foreign to ``splits``, is both tested and trained on, has no such split,
+        needs ``classes`` to hold some out, or cannot be opened.
+    """
+    dataset, test = everything.name, data.select_classes(everything, classes) if classes else everything
     rest = sorted(set(range(everything.num_classes)) - set(classes)) if classes else []
     near = tuple(near) or ((HELD_OUT,) if rest else ())
     far = tuple(far) or ("textures", "uniform_noise", PERMUTED)
@@ -99,7 +129,7 @@ def open_sets(
             raise ValueError(
                 f"near and far must be foreign to {dataset}, got {name!r}; use {HELD_OUT} for its other classes."
             )
-    part_of[HELD_OUT] = (dataset, splits.test)
+    part_of[HELD_OUT] = (dataset, everything.split)
     tested = {name: part_of[name] for name in names}
     if outliers != HELD_OUT:  # held-out images lie in the same stored split as the test images, but are not among them
         tested[dataset] = part_of[HELD_OUT]
@@ -125,4 +155,4 @@ def open_sets(
         return data.match_images(foreign, test.image_shape, invert=base.split(":")[0] in INVERTED)
 
     foreign = {name: Foreign("near" if name in near else "far", opened(name)) for name in names}
-    return Sets(known, validation, test, foreign, None if outliers is None else opened(outliers))
+    return foreign, None if outliers is None else opened(outliers)

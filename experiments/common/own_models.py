@@ -48,7 +48,7 @@ def imported(name: str) -> Any:
             f"model {name!r}: there is no module {error.name!r} in {os.getcwd()} or among the installed packages."
         ) from error
     except Exception as error:
-        raise ValueError(f"model {name!r} must be in a module that can be imported, but raised {_raised(error)}.") from error
+        raise ValueError(f"model {name!r} must be in a module that can be imported, got {_raised(error)}.") from error
     build = getattr(module, function_name, None)
     if build is None:
         there = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
@@ -63,7 +63,7 @@ def imported(name: str) -> Any:
     try:
         return build()
     except Exception as error:
-        raise ValueError(f"model {name!r} must return a model, but raised {_raised(error)}.") from error
+        raise ValueError(f"model {name!r} must return a model, got {_raised(error)}.") from error
 
 
 def _raised(error: Exception) -> str:
@@ -117,7 +117,7 @@ def functional_of(model: Any, example: AnyArray) -> models.Functional:
 
 
 def _applied(module: Any, variables: Any) -> Any:
-    """A module of Linen or Haiku with its variables; of Haiku's ``transform_with_state`` these are parameters and state.
+    """A module of Linen or Haiku with its variables: parameters and state of Haiku's ``transform_with_state``.
 
     Raises:
       ValueError: parameters or state are missing.
@@ -168,12 +168,11 @@ def of_run(
     """The classifier of another run, and the settings of that run."""
     theirs = folders.settings_of(checkpoint)
     if "model" not in theirs or "dataset" not in theirs or settings.is_own(str(theirs["model"])):
-        kind, own = theirs.get("run", "another experiment"), theirs.get("model") or "MODULE:FUNCTION"
-        kept = own if theirs.get("model") or not theirs.get("checkpoint") else None
-        advice = f"--checkpoint {theirs['checkpoint']}" if kept is None else f"--model {own}"
+        given = next((name for name in ("model", "checkpoint") if theirs.get(name)), None)
+        advice = "" if given is None else f"; pass --{given} {theirs[given]} instead"
         raise ValueError(
-            f"checkpoint must be the folder of a run that trains a classifier, got {checkpoint}, a run of {kind}, which "
-            f"keeps no model; pass {advice} instead."
+            f"checkpoint must be the folder of a run that trains a classifier, got {checkpoint}, a run of "
+            f"{theirs.get('run', 'another experiment')}, which keeps no model{advice}."
         )
     train = data.load(theirs["dataset"], theirs.get("train_split", "train"), data_dir or theirs.get("data_dir"))
     if theirs.get("classes"):

@@ -36,6 +36,8 @@ class Finding(NamedTuple):
 
 def compared(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], passed: str, warning: str) -> Finding:
     """Passes if in no pair the first is correct more often than the second, by more than two standard errors."""
+    if all(len(first) < 2 for first, _ in pairs.values()):
+        return Finding(None, "Comparing attacks up to noise needs at least two images.")
     worst = (-math.inf, 0.0, 0.0, "")
     for where, (first, second) in pairs.items():
         difference = first.astype(np.float64) - second

@@ -143,7 +143,7 @@ def largest_radius(measure: Any, *, num_estimation: int, alpha: float, dual: boo
 
 
 def default_radii(largest: float) -> tuple[float, ...]:
-    """Multiples of a round number, 0.25 where that suits, below the largest radius that can be certified; at most 12."""
+    """At most 12 multiples of a round number, 0.25 where that suits, below the largest radius that is certified."""
     round_numbers = lambda powers: [a * 10.0**b for b in powers for a in (1, 2, 5)]
     steps = [0.25, 0.5, *round_numbers(range(9))] if largest > 0.5 else round_numbers(range(-6, 0))
     step = next((step for step in steps if largest <= (12 if largest > 3 else 6) * step), steps[-1])

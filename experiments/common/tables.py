@@ -80,6 +80,13 @@ def show(console: Console, table: Table) -> None:
         first, title = last, f"{table.title}, continued"
 
 
+def drawn(folder: epath.Path, picture: Picture, figure_format: str = "png") -> str:
+    """Writes a figure to ``figures/NAME.FORMAT``; the Markdown that shows it."""
+    file = f"figures/{picture.name}.{figure_format}"
+    files.write_whole(folder / file, files.figure_bytes(picture.figure, figure_format))
+    return f"![{picture.name}]({file})" if figure_format == "png" else f"[{picture.name}]({file})"
+
+
 def report(
     folder: epath.Path,
     config: Any,
@@ -106,9 +113,7 @@ def report(
         elif isinstance(part, Table):
             text += ["", f"## {part.title}", "", *markdown(part)]
         else:
-            file = f"figures/{part.name}.{figure_format}"
-            files.write_whole(folder / file, files.figure_bytes(part.figure, figure_format))
-            text += ["", f"![{part.name}]({file})" if figure_format == "png" else f"[{part.name}]({file})"]
+            text += ["", drawn(folder, part, figure_format)]
     settings = [(name, str(value)) for name, value in dataclasses.asdict(config).items()]
     text += ["", stopwatch.told(), "", *markdown(Table("", ["setting", "value"], settings))]
     files.write_whole(folder / "report.md", "\n".join(text) + "\n")

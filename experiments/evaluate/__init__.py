@@ -21,10 +21,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from robustjax import _blocks, data
-from robustjax.typing import AnyArray
+from robustjax import _blocks, _validate, data
+from robustjax.typing import AnyArray, Batch
 
-from ..common import classifiers, folders, foreign, own_models, runtimes, subsets
+from ..common import checks, classifiers, folders, foreign, own_models, runtimes, subsets
 from ..common.images import UNSAFE, is_whole, opened, short
 from ..common.targets import Target
 from . import _parts, _plan, _report
@@ -39,9 +39,9 @@ def run(
     images: AnyArray,
     labels: AnyArray,
     *,
-    train: tuple[AnyArray, AnyArray] | None = None,
-    near: Mapping[str, AnyArray] | None = None,
-    far: Mapping[str, AnyArray] | None = None,
+    train: tuple[AnyArray, AnyArray] | Batch | data.Dataset | None = None,
+    near: Mapping[str, Any] | None = None,
+    far: Mapping[str, Any] | None = None,
     about: str = "model",
     **settings: Any,
 ) -> dict[str, Any]:
@@ -54,30 +54,62 @@ def run(
       labels: ``(n,)`` integer classes.
       train: images and labels of the training, on which detectors are fitted; None: half of the test images.
       near: near out-of-distribution images by name, of the same shape.
-      far: far ones; None: synthetic textures, uniform noise and the test images with permuted pixels.
+      far: far ones; None: synthetic textures, uniform noise and the test images with permuted pixels; ``{}``: none.
       about: what the report calls the model; also the name of the run folder, unless ``name`` is given.
       **settings: as on the command line: ``parts``, ``budget``, ``norm``, ``epsilon``, ``sigma``, ``alpha``,
         ``coverage``, ``num_images``, ``seed``, ``results_dir``, ``name``, ``overwrite``.
 
     Returns:
-      The numbers of ``metrics.json``.
+      The numbers of ``metrics.json``: of these parts, and of those that earlier calls with the same settings measured.
+
+    Raises:
+      ValueError: an argument is not as above, the model answers an image otherwise beside other images, or the folder
+        holds an evaluation of another model, other images or other settings.
     """
     config = Settings(**settings)
     test = data.from_arrays(images, labels, name=about)
-    known = None if train is None else data.from_arrays(*train, name=f"{about}, train")
+    known = None if train is None else _dataset("train", train, like=test)
     classifier = own_models.classifier_of(model, test[:2].image)
-    of_user = lambda of, group: {
-        name: foreign.Foreign(group, data.from_arrays(part, np.zeros(len(part), np.int32), name=name))
-        for name, part in (of or {}).items()
-    }
+    for argument, given in (("near", near), ("far", far)):
+        if given is not None and not isinstance(given, Mapping):
+            raise ValueError(
+                f"{argument} must be images by name, such as {{'name': images}}, got {_validate.short(given)}."
+            )
     named = [*(near or ()), *(FAR if far is None else far)]
     if clash := [name for name in named if named.count(name) > 1 or name in _parts.RESERVED]:
         raise ValueError(
             f"near and far must name each set once, other than {', '.join(_parts.RESERVED)}, got {clash[0]!r}."
         )
-    sets = of_user(near, "near") | (of_user(far, "far") if far is not None else _synthetic(test))
+    sets = {
+        name: foreign.Foreign(group, _dataset(f"{group}[{name!r}]", part, like=test, labelled=False))
+        for group, given in (("near", near), ("far", far))
+        for name, part in (given or {}).items()
+    }
+    sets |= {} if far is not None else _synthetic(test)
     folder = config.folder(about.translate(UNSAFE))
     return _evaluate(config, folder, classifier, test, known, sets, about=about, dataset="arrays")
+
+
+def _dataset(argument: str, given: Any, *, like: data.Dataset, labelled: bool = True) -> data.Dataset:
+    """Images of an argument, with labels where they are wanted, in the shape of others; an error names the argument."""
+    if isinstance(given, Batch):
+        given = (given.image, given.label) if labelled else given.image
+    if not isinstance(given, data.Dataset):
+        if labelled and not (isinstance(given, (tuple, list)) and len(given) == 2):
+            raise ValueError(
+                f"{argument} must be (images, labels), a Batch or a data.Dataset, got {_validate.short(given)}."
+            )
+        images, labels = given if labelled else (given, np.zeros(max(1, len(np.atleast_1d(given))), np.int32))
+        try:
+            given = data.from_arrays(np.asarray(images), np.asarray(labels), name=argument)
+        except ValueError as error:
+            raise ValueError(f"{argument}: {error}") from error
+    if given.image_shape != like.image_shape:
+        raise ValueError(
+            f"{argument} must have images of the shape of those that are evaluated, {like.image_shape}, got "
+            f"{given.image_shape}."
+        )
+    return given
 
 
 def from_config(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> dict[str, Any]:
@@ -90,26 +122,42 @@ def from_config(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> di
     classifier, theirs = None, {}
     if isinstance(given, str):
         classifier, theirs = own_models.of_run(given, runtime, data_dir=config.data_dir)
-    dataset = config.dataset or theirs["dataset"]
-    sets = foreign.open_sets(
-        dataset, config.data_dir, classes=theirs.get("classes") or (), near=config.near, far=config.far, outliers=None,
-        max_images=_parts.MAX_IMAGES, seed=0, image_size=config.image_size or theirs.get("image_size"),
-    )  # fmt: skip
-    whole = is_whole(dataset)
-    test_split = config.test_split or ("all" if whole and config.train_split in (None, "none") else None)
-    train_split = config.train_split or ("none" if whole else "train")
-    test = sets.test if test_split is None else _part(config, dataset, test_split, theirs)
-    train = None if train_split == "none" else _part(config, dataset, train_split, theirs)
+    dataset, classes = config.dataset or theirs["dataset"], tuple(theirs.get("classes") or ())
+    size = config.image_size or theirs.get("image_size")
+    with checks.renamed("name", "dataset"):
+        whole = is_whole(dataset) and config.train_split in (None, "none")
+        test_split = config.test_split or ("all" if whole else data.splits(dataset).test)
+        everything = opened(dataset, test_split, config.data_dir, size)
+    test = data.select_classes(everything, classes) if classes else everything
     if classifier is None:
         classifier = own_models.classifier_of(given, test[:2].image, runtime)
+    train, sets = None, {}
+    if "ood" in config.parts:
+        train = _train(config, dataset, test_split, size, classes)
+        sets, _ = foreign.open_foreign(
+            everything, [test_split, *([] if train is None else [train.split])], config.data_dir, classes=classes,
+            near=config.near, far=config.far, max_images=_parts.MAX_IMAGES, seed=0, image_size=size,
+        )  # fmt: skip
     about = config.model or epath.Path(str(given)).resolve().name
     folder = config.folder(about if config.model is None else f"{short(dataset)}-{about.translate(UNSAFE)}")
-    return _evaluate(config, folder, classifier, test, train, sets.foreign, about=about, dataset=dataset)
+    return _evaluate(config, folder, classifier, test, train, sets, about=about, dataset=dataset)
 
 
-def _part(config: Config, dataset: str, split: str, theirs: Mapping[str, Any]) -> data.Dataset:
-    part = opened(dataset, split, config.data_dir, config.image_size or theirs.get("image_size"))
-    return data.select_classes(part, theirs["classes"]) if theirs.get("classes") else part
+def _train(
+    config: Config, dataset: str, test_split: str, size: int | None, classes: tuple[int, ...]
+) -> data.Dataset | None:
+    """The images that the model was trained on; None where there are none beside those that are evaluated."""
+    split, of_test = config.train_split or "train", (dataset, test_split)
+    if split == "none" or (config.train_split is None and foreign.overlap((dataset, split), of_test)):
+        return None
+    try:
+        part = opened(dataset, split, config.data_dir, size)
+    except ValueError as error:
+        if config.train_split is not None:
+            raise ValueError(f"train_split: {error}") from error
+        runtimes.log(f"Detectors are fitted on half of the images, as there are none of a training: {error}")
+        return None
+    return data.select_classes(part, classes) if classes else part
 
 
 def _synthetic(test: data.Dataset) -> dict[str, foreign.Foreign]:
@@ -133,61 +181,74 @@ def _evaluate(
     stopwatch = runtimes.Stopwatch()
     certify_key, attack_key = jax.random.split(jax.random.key(config.seed))
 
-    # Images, in random order.
+    # The model answers some images as it should; nothing is written before that.
     chosen = subsets.evenly(len(test), _parts.MAX_IMAGES)
     ids = np.random.default_rng(config.seed).permutation(chosen)
+    some = test[ids[:500]]
+    logits = classifiers.outputs_of(classifier, some.image).logits
+    own_models.check_logits(logits, some.label)
+    classifiers.check_each_row(classifier, some.image, logits)
+
+    # Images, in random order, as many as the budget allows.
+    folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    looked_at = 1 + len(sets) + (train is not None)
+    plan = _plan.begin(folder, classifier, some.image, sets=looked_at, minutes=config.budget)
+    ids = ids[: plan.looked_at]
     image, label = (np.asarray(part) for part in test[ids][:2])
     size = _blocks.evenly(min(len(ids), config.num_images or len(ids)), _blocks.at_once(image.shape[1:], backward=True))
     target = Target(classifier, ids, image, label, size)
     outputs = classifiers.outputs_of(classifier, image)
-    own_models.check_logits(outputs.logits, label)
-    folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
+    own_models.check_logits(outputs.logits, label, warn=False)
     classifiers.keep_to(folder, classifier.state, [test])
     own_models.keep_to(folder, outputs.logits[:16])
     _parts.keep_inputs(folder / "inputs.json", classifiers.digest([image, label]))
-    plan = _plan.plan(
-        folder, target, parts=config.parts, minutes=config.budget, norm=config.norm, epsilon=config.radius(dataset),
+    epsilon = config.radius(dataset)
+    plan = _plan.complete(
+        folder, plan, target, parts=config.parts, minutes=config.budget, norm=config.norm, epsilon=epsilon,
         most=config.num_images,
     )  # fmt: skip
-    subject = _parts.Subject(classifier, target, test, train, sets)
+    subject = _parts.Subject(classifier, target, test, train, sets, plan.looked_at)
 
     # Parts: each is on disk before the next one begins, and one that fails does not take the others with it.
-    epsilon = config.radius(dataset)
-
     def calibration():
         arrays = _parts.kept(folder / "calibration.npz", lambda: _parts.calibration(outputs, label))
-        return _report.of_calibration(arrays), float(arrays["seconds"])
+        return _report.of_calibration(arrays, test.class_names)
 
     def conformal():
         measure = lambda: _parts.conformal_sets(outputs, label, coverage=config.coverage, seed=config.seed)
-        arrays = _parts.kept(folder / "conformal.npz", measure)
-        return _report.of_conformal(arrays, config.coverage), float(arrays["seconds"])
+        return _report.of_conformal(_parts.kept(folder / "conformal.npz", measure), config.coverage)
 
     def ood():
-        scores = _parts.out_of_distribution(folder / "scores", subject, outputs)
+        scores, left_out = _parts.out_of_distribution(folder / "scores", subject, outputs)
         groups = {name: of.group for name, of in sets.items()}
-        return _report.of_foreign(scores, groups), sum(float(of["seconds"]) for of in scores.values())
+        return _report.of_foreign(scores, groups, left_out, features=bool(outputs.features.shape[1]))
 
     def certify():
         _parts.certificates(folder, subject, config, plan, certify_key, watch)
-        return _report.of_certificates(folder, config, plan), _parts.seconds_of_certificates(folder)
+        return _report.of_certificates(folder, config, plan)
 
     def attack():
         arrays, findings = _parts.attack(folder, subject, config, epsilon, plan, attack_key)
-        return _report.of_attack(arrays, findings, config, epsilon), float(arrays["seconds"])
+        return _report.of_attack(arrays, findings, config, epsilon)
 
     measures = {"calibration": calibration, "conformal": conformal, "ood": ood, "certify": certify, "attack": attack}
-    sections, seconds, failed = {}, {}, {}
+    sections, failed = {}, {}
     with runtimes.watching(runtimes.HERE, folder, dataclasses.asdict(config)) as watch:
-        for name in (name for name in PARTS if name in config.parts):
+        for name in PARTS:
+            if name not in config.parts:
+                if before := _report.of_before(folder, name):
+                    sections[name] = before
+                continue
             try:
-                sections[name], seconds[name] = measures[name]()
+                sections[name] = _report.kept(folder, name, measures[name]())
             except ValueError as error:
                 failed[name] = str(error)
                 runtimes.log(f"WARNING: {name} is not measured: {error}")
-    if not sections:
+    if not set(sections) & set(config.parts):
         raise ValueError(f"none of the parts could be measured: {next(iter(failed.values()))}")
 
     # Report.
-    missing = _report.not_measured(config.parts, failed, features=bool(outputs.features.shape[1]))
-    return _report.report(folder, config, sections, missing, seconds, stopwatch, about=about, plan=plan)
+    images = _report.images_of(
+        about if dataset == "arrays" else dataset, len(test), len(ids), test.class_names, outputs.logits.shape[1]
+    )
+    return _report.report(folder, config, sections, failed, stopwatch, about=about, images=images, plan=plan)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from etils import epath
 
+from robustjax import _validate
+
 from ..common import adversaries, checks, folders, settings
-from ..common.command_line import Number
+from ..common.command_line import Number, number
 
 PARTS = ("calibration", "conformal", "ood", "certify", "attack")
 EPSILONS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
@@ -24,7 +26,7 @@ class Settings:
     parts: tuple[Literal[*PARTS], ...] = PARTS  # pyrefly: ignore
     """Parts to measure."""
     budget: Number = 10.0
-    """Minutes that the parts may take together, without compiling: sets the numbers of images and of noisy copies."""
+    """Minutes that all of it may take, without compiling: sets the numbers of images and of noisy copies."""
     norm: Literal["linf", "l2", "l1"] = "linf"
     """Norm of the attack."""
     epsilon: Number | None = None
@@ -47,9 +49,13 @@ class Settings:
     """Delete the run in the folder and start again."""
 
     def __post_init__(self):
+        _as_on_the_command_line(self)
         checks.distinct(self, "parts")
+        if not self.parts:
+            raise ValueError(f"parts must be one or more of {', '.join(PARTS)}, got none.")
         for part in self.parts:
             checks.known("parts", part, PARTS)
+        checks.known("norm", self.norm, EPSILONS)
         checks.positive(self, "budget", "epsilon", "sigma")
         checks.probability(self, "alpha", "coverage")
         checks.at_least(1, self, "num_images")
@@ -63,6 +69,22 @@ class Settings:
     def folder(self, about: str) -> epath.Path:
         """The run folder, by default named after what is evaluated."""
         return folders.run_folder(self.results_dir, "evaluate", about if self.name is None else self.name)
+
+
+def _as_on_the_command_line(config: Any) -> None:
+    """Texts are taken as the command line takes them: numbers such as 8/255, and one name for a tuple of it."""
+    for field in dataclasses.fields(config):
+        value, kind = getattr(config, field.name), str(field.type)
+        if getattr(value, "shape", None) == ():  # a number of NumPy or JAX, which no JSON file holds
+            value = value.item()
+        if kind.startswith("Number") and isinstance(value, str):
+            with checks.renamed("must", f"{field.name} must"):
+                value = number(value)
+        elif kind.startswith("tuple"):
+            if not isinstance(value, (str, tuple, list)):
+                raise ValueError(f"{field.name} must be names, got {_validate.short(value)}.")
+            value = (value,) if isinstance(value, str) else tuple(value)
+        object.__setattr__(config, field.name, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,8 +102,8 @@ class Given(settings.Data):
     test_split: str | None = None
     """Images to evaluate on, in TFDS syntax. None: the test split of the data set, all images of one without splits."""
     train_split: str | None = None
-    """Images of the training, on which detectors are fitted. None: train, if the data set has splits; else, and for
-    'none', half of the images of --test-split."""
+    """Images of the training, on which detectors are fitted. None: train, if the data set has it beside the images to
+    evaluate on; else, and for 'none', half of these."""
     near: tuple[str, ...] = ()
     """Near out-of-distribution sets: NAME or NAME@SPLIT, as of experiments.ood."""
     far: tuple[str, ...] = ()

@@ -19,13 +19,11 @@ from robustjax.typing import Outputs
 
 from .. import smoothing
 from ..common import adversaries, classifiers, detectors, files, foreign, runtimes, sanity, smoothers, subsets
-from ..common import certificates as certificates_on_disk
 from ..common.targets import Target
 from ._config import Settings
+from ._plan import MAX_IMAGES as MAX_IMAGES
 from ._plan import Plan, first
 
-MAX_IMAGES = 10_000
-"""Images of each set that are looked at."""
 OF_LOGITS = ("msp", "energy", "generalized_entropy")
 DETECTORS = (*OF_LOGITS, "knn", "mahalanobis", "vim", "react+energy")
 """Detectors that need no choice; those that read features are left out where the model has none."""
@@ -42,6 +40,7 @@ class Subject(NamedTuple):
     test: data.Dataset  # all of them, by their ids
     train: data.Dataset | None  # images that the model was trained on, to fit detectors; None: half of the others
     foreign: dict[str, foreign.Foreign]  # out-of-distribution sets by name
+    most: int = MAX_IMAGES  # images of each set that are looked at
 
 
 Arrays = dict[str, np.ndarray]
@@ -71,9 +70,12 @@ def calibration(outputs: Outputs, label: np.ndarray) -> dict[str, Any]:
     """Accuracy, scores of the probabilities, and the points of a reliability diagram."""
     probabilities = scipy.special.softmax(np.asarray(outputs.logits, np.float64), axis=-1)
     points = metrics.reliability(probabilities, label)
+    correct, classes = outputs.logits.argmax(-1) == label, outputs.logits.shape[1]
     return {
         "num_images": len(label),
-        "correct": int((outputs.logits.argmax(-1) == label).sum()),
+        "correct": int(correct.sum()),
+        "class_images": np.bincount(label, minlength=classes),
+        "class_correct": np.bincount(label[correct], minlength=classes),
         "expected_calibration_error": metrics.expected_calibration_error(probabilities, label),
         "brier_score": metrics.brier_score(probabilities, label),
         "negative_log_likelihood": metrics.negative_log_likelihood(probabilities, label),
@@ -83,6 +85,8 @@ def calibration(outputs: Outputs, label: np.ndarray) -> dict[str, Any]:
 
 def conformal_sets(outputs: Outputs, label: np.ndarray, *, coverage: float, seed: int) -> dict[str, Any]:
     """Prediction sets of the second half of the images, by thresholds from the first half."""
+    if len(label) < 2:
+        raise ValueError("images must be at least 2, of which half calibrate the sets, got 1.")
     half = len(label) // 2
     probabilities = scipy.special.softmax(np.asarray(outputs.logits, np.float64), axis=-1)
     uniforms = np.random.default_rng(seed).random(len(label))
@@ -95,24 +99,39 @@ def conformal_sets(outputs: Outputs, label: np.ndarray, *, coverage: float, seed
     return found
 
 
-def out_of_distribution(folder: epath.Path, subject: Subject, outputs: Outputs) -> dict[str, Arrays]:
-    """Scores of each detector on the in-distribution images and on each foreign set; each detector has a file."""
+def out_of_distribution(
+    folder: epath.Path, subject: Subject, outputs: Outputs
+) -> tuple[dict[str, Arrays], dict[str, str]]:
+    """Scores of each detector on the in-distribution images and on each foreign set; each detector has a file.
+
+    Returns:
+      The scores by detector, and why a detector has none.
+    """
+    if not subject.foreign:
+        raise ValueError("near or far must name a set of foreign images, got none.")
     target, half = subject.target, len(subject.target.id) // 2
     apart = subject.train is None  # else all of the images are new to the detectors
+    if apart and not half:
+        raise ValueError("images must be at least 2, on half of which detectors are fitted without train, got 1.")
     known = detectors.Labelled(target.image, target.label, outputs)
     fitted_on, tested = _rows(known, slice(half)), _rows(known, slice(half if apart else 0, None))
     validation = fitted_on
     if subject.train is not None:
-        rows = subject.train[subsets.evenly(len(subject.train), MAX_IMAGES)]
+        rows = subject.train[subsets.evenly(len(subject.train), subject.most)]
+        if rows.label.max() >= (classes := outputs.logits.shape[1]):
+            raise ValueError(
+                f"train must have labels from 0 to {classes - 1}, as many classes as the model has logits, got "
+                f"{rows.label.max()}."
+            )
         fitted_on = detectors.Labelled(rows.image, rows.label, classifiers.outputs_of(subject.classifier, rows.image))
     context = detectors.context_of(subject.classifier, fitted_on, validation)
     parts = {"in": tested}
     for name, of in subject.foreign.items():
-        image = of.dataset[subsets.evenly(len(of.dataset), MAX_IMAGES)].image
+        image = of.dataset[subsets.evenly(len(of.dataset), subject.most)].image
         none = np.zeros(len(image), np.int32)
         parts[name] = detectors.Labelled(image, none, classifiers.outputs_of(subject.classifier, image))
     inputs = classifiers.digest([fitted_on.image, fitted_on.label, *(part.image for part in parts.values())])
-    found = {}
+    found, left_out = {}, {}
     for name in DETECTORS if outputs.features.shape[1] else OF_LOGITS:
         path = folder / f"{name}.npz"
         if path.exists() and not (
@@ -122,8 +141,9 @@ def out_of_distribution(folder: epath.Path, subject: Subject, outputs: Outputs) 
         try:
             found[name] = kept(path, functools.partial(_scores, name, context, parts, inputs))
         except ValueError as error:
+            left_out[name] = str(error)
             runtimes.log(f"{name} is left out: {error}")
-    return found
+    return found, left_out
 
 
 def _scores(name: str, context: detectors.Context, parts: dict[str, detectors.Labelled], inputs: int) -> Arrays:
@@ -145,6 +165,7 @@ def certificates(
         (subject.classifier.logits_fn(),), measure, num_selection=100, num_estimation=plan.draws,
         alpha=settings.alpha, batch_size=None, sequential=True,
     )  # fmt: skip
+    assert plan.draws is not None
     ids = np.sort(subject.target.id[: plan.certified])
     mesh = subject.classifier.mesh
     assert mesh is not None
@@ -153,15 +174,19 @@ def certificates(
 
 def attack(folder: epath.Path, subject: Subject, settings: Settings, epsilon: float, plan: Plan, key: jax.Array):
     """AutoAttack on as many images as planned, and the sanity checks of what it left."""
+    assert plan.attacked is not None
     target, path = first(subject.target, plan.attacked), folder / "attack.npz"
     made = adversaries.make("autoattack", epsilon, settings.norm)
     arrays = kept(path, lambda: target.attacked(jax.random.fold_in(key, 0), made, path))
     correct = arrays["part_correct"][-1] if len(arrays["part_correct"]) else arrays["answer"] == target.label
     found: Any = {(settings.norm, epsilon, "autoattack"): {**arrays, "correct": correct}}
-    findings = sanity.check(target, found, {}, None, jax.random.fold_in(key, 1))
-    return {**arrays, "correct": correct}, [finding for finding in findings if finding.passed is not None]
 
+    def checks():
+        findings = sanity.check(target, found, {}, None, jax.random.fold_in(key, 1))
+        made = [finding for finding in findings if finding.passed is not None]
+        return {"passed": [each.passed for each in made], "text": np.asarray([each.text for each in made], np.str_)}
 
-def seconds_of_certificates(folder: epath.Path) -> float:
-    """Seconds that all certificates of a run took."""
-    return float(certificates_on_disk.read(folder).seconds.sum())
+    checked = kept(folder / "attack_checks.npz", checks)
+    findings = map(sanity.Finding, checked["passed"].tolist(), checked["text"].tolist())
+    seconds = arrays["seconds"] + checked["seconds"]
+    return {**arrays, "correct": correct, "seconds": seconds}, list(findings)

@@ -50,7 +50,10 @@ from experiments.common import adversaries
         ({"name": "a/b"}, "name must be the name of a folder"),
         ({"model": "alexnet"}, "must be one of mlp, lenet, cnn"),
         ({"recipe": "none"}, "recipe must be one of digits, mnist"),
-        ({"model": "my:build", "training": "trades"}, "^training cannot be combined with checkpoint or a model of your"),
+        (
+            {"model": "my:build", "training": "trades"},
+            "^training cannot be combined with checkpoint or a model of your",
+        ),
         ({"checkpoint": "no/such/run", "beta": 1.0}, "^beta cannot be combined with checkpoint or a model of your own"),
         ({"checkpoint": "no/such/run"}, r"checkpoint must be the folder of a run, but no/such/run/config.json cannot"),
     ],

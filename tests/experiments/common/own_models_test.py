@@ -54,8 +54,16 @@ def test_a_function_of_the_current_folder_is_called():
         ("my_own_module:bild", ValueError, "my_own_module has no 'bild'; its functions are build, other"),
         ("my_own_module:other", ValueError, "must be a function without arguments, but missing .*'key'"),
         ("my_own_module:broken", ValueError, "'my_own_module:broken' must be a function"),
-        ("fails:build", ValueError, r"'fails:build' must return a model, but raised KeyError in .*fails.py, line 3: 'ke"),
-        ("unfinished:build", ValueError, r"can be imported, but raised SyntaxError in .*unfinished.py, line 1: invalid"),
+        (
+            "fails:build",
+            ValueError,
+            r"'fails:build' must return a model, got KeyError in .*fails.py, line 3: 'ke",
+        ),
+        (
+            "unfinished:build",
+            ValueError,
+            r"can be imported, got SyntaxError in .*unfinished.py, line 1: invalid",
+        ),
         (
             "needs:build",
             ImportError,

@@ -41,6 +41,10 @@ def images():
     return data.load("digits", "test[:120]")[:]
 
 
+def _json(path):
+    return json.loads(path.read_text())
+
+
 def run(model, images, folder, **settings):
     settings = {"results_dir": str(folder), "far": FOREIGN, **SMALL, **settings}
     return evaluate.run(model, images.image, images.label, **settings)
@@ -72,7 +76,9 @@ def test_the_report_tells_what_each_number_is_worth(finished):
     numbers, folder = finished
     text = (folder / "evaluate" / "model" / "report.md").read_text()
     page = (folder / "evaluate" / "model" / "report.html").read_text()
-    for words in ("Guarantee: the sets hold", "Guarantee: no change of an image", "An upper bound", "## Not measured"):
+    told = ("Guarantee: the sets hold", "Guarantee: no change of an image", "An upper bound", "## Not measured")
+    worth = ("guaranteed: the certificate of each image, at 99.9 % confidence; measured: the share of these images",)
+    for words in (*told, *worth, "Evaluated on 120 images of model, 10 classes."):
         assert words in text
         assert words.lstrip("# ") in page
     assert f"accuracy {numbers['calibration']['accuracy']:.3f}" in text
@@ -89,9 +95,12 @@ def test_nothing_is_measured_twice_and_what_is_lost_is_measured_again(finished, 
     monkeypatch.setattr(_plan, "_seconds_per_image", None)
     again = run(nearest_mean, images, folder)
     assert {**again, "seconds": 0} == {**numbers, "seconds": 0}
-    parts = run(nearest_mean, images, folder, parts=("calibration",))
-    assert set(parts) == {"calibration", "seconds"}
-    assert "Certified accuracy: not among --parts." in (place / "report.md").read_text()
+    report = (place / "report.md").read_text()
+    fewer = run(nearest_mean, images, folder, parts=("calibration",))
+    assert {**fewer, "seconds": 0} == {**numbers, "seconds": 0} == {**_json(place / "metrics.json"), "seconds": 0}
+    text = (place / "report.md").read_text()
+    assert "An earlier call measured, with the same settings: conformal, ood, certify, attack." in text
+    assert all(line in text for line in report.splitlines() if line.startswith(("#", "- ", "![", "| l2 radius")))
 
 
 @pytest.mark.parametrize(
@@ -156,6 +165,9 @@ def test_a_part_that_fails_is_told_and_the_others_are_measured(images, tmp_path,
     assert set(numbers) == {"calibration", "seconds"}
     text = (tmp_path / "evaluate" / "model" / "report.md").read_text()
     assert "- Accuracy under attack: logits_fn must be deterministic." in text
+    assert "| attack | not measured | logits_fn must be deterministic. | - |" in text
+    assert "for certificates" not in text  # which were not asked for
+    assert "images for the attack" not in text
     with pytest.raises(ValueError, match="none of the parts could be measured: logits_fn must be deterministic"):
         run(nearest_mean, images, tmp_path, parts=("attack",))
 
@@ -209,14 +221,20 @@ def test_a_budget_sets_images_and_draws(tmp_path, images, monkeypatch):
     target = Target(classifier, np.arange(120), images.image, images.label, 40)
     found = {}
     for seconds, minutes in ((1e-5, 10.0), (1e-3, 10.0), (1e-2, 1.0)):
-        monkeypatch.setattr(_plan, "_seconds_per_image", lambda _, seconds=seconds: seconds)
+        monkeypatch.setattr(_plan, "_seconds_per_image", lambda *_, seconds=seconds: seconds)
         folder = runtimes._paths.path_of(folder=str(tmp_path / f"{seconds}"))
-        plan = _plan.plan(folder, target, parts=("certify",), minutes=minutes, norm="linf", epsilon=0.1, most=None)
+        begun = _plan.begin(folder, classifier, images.image, sets=4, minutes=minutes)
+        assert (begun.certified, begun.attacked) == (None, None)
+        settings = {"norm": "linf", "epsilon": 0.1, "most": None}
+        plan = _plan.complete(folder, begun, target, parts=("certify",), minutes=minutes, **settings)
         assert plan.certified * plan.draws * seconds <= 60 * minutes
-        found[seconds] = (plan.certified, plan.draws)
-        again = _plan.plan(folder, target, parts=("certify",), minutes=99.0, norm="linf", epsilon=0.1, most=None)
-        assert again == plan
-    assert found == {1e-5: (120, 100_000), 1e-3: (120, 1000), 1e-2: (4, 1000)}
+        found[seconds] = (plan.looked_at, plan.certified, plan.draws)
+        assert _plan.begin(folder, classifier, images.image, sets=1, minutes=99.0) == plan
+        if seconds == 1e-5:  # what is planned stays, and a further part has its share
+            both = _plan.complete(folder, plan, target, parts=("certify", "attack"), minutes=minutes, **settings)
+            assert both[:5] == plan[:5]
+            assert (both.attacked, both.attack_share) == (120, 24 * minutes)
+    assert found == {1e-5: (10_000, 120, 100_000), 1e-3: (10_000, 120, 1000), 1e-2: (300, 4, 1000)}
 
 
 def test_few_images_are_attacked_in_small_blocks(images):

@@ -41,7 +41,10 @@ NOT_TESTED = "outliers must not share a stored split with a tested set"
         ({"near": ("held_out",)}, "held_out needs --classes"),
         ({"far": ("textures", "textures")}, "far must be given once each"),
         ({"classes": (0, 12)}, r"classes must lie in 0, \.\.\., 9"),
-        ({"model": "my:build", "training": "mixup"}, "^training cannot be combined with checkpoint or a model of your own"),
+        (
+            {"model": "my:build", "training": "mixup"},
+            "^training cannot be combined with checkpoint or a model of your own",
+        ),
         ({"name": "a/b"}, "name must be the name of a folder"),
     ],
 )
