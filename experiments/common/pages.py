@@ -21,6 +21,9 @@ th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align
 th { background: var(--soft); } td:not(:first-child) { font-variant-numeric: tabular-nums; }
 img { display: block; max-width: 100%; height: auto; margin: 1rem auto; }
 code { background: var(--soft); padding: .1em .3em; border-radius: 4px; }
+@media (max-width: 30rem) {
+  body { padding: .8rem; } table { font-size: .82rem; line-height: 1.4; } th, td { padding: .3rem .35rem; }
+}
 @media print { body { max-width: none; font-size: 11pt; } table, img { break-inside: avoid; } }
 """
 

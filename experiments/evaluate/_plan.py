@@ -55,7 +55,7 @@ def begin(
         return Plan(**{name: found[name] for name in Plan._fields})
     forward = _seconds_per_image(classifier, some)
     allowed = 60 * minutes * (1 - SHARE) / (sets * forward)
-    return _kept(path, Plan(forward, int(np.clip(allowed, FEW, MAX_IMAGES))))
+    return _kept(path, Plan(forward, int(np.clip(round(allowed), FEW, MAX_IMAGES))))
 
 
 def complete(

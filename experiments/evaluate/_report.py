@@ -275,7 +275,8 @@ def _budget(config: Any, sections: dict[str, Section], plan: Plan) -> list[str]:
         f"{duration(plan.seconds_per_image)} an image."
     )
     over = [
-        f"{NAMES[name]} took {duration(sections[name].seconds)}, longer than its share of {duration(part or 0.0)}."
+        f"{NAMES[name]} took {duration(sections[name].seconds)}{' with compiling' * (name == 'attack')}, longer than its "
+        f"share of {duration(part or 0.0)}."
         for name, part in took
         if sections[name].seconds > (part or 0.0)
     ]
