@@ -22,6 +22,7 @@ import numpy as np
 from etils import epath
 
 from robustjax import _blocks, _validate, data
+from robustjax.attacks import _box
 from robustjax.typing import AnyArray, Batch
 
 from ..common import checks, classifiers, folders, foreign, own_models, runtimes, subsets
@@ -66,6 +67,8 @@ def run(
       ValueError: an argument is not as above, the model answers an image otherwise beside other images, or the folder
         holds an evaluation of another model, other images or other settings.
     """
+    for setting in settings:
+        checks.known("settings", setting, [field.name for field in dataclasses.fields(Settings)])
     config = Settings(**settings)
     test = data.from_arrays(images, labels, name=about)
     known = None if train is None else _dataset("train", train, like=test)
@@ -76,7 +79,9 @@ def run(
                 f"{argument} must be images by name, such as {{'name': images}}, got {_validate.short(given)}."
             )
     named = [*(near or ()), *(FAR if far is None else far)]
-    if clash := [name for name in named if named.count(name) > 1 or name in _parts.RESERVED]:
+    if clash := [
+        name for name in named if not isinstance(name, str) or named.count(name) > 1 or name in _parts.RESERVED
+    ]:
         raise ValueError(
             f"near and far must name each set once, other than {', '.join(_parts.RESERVED)}, got {clash[0]!r}."
         )
@@ -127,7 +132,8 @@ def from_config(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> di
     with checks.renamed("name", "dataset"):
         whole = is_whole(dataset) and config.train_split in (None, "none")
         test_split = config.test_split or ("all" if whole else data.splits(dataset).test)
-        everything = opened(dataset, test_split, config.data_dir, size)
+        with checks.renamed("split", "test_split"):
+            everything = opened(dataset, test_split, config.data_dir, size)
     test = data.select_classes(everything, classes) if classes else everything
     if classifier is None:
         classifier = own_models.classifier_of(given, test[:2].image, runtime)
@@ -151,11 +157,12 @@ def _train(
     if split == "none" or (config.train_split is None and foreign.overlap((dataset, split), of_test)):
         return None
     try:
-        part = opened(dataset, split, config.data_dir, size)
+        with checks.renamed("split", "train_split"):
+            part = opened(dataset, split, config.data_dir, size)
     except ValueError as error:
         if config.train_split is not None:
-            raise ValueError(f"train_split: {error}") from error
-        runtimes.log(f"Detectors are fitted on half of the images, as there are none of a training: {error}")
+            raise
+        runtimes.log(f"Detectors are fitted on half of the images: {error}")
         return None
     return data.select_classes(part, classes) if classes else part
 
@@ -188,6 +195,9 @@ def _evaluate(
     logits = classifiers.outputs_of(classifier, some.image).logits
     own_models.check_logits(logits, some.label)
     classifiers.check_each_row(classifier, some.image, logits)
+    epsilon = config.radius(dataset)
+    if "attack" in config.parts:
+        _box.check_epsilon(epsilon, config.norm, _box.IMAGES, test.image_shape)
 
     # Images, in random order, as many as the budget allows.
     folders.open_run(folder, config, same=SAME, overwrite=config.overwrite)
@@ -202,7 +212,6 @@ def _evaluate(
     classifiers.keep_to(folder, classifier.state, [test])
     own_models.keep_to(folder, outputs.logits[:16])
     _parts.keep_inputs(folder / "inputs.json", classifiers.digest([image, label]))
-    epsilon = config.radius(dataset)
     plan = _plan.complete(
         folder, plan, target, parts=config.parts, minutes=config.budget, norm=config.norm, epsilon=epsilon,
         most=config.num_images,
@@ -221,7 +230,11 @@ def _evaluate(
     def ood():
         scores, left_out = _parts.out_of_distribution(folder / "scores", subject, outputs)
         groups = {name: of.group for name, of in sets.items()}
-        return _report.of_foreign(scores, groups, left_out, features=bool(outputs.features.shape[1]))
+        fitted = "the other half of the images"
+        if train is not None:
+            fitted = f"{min(len(train), plan.looked_at):,} images of {train.name} {train.split}"
+        features = bool(outputs.features.shape[1])
+        return _report.of_foreign(scores, groups, left_out, features=features, fitted_on=fitted)
 
     def certify():
         _parts.certificates(folder, subject, config, plan, certify_key, watch)
@@ -241,8 +254,8 @@ def _evaluate(
                 continue
             try:
                 sections[name] = _report.kept(folder, name, measures[name]())
-            except ValueError as error:
-                failed[name] = str(error)
+            except (ValueError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError) as error:
+                failed[name] = " ".join(str(error).split()) or type(error).__name__
                 runtimes.log(f"WARNING: {name} is not measured: {error}")
     if not set(sections) & set(config.parts):
         raise ValueError(f"none of the parts could be measured: {next(iter(failed.values()))}")

@@ -27,8 +27,12 @@ from ._plan import Plan, first
 OF_LOGITS = ("msp", "energy", "generalized_entropy")
 DETECTORS = (*OF_LOGITS, "knn", "mahalanobis", "vim", "react+energy")
 """Detectors that need no choice; those that read features are left out where the model has none."""
-RESERVED = ("in", "seconds", "inputs")
+RESERVED = ("in", "seconds", "inputs", "file")
 """Names in a file of scores that are not of foreign sets."""
+NO_HEAD = (
+    "it needs the last layer of the model, which was not found: logits are no linear map of the features, or there are "
+    "too few images to tell."
+)
 SCORES = {"THR": conformal.thr, "APS": conformal.aps}
 
 
@@ -141,8 +145,8 @@ def out_of_distribution(
         try:
             found[name] = kept(path, functools.partial(_scores, name, context, parts, inputs))
         except ValueError as error:
-            left_out[name] = str(error)
-            runtimes.log(f"{name} is left out: {error}")
+            left_out[name] = NO_HEAD if context.head is None and str(error).startswith("head ") else str(error)
+            runtimes.log(f"{name} is left out: {left_out[name]}")
     return found, left_out
 
 

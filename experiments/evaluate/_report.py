@@ -92,6 +92,8 @@ def of_conformal(arrays: dict[str, np.ndarray], coverage: float) -> Section:
         f"over calibration and test images, if these are exchangeable. {half:,} images calibrate the threshold, and "
         "the coverage is measured on the others. Under attack or on foreign images there is no guarantee."
     )
+    if (1 - coverage) * (half + 1) < 1 - 1e-9:
+        says += f" With {half:,} images to calibrate on, only sets of all labels have this guarantee."
     first = next(iter(numbers[name] for name in numbers if isinstance(numbers[name], dict)))
     answer = f"sets of {first['mean_size']:.2f} labels cover {first['coverage']:.3f}"
     worth = f"guaranteed: a coverage of {coverage:g} on average over new images; measured: the two numbers"
@@ -101,7 +103,12 @@ def of_conformal(arrays: dict[str, np.ndarray], coverage: float) -> Section:
 
 
 def of_foreign(
-    scores: dict[str, dict[str, np.ndarray]], groups: dict[str, str], left_out: dict[str, str], *, features: bool
+    scores: dict[str, dict[str, np.ndarray]],
+    groups: dict[str, str],
+    left_out: dict[str, str],
+    *,
+    features: bool,
+    fitted_on: str,
 ) -> Section:
     """AUROC and FPR@95TPR of each detector on each foreign set."""
     numbers: dict[str, Any] = {}
@@ -117,7 +124,7 @@ def of_foreign(
     says = (
         "AUROC / FPR at 95 % TPR, with foreign images as positives: 1 and 0 are best, 0.5 and 0.95 are chance. An "
         f"estimate for these sets only, on {known:,} known images: other foreign images may be harder. The summary "
-        "shows the energy score, which was chosen before the measurement."
+        f"shows the energy score, which was chosen before the measurement. Detectors are fitted on {fitted_on}."
     )
     energy = numbers.get("energy", next(iter(numbers.values())))
     answer = ", ".join(f"{part} {of['auroc']:.3f}" for part, of in energy.items())
@@ -255,9 +262,9 @@ def report(
 def images_of(about: str, total: int, seen: int, class_names: tuple[str, ...], classes: int) -> str:
     """A sentence on the images that are evaluated, and on their classes."""
     names = list(class_names[:20]) + [f"and {len(class_names) - 20:,} more"] * (len(class_names) > 20)
-    called = f": {', '.join(names)}" if names else ""
+    called = f" ({', '.join(names)})" if names else ""
     of = f"{seen:,} of the {total:,} images" if seen < total else f"{total:,} image{'s' * (total > 1)}"
-    return f"Evaluated on {of} of {about}, {classes:,} classes{called}."
+    return f"Evaluated on {of} of {about}{called}; the model has {classes:,} classes."
 
 
 def _budget(config: Any, sections: dict[str, Section], plan: Plan) -> list[str]:
@@ -275,8 +282,8 @@ def _budget(config: Any, sections: dict[str, Section], plan: Plan) -> list[str]:
         f"{duration(plan.seconds_per_image)} an image."
     )
     over = [
-        f"{NAMES[name]} took {duration(sections[name].seconds)}{' with compiling' * (name == 'attack')}, longer than its "
-        f"share of {duration(part or 0.0)}."
+        f"{NAMES[name]} took {duration(sections[name].seconds)}, {'with compiling, ' * (name == 'attack')}longer than "
+        f"its share of {duration(part or 0.0)}."
         for name, part in took
         if sections[name].seconds > (part or 0.0)
     ]

@@ -120,6 +120,8 @@ def _labels(labels: np.ndarray, count: int) -> np.ndarray:
             f"labels must be integers (n,), got shape {shape}: if they are one-hot or probabilities, pass "
             "labels.argmax(-1)."
         )
+    if labels.ndim == 0:
+        raise ValueError("labels must be integers (n,), got one number: pass images[None] and [label] of one image.")
     if labels.ndim not in (1, 2):
         raise ValueError(f"labels must be integers (n,), got shape {shape}.")
     if not len(labels) or len(labels) != count:

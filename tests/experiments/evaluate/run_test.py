@@ -11,7 +11,7 @@ import pytest
 from experiments import evaluate
 from experiments.common import files, own_models, runtimes
 from experiments.common.targets import Target
-from experiments.evaluate import _parts, _plan
+from experiments.evaluate import _parts, _plan, _report
 from robustjax import attacks, data
 from robustjax.typing import Outputs
 from tests.experiments.conftest import three_parts
@@ -78,7 +78,7 @@ def test_the_report_tells_what_each_number_is_worth(finished):
     page = (folder / "evaluate" / "model" / "report.html").read_text()
     told = ("Guarantee: the sets hold", "Guarantee: no change of an image", "An upper bound", "## Not measured")
     worth = ("guaranteed: the certificate of each image, at 99.9 % confidence; measured: the share of these images",)
-    for words in (*told, *worth, "Evaluated on 120 images of model, 10 classes."):
+    for words in (*told, *worth, "Evaluated on 120 images of model; the model has 10 classes."):
         assert words in text
         assert words.lstrip("# ") in page
     assert f"accuracy {numbers['calibration']['accuracy']:.3f}" in text
@@ -145,7 +145,9 @@ def test_results_belong_to_all_labels_to_code_and_to_foreign_images(images, tmp_
     "sets", [{"near": FOREIGN}, {"near": {"in": FOREIGN["noise"]}}, {"far": {"seconds": FOREIGN["noise"]}}]
 )
 def test_names_of_foreign_sets_are_distinct(sets, images, tmp_path):
-    with pytest.raises(ValueError, match="near and far must name each set once, other than in, seconds, inputs, got "):
+    with pytest.raises(
+        ValueError, match="near and far must name each set once, other than in, seconds, inputs, file, got "
+    ):
         run(nearest_mean, images, tmp_path, **sets)
 
 
@@ -198,6 +200,100 @@ def test_all_images_of_a_file_without_splits_are_evaluated(tmp_path, monkeypatch
         model="my_whole_module:build", dataset="arrays:mine.npz", results_dir=str(tmp_path), parts=("calibration",)
     )
     assert evaluate.from_config(config)["calibration"]["num_images"] == 120
+
+
+def test_a_file_with_only_a_test_split_needs_no_other(tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_test_module.py").write_text(
+        "def build():\n    return lambda x: 9 * x.reshape(len(x), -1)[:, :10]\n"
+    )
+    files.write_arrays(tmp_path / "mine.npz", {"test_images": images.image, "test_labels": images.label})
+    settings = {"model": "my_test_module:build", "dataset": "arrays:mine.npz", "results_dir": str(tmp_path)}
+    found = evaluate.from_config(evaluate.Config(**settings, parts=("ood",)))  # pyrefly: ignore
+    assert set(found["ood"]["energy"]) == {"textures", "uniform_noise", "permuted_pixels"}
+    report = tmp_path / "evaluate" / "arrays-mine-my_test_module-build" / "report.md"
+    assert "Detectors are fitted on the other half of the images." in report.read_text()
+    with pytest.raises(ValueError, match="train_split must be one of .* got 'train': There is no split 'train'"):
+        evaluate.from_config(evaluate.Config(**settings, train_split="train", name="b"))  # pyrefly: ignore
+    with pytest.raises(ValueError, match="test_split must be one of .* got 'exam'"):
+        evaluate.from_config(evaluate.Config(**settings, test_split="exam", name="b"))  # pyrefly: ignore
+
+
+def test_a_model_that_depends_on_the_batch_is_refused_before_anything_is_written(images, tmp_path):
+    def centred(x):
+        logits = nearest_mean(x).logits
+        return logits - logits.mean(0, keepdims=True)
+
+    with pytest.raises(ValueError, match="model must answer each input by itself, got other answers for the same inpu"):
+        run(centred, images, tmp_path, parts=("calibration",))
+    assert not list(tmp_path.iterdir())
+
+
+OTHER_SHAPE = np.zeros((10, 6, 6, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"parts": ()}, "parts must be one or more of calibration, conformal, ood, certify, attack, got none"),
+        ({"parts": None}, "parts must be names, got None"),
+        ({"norm": "l0"}, "norm must be known names, got 'l0'. Known are linf, l2, l1"),
+        ({"epsilon": "far"}, "epsilon must be a number or a fraction, such as 0.1 or 8/255, got 'far'"),
+        ({"epsilon": 8.0}, "epsilon must be at most 1, the largest linf distance .*: 8 looks like 8/255"),
+        ({"epsilonn": 0.1}, "settings must be known names, got 'epsilonn'. Did you mean epsilon"),
+        ({"near": [OTHER_SHAPE]}, "near must be images by name, such as {'name': images}, got"),
+        ({"near": {"b": OTHER_SHAPE}}, r"near\['b'\] must have images of the shape .*\(8, 8, 1\), got \(6, 6, 1\)"),
+        ({"far": {"b": 3}}, r"far\['b'\]: images must have shape"),
+        ({"train": OTHER_SHAPE}, r"train must be \(images, labels\), a Batch or a data.Dataset, got float32 of shape"),
+        (
+            {"train": (OTHER_SHAPE, np.arange(10))},
+            r"train must have images of the shape .*\(8, 8, 1\), got \(6, 6, 1\)",
+        ),
+        ({"train": (DIGITS.image, DIGITS.label[:9])}, "train: labels must be as many as images, got 9"),
+    ],
+)
+def test_an_argument_that_is_wrong_is_named_and_nothing_is_written(given, message, images, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(nearest_mean, images, tmp_path, **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_taken_as_the_command_line_takes_them():
+    config = evaluate.Config(model="a:b", dataset="digits", parts="ood", epsilon="8/255", near=["textures"])  # pyrefly: ignore
+    assert (config.parts, config.epsilon, config.near) == (("ood",), 8 / 255, ("textures",))
+    assert type(evaluate.Config(model="a:b", dataset="digits", sigma=np.float32(0.5)).sigma) is float  # pyrefly: ignore
+
+
+def test_few_images_are_evaluated_and_what_they_do_not_allow_is_told(images, tmp_path):
+    one = jax.tree.map(lambda a: a[:1], images)
+    numbers = run(nearest_mean, one, tmp_path, parts=("calibration", "conformal", "ood"))
+    assert set(numbers) == {"calibration", "seconds"}
+    text = (tmp_path / "evaluate" / "model" / "report.md").read_text()
+    assert "- Prediction sets: images must be at least 2, of which half calibrate the sets, got 1." in text
+    three = jax.tree.map(lambda a: a[:3], images)
+    numbers = run(nearest_mean, three, tmp_path, parts=("conformal", "ood"), about="three")
+    assert set(numbers["ood"]) == {"msp", "energy", "generalized_entropy"}
+    text = (tmp_path / "evaluate" / "three" / "report.md").read_text()
+    assert "- Detector knn: k must be at most the number of training rows, 1, got 50." in text
+    assert "- Detector vim: it needs the last layer of the model, which was not found" in text
+    assert "With 1 images to calibrate on, only sets of all labels have this guarantee." in text
+    labels = np.full(400, 12)
+    with pytest.raises(ValueError, match="train must have labels from 0 to 9, as many classes as .*, got 12"):
+        run(nearest_mean, three, tmp_path, parts=("ood",), train=(DIGITS.image, labels), about="labels")
+    with pytest.raises(ValueError, match="near or far must name a set of foreign images, got none"):
+        run(nearest_mean, three, tmp_path, parts=("ood",), train=DIGITS, far={}, about="none")
+
+
+def test_numbers_of_the_budget_are_told_in_units_that_show_them():
+    told = [_report.duration(seconds) for seconds in (2.44e-6, 3.2e-4, 0.0148, 7.249, 42.4, 600.0)]
+    assert told == ["2.4 us", "320 us", "15 ms", "7.2 s", "42 s", "10 min"]
+    plan = _plan.Plan(1e-6, 50, attacked=20, withstood=0.5, attack_share=7.2)
+    section = _report.Section({}, "", "", [], 26.1)
+    [text] = _report._budget(evaluate.Settings(budget=0.3), {"attack": section}, plan)
+    assert "at most 50 images of each set; 20 images for the attack" in text
+    assert text.endswith("Accuracy under attack took 26 s, with compiling, longer than its share of 7.2 s.")
+    said = _report.images_of("folder:pets", 100, 50, ("cat", "dog"), 2)
+    assert said == "Evaluated on 50 of the 100 images of folder:pets (cat, dog); the model has 2 classes."
 
 
 @pytest.mark.parametrize(
