@@ -97,7 +97,9 @@ def functional_of(model: Any, example: AnyArray) -> models.Functional:
         raise ValueError(f"model must be {WANTED}; got {_validate.short(model)}.")
     state: Any = _validate.as_pytree(model=model)
     try:
-        found: Any = jax.eval_shape(_outputs, state, jax.ShapeDtypeStruct(example.shape, jnp.float32))
+        for count in (len(example) + 1, len(example)):  # of a model that takes one number of images only, one fails
+            x = jax.ShapeDtypeStruct((count, *example.shape[1:]), jnp.float32)
+            found: Any = jax.eval_shape(_outputs, state, x)
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("model "):
             raise

@@ -212,10 +212,6 @@ def _evaluate(
     classifiers.keep_to(folder, classifier.state, [test])
     own_models.keep_to(folder, outputs.logits[:16])
     _parts.keep_inputs(folder / "inputs.json", classifiers.digest([image, label]))
-    plan = _plan.complete(
-        folder, plan, target, parts=config.parts, minutes=config.budget, norm=config.norm, epsilon=epsilon,
-        most=config.num_images,
-    )  # fmt: skip
     subject = _parts.Subject(classifier, target, test, train, sets, plan.looked_at)
 
     # Parts: each is on disk before the next one begins, and one that fails does not take the others with it.
@@ -253,6 +249,11 @@ def _evaluate(
                     sections[name] = before
                 continue
             try:
+                if name in _plan.HEAVY:
+                    plan = _plan.complete(
+                        folder, plan, target, name, shares=len({*_plan.HEAVY} & {*config.parts}),
+                        minutes=config.budget, norm=config.norm, epsilon=epsilon, most=config.num_images,
+                    )  # fmt: skip
                 sections[name] = _report.kept(folder, name, measures[name]())
             except (ValueError, ArithmeticError, MemoryError, jax.errors.JaxRuntimeError) as error:
                 failed[name] = " ".join(str(error).split()) or type(error).__name__

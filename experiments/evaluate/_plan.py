@@ -59,18 +59,17 @@ def begin(
 
 
 def complete(
-    folder: epath.Path, plan: Plan, target: Target, *, parts: tuple[str, ...], minutes: float, norm: str,
+    folder: epath.Path, plan: Plan, target: Target, part: str, *, shares: int, minutes: float, norm: str,
     epsilon: float, most: int | None,
 ) -> Plan:  # fmt: skip
-    """Divides the budget among those heavy parts that are asked for; what is planned already stays."""
+    """Plans a heavy part with one of so many equal shares of the budget; what is planned already stays."""
     limit = len(target.id) if most is None else min(most, len(target.id))
-    share = 60 * minutes * SHARE / max(1, len([part for part in HEAVY if part in parts]))
-    forward = plan.seconds_per_image
-    if "certify" in parts and plan.certified is None:
+    share, forward = 60 * minutes * SHARE / shares, plan.seconds_per_image
+    if part == "certify" and plan.certified is None:
         draws = next((n for n in DRAWS if share / (n * forward) >= min(ENOUGH, limit)), DRAWS[-1])
         certified = int(np.clip(share / (draws * forward), min(FEW, limit), limit))
         plan = plan._replace(certified=certified, draws=draws, certify_share=share)
-    if "attack" in parts and plan.attacked is None:
+    if part == "attack" and plan.attacked is None:
         tried = np.clip(PILOT * 60 * minutes / (20 * GRADIENT * forward), 8, 64)
         few = first(target, min(int(tried), limit))
         found = few.under(jax.random.key(0), adversaries.make("pgd_20", epsilon, norm))

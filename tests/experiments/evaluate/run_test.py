@@ -159,10 +159,10 @@ def test_logits_alone_are_enough(images, tmp_path):
 
 
 def test_a_part_that_fails_is_told_and_the_others_are_measured(images, tmp_path, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise ValueError("logits_fn must be deterministic.")
 
-    monkeypatch.setattr(_parts, "attack", fails)
+    monkeypatch.setattr(_plan.adversaries, "make", fails)  # already of the attack that plans the part
     numbers = run(nearest_mean, images, tmp_path, parts=("calibration", "attack"))
     assert set(numbers) == {"calibration", "seconds"}
     text = (tmp_path / "evaluate" / "model" / "report.md").read_text()
@@ -264,6 +264,7 @@ def test_settings_are_taken_as_the_command_line_takes_them():
     assert type(evaluate.Config(model="a:b", dataset="digits", sigma=np.float32(0.5)).sigma) is float  # pyrefly: ignore
 
 
+@pytest.mark.filterwarnings("ignore:.*calibration scores are too few")
 def test_few_images_are_evaluated_and_what_they_do_not_allow_is_told(images, tmp_path):
     one = jax.tree.map(lambda a: a[:1], images)
     numbers = run(nearest_mean, one, tmp_path, parts=("calibration", "conformal", "ood"))
@@ -322,12 +323,13 @@ def test_a_budget_sets_images_and_draws(tmp_path, images, monkeypatch):
         begun = _plan.begin(folder, classifier, images.image, sets=4, minutes=minutes)
         assert (begun.certified, begun.attacked) == (None, None)
         settings = {"norm": "linf", "epsilon": 0.1, "most": None}
-        plan = _plan.complete(folder, begun, target, parts=("certify",), minutes=minutes, **settings)
+        plan = _plan.complete(folder, begun, target, "certify", shares=1, minutes=minutes, **settings)
         assert plan.certified * plan.draws * seconds <= 60 * minutes
         found[seconds] = (plan.looked_at, plan.certified, plan.draws)
         assert _plan.begin(folder, classifier, images.image, sets=1, minutes=99.0) == plan
         if seconds == 1e-5:  # what is planned stays, and a further part has its share
-            both = _plan.complete(folder, plan, target, parts=("certify", "attack"), minutes=minutes, **settings)
+            assert _plan.complete(folder, plan, target, "certify", shares=2, minutes=1.0, **settings) == plan
+            both = _plan.complete(folder, plan, target, "attack", shares=2, minutes=minutes, **settings)
             assert both[:5] == plan[:5]
             assert (both.attacked, both.attack_share) == (120, 24 * minutes)
     assert found == {1e-5: (10_000, 120, 100_000), 1e-3: (10_000, 120, 1000), 1e-2: (300, 4, 1000)}
