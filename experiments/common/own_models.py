@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+import robustjax
 from robustjax import _callables, _validate, data, models
 from robustjax._precision import in_float32
 from robustjax.typing import AnyArray, Outputs
@@ -69,7 +70,7 @@ def imported(name: str) -> Any:
 def _raised(error: Exception) -> str:
     """What a user's code raised and in which of its lines: the last outside of installed packages, and of ours."""
     packages = tuple(map(sysconfig.get_path, ("purelib", "platlib", "stdlib")))
-    ours = ("<frozen", *packages, os.path.dirname(__file__), os.path.dirname(inspect.getfile(models)))
+    ours = ("<frozen", *packages, os.path.dirname(__file__), *robustjax.__path__)
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     if isinstance(error, SyntaxError) and error.filename:
         where = f"{error.filename}, line {error.lineno}"
@@ -96,25 +97,25 @@ def functional_of(model: Any, example: AnyArray) -> models.Functional:
     if not callable(model):
         raise ValueError(f"model must be {WANTED}; got {_validate.short(model)}.")
     state: Any = _validate.as_pytree(model=model)
-    try:
-        for count in (len(example) + 1, len(example)):  # of a model that takes one number of images only, one fails
-            x = jax.ShapeDtypeStruct((count, *example.shape[1:]), jnp.float32)
-            found: Any = jax.eval_shape(_outputs, state, x)
-    except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith("model "):
-            raise
-        raise ValueError(
-            f"model must be a function that JAX can trace, for any number of images, but for {example.shape}: "
-            f"{_raised(error)}."
-        ) from error
-    shapes = [getattr(part, "shape", None) for part in found]
-    logits, features = (shape if shape is not None and len(shape) == 2 else (0, 0) for shape in shapes)
-    if logits[0] != len(example) or logits[1] < 2 or features[0] != len(example):
-        told = shapes[0] if features[0] in (0, len(example)) else f"{shapes[0]} with features {shapes[1]}"
-        raise ValueError(
-            f"model must return logits ({len(example)}, classes >= 2) for images {example.shape}, alone or in "
-            f"robustjax.typing.Outputs, got {told}."
-        )
+    for count in (len(example), len(example) + 1):  # a model may take one number of images only
+        shape = (count, *example.shape[1:])
+        try:
+            found: Any = jax.eval_shape(_outputs, state, jax.ShapeDtypeStruct(shape, jnp.float32))
+        except Exception as error:
+            if isinstance(error, ValueError) and str(error).startswith("model "):
+                raise
+            raise ValueError(
+                f"model must be a function that JAX can trace, for any number of images, but for {shape}: "
+                f"{_raised(error)}."
+            ) from error
+        shapes = [getattr(part, "shape", None) for part in found]
+        logits, features = (of if of is not None and len(of) == 2 else (0, 0) for of in shapes)
+        if logits[0] != count or logits[1] < 2 or features[0] != count:
+            told = shapes[0] if features[0] in (0, count) else f"{shapes[0]} with features {shapes[1]}"
+            raise ValueError(
+                f"model must return logits ({count}, classes >= 2) for images {shape}, alone or in "
+                f"robustjax.typing.Outputs, got {told}."
+            )
     return models.Functional(_apply, _outputs, state, _activations)
 
 

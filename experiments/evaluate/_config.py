@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from typing import Any, Literal
 
 from etils import epath
@@ -71,19 +73,30 @@ class Settings:
         return folders.run_folder(self.results_dir, "evaluate", about if self.name is None else self.name)
 
 
+_TYPES = {
+    "Number": ((int, float), "a number"), "int": (int, "an integer"), "str": (str, "text"), "Literal": (str, "text"),
+    "bool": (bool, "True or False"), "tuple": (tuple, "names"),
+}  # fmt: skip
+"""By the name of a field's annotation: the types of its values, and the words for them."""
+
+
 def _as_on_the_command_line(config: Any) -> None:
-    """Texts are taken as the command line takes them: numbers such as 8/255, and one name for a tuple of it."""
+    """Takes texts as the command line does, numbers such as 8/255 and one name for a tuple; ValueError for others."""
     for field in dataclasses.fields(config):
-        value, kind = getattr(config, field.name), str(field.type)
+        value, kind = getattr(config, field.name), re.split(r"\W", str(field.type))[0]
         if getattr(value, "shape", None) == ():  # a number of NumPy or JAX, which no JSON file holds
             value = value.item()
-        if kind.startswith("Number") and isinstance(value, str):
+        if kind == "Number" and isinstance(value, str):
             with checks.renamed("must", f"{field.name} must"):
                 value = number(value)
-        elif kind.startswith("tuple"):
-            if not isinstance(value, (str, tuple, list)):
-                raise ValueError(f"{field.name} must be names, got {_validate.short(value)}.")
+        if kind == "tuple" and isinstance(value, (str, list)):
             value = (value,) if isinstance(value, str) else tuple(value)
+        if kind == "str" and isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        types, words = _TYPES[kind]
+        none = value is None and "None" in str(field.type)
+        if not none and (not isinstance(value, types) or isinstance(value, bool) != (kind == "bool")):
+            raise ValueError(f"{field.name} must be {words}, got {_validate.short(value)}.")
         object.__setattr__(config, field.name, value)
 
 

@@ -149,6 +149,7 @@ def test_answers_that_depend_on_the_batch_are_refused():
     [
         (17, "model must be a function of images .*; got 17"),
         (of(jnp.ones((6, 3, 1))), r"logits \(6, classes >= 2\) for images \(6, 8, 8, 1\), .*, got \(6, 3, 1\)"),
+        (of(jnp.ones((6, 3))), r"logits \(7, classes >= 2\) for images \(7, 8, 8, 1\), .*, got \(6, 3\)"),
         (of(jnp.ones((5, 3))), r"must return logits \(6, classes >= 2\) .*, got \(5, 3\)"),
         (of(jnp.ones((6, 1))), r"must return logits \(6, classes >= 2\) .*, got \(6, 1\)"),
         (of(Outputs(jnp.ones((6, 3)), jnp.ones((3, 6)))), r"got \(6, 3\) with features \(3, 6\)"),

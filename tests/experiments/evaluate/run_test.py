@@ -237,6 +237,10 @@ OTHER_SHAPE = np.zeros((10, 6, 6, 1), np.float32)
     [
         ({"parts": ()}, "parts must be one or more of calibration, conformal, ood, certify, attack, got none"),
         ({"parts": None}, "parts must be names, got None"),
+        ({"seed": "1"}, "seed must be an integer, got '1'"),
+        ({"budget": None}, "budget must be a number, got None"),
+        ({"norm": None}, "norm must be text, got None"),
+        ({"overwrite": "yes"}, "overwrite must be True or False, got 'yes'"),
         ({"norm": "l0"}, "norm must be known names, got 'l0'. Known are linf, l2, l1"),
         ({"epsilon": "far"}, "epsilon must be a number or a fraction, such as 0.1 or 8/255, got 'far'"),
         ({"epsilon": 8.0}, "epsilon must be at most 1, the largest linf distance .*: 8 looks like 8/255"),
