@@ -152,8 +152,11 @@ def model_of(
 ) -> tuple[models.Functional, classifiers.Classifier | None]:
     """The untrained model of a product, and the classifier where nothing is trained: a user's own, or another run's."""
     if settings.is_own(config.model):
-        own = classifier_of(imported(config.model), train[:2].image, runtime)
-        classes = classifiers.outputs_of(own, train[:2].image).logits.shape[1]
+        few = train[:2].image
+        own = classifier_of(imported(config.model), few, runtime)
+        logits = classifiers.outputs_of(own, few).logits
+        classifiers.check_each_row(own, few, logits)
+        classes = logits.shape[1]
         if classes < train.num_classes:
             raise ValueError(
                 f"model must return a logit for each of the {train.num_classes} classes of {config.dataset}, "

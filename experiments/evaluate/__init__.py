@@ -263,6 +263,6 @@ def _evaluate(
 
     # Report.
     images = _report.images_of(
-        about if dataset == "arrays" else dataset, len(test), len(ids), test.class_names, outputs.logits.shape[1]
+        None if dataset == "arrays" else dataset, len(test), len(ids), test.class_names, outputs.logits.shape[1]
     )
     return _report.report(folder, config, sections, failed, stopwatch, about=about, images=images, plan=plan)

@@ -164,12 +164,12 @@ def certificates(
     folder: epath.Path, subject: Subject, settings: Settings, plan: Plan, key: jax.Array, watch: runtimes.Watch
 ) -> None:
     """Certifies as many images as planned, with sequential draws; each certificate is on disk before the next."""
+    assert plan.draws is not None
     measure = certification.gaussian(settings.sigma)
     certify = smoothers.procedure(
         (subject.classifier.logits_fn(),), measure, num_selection=100, num_estimation=plan.draws,
         alpha=settings.alpha, batch_size=None, sequential=True,
     )  # fmt: skip
-    assert plan.draws is not None
     ids = np.sort(subject.target.id[: plan.certified])
     mesh = subject.classifier.mesh
     assert mesh is not None

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from robustjax import _blocks
+from robustjax.typing import AnyArray
 
 from ..common import adversaries, classifiers, files
 from ..common.targets import Target
@@ -45,9 +46,7 @@ class Plan(NamedTuple):
     attack_share: float | None = None  # seconds
 
 
-def begin(
-    folder: epath.Path, classifier: classifiers.Classifier, some: np.ndarray, *, sets: int, minutes: float
-) -> Plan:
+def begin(folder: epath.Path, classifier: classifiers.Classifier, some: AnyArray, *, sets: int, minutes: float) -> Plan:
     """Times the model on some images and limits those of each of ``sets``; a plan in the folder is taken as it is."""
     path = folder / "plan.json"
     if path.exists():
@@ -85,7 +84,7 @@ def _kept(path: epath.Path, plan: Plan) -> Plan:
     return plan
 
 
-def _seconds_per_image(classifier: classifiers.Classifier, some: np.ndarray) -> float:
+def _seconds_per_image(classifier: classifiers.Classifier, some: AnyArray) -> float:
     """Of a batch as certification uses it, the fastest of three."""
     size = 200
     images = some[np.resize(np.arange(len(some)), size)]

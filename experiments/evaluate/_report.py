@@ -226,8 +226,8 @@ def of_before(folder: epath.Path, name: str) -> Section | None:
     if not path.exists():
         return None
     found = files.read_json(path, *Section._fields, advice="delete it to leave it out")
-    shown = [tables.Table(**part) if isinstance(part, dict) else part for part in found["shown"]]
-    return Section(**{field: found[field] for field in Section._fields} | {"shown": shown})
+    section = Section(**{field: found[field] for field in Section._fields})
+    return section._replace(shown=[tables.Table(**part) if isinstance(part, dict) else part for part in section.shown])
 
 
 def report(
@@ -259,12 +259,13 @@ def report(
     return numbers
 
 
-def images_of(about: str, total: int, seen: int, class_names: tuple[str, ...], classes: int) -> str:
+def images_of(about: str | None, total: int, seen: int, class_names: tuple[str, ...], classes: int) -> str:
     """A sentence on the images that are evaluated, and on their classes."""
     names = list(class_names[:20]) + [f"and {len(class_names) - 20:,} more"] * (len(class_names) > 20)
     called = f" ({', '.join(names)})" if names else ""
     of = f"{seen:,} of the {total:,} images" if seen < total else f"{total:,} image{'s' * (total > 1)}"
-    return f"Evaluated on {of} of {about}{called}; the model has {classes:,} classes."
+    of += "" if about is None else f" of {about}"
+    return f"Evaluated on {of}{called}; the model has {classes:,} classes."
 
 
 def _budget(config: Any, sections: dict[str, Section], plan: Plan) -> list[str]:

@@ -78,7 +78,7 @@ def test_the_report_tells_what_each_number_is_worth(finished):
     page = (folder / "evaluate" / "model" / "report.html").read_text()
     told = ("Guarantee: the sets hold", "Guarantee: no change of an image", "An upper bound", "## Not measured")
     worth = ("guaranteed: the certificate of each image, at 99.9 % confidence; measured: the share of these images",)
-    for words in (*told, *worth, "Evaluated on 120 images of model; the model has 10 classes."):
+    for words in (*told, *worth, "Evaluated on 120 images; the model has 10 classes."):
         assert words in text
         assert words.lstrip("# ") in page
     assert f"accuracy {numbers['calibration']['accuracy']:.3f}" in text
