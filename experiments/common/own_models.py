@@ -208,14 +208,16 @@ def _activations(*_: Any) -> dict[str, jax.Array]:
     raise ValueError("model must be one of robustjax's own to show the outputs of its layers, got a user's.")
 
 
-def check_logits(logits: AnyArray, label: AnyArray, *, warn: bool = True) -> None:
+def check_logits(logits: AnyArray, label: AnyArray, *, class_names: tuple[str, ...] = (), warn: bool = True) -> None:
     """Raises ValueError for logits that are not finite, or too few for the labels; may warn of probabilities."""
     finite = np.isfinite(logits).all(-1)
     if not finite.all():
         raise ValueError(f"model must return finite logits, got others for {(~finite).sum()} of {len(logits)} images.")
     if label.max() >= logits.shape[1]:
+        most = int(label.max())
+        name = f" ({class_names[most]})" if most < len(class_names) else ""
         raise ValueError(
-            f"labels must be 0 to {logits.shape[1] - 1}, as many classes as the model has logits, got {label.max()}."
+            f"labels must be 0 to {logits.shape[1] - 1}, as many classes as the model has logits, got {most}{name}."
         )
     if warn and (logits >= 0).all() and np.allclose(logits.sum(-1), 1, atol=1e-3):
         runtimes.log(

@@ -14,6 +14,7 @@ From a notebook: evaluate.run(logits_fn, images, labels, budget=5).
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,8 @@ def run(
 
     Args:
       model: a function of images ``(n, height, width, channels)`` in [0, 1] that returns logits ``(n, classes)`` or
-        ``robustjax.typing.Outputs``; a pair ``(module, variables)``; or a PyTorch module.
+        ``robustjax.typing.Outputs``; a pair ``(module, variables)``; a PyTorch module; or the run folder of another
+        experiment.
       images: ``(n, height, width, channels)`` test images, uint8 or floating in [0, 1].
       labels: ``(n,)`` integer classes.
       train: images and labels of the training, on which detectors are fitted; None: half of the test images.
@@ -72,7 +74,10 @@ def run(
     config = Settings(**settings)
     test = data.from_arrays(images, labels, name=about)
     known = None if train is None else _dataset("train", train, like=test)
-    classifier = own_models.classifier_of(model, test[:2].image)
+    if isinstance(model, (str, os.PathLike)):
+        classifier, _ = own_models.of_run(os.fspath(model))
+    else:
+        classifier = own_models.classifier_of(model, test[:2].image)
     for argument, given in (("near", near), ("far", far)):
         if given is not None and not isinstance(given, Mapping):
             raise ValueError(
@@ -125,8 +130,8 @@ def from_config(config: Config, runtime: runtimes.Runtime = runtimes.HERE) -> di
     """
     given = config.checkpoint if config.model is None else own_models.imported(config.model)
     classifier, theirs = None, {}
-    if isinstance(given, str):
-        classifier, theirs = own_models.of_run(given, runtime, data_dir=config.data_dir)
+    if isinstance(given, (str, os.PathLike)):
+        classifier, theirs = own_models.of_run(os.fspath(given), runtime, data_dir=config.data_dir)
     dataset, classes = config.dataset or theirs["dataset"], tuple(theirs.get("classes") or ())
     size = config.image_size or theirs.get("image_size")
     with checks.renamed("name", "dataset"):
@@ -193,7 +198,7 @@ def _evaluate(
     ids = np.random.default_rng(config.seed).permutation(chosen)
     some = test[ids[:500]]
     logits = classifiers.outputs_of(classifier, some.image).logits
-    own_models.check_logits(logits, some.label)
+    own_models.check_logits(logits, some.label, class_names=test.class_names)
     classifiers.check_each_row(classifier, some.image, logits)
     epsilon = config.radius(dataset)
     if "attack" in config.parts:
@@ -208,7 +213,7 @@ def _evaluate(
     size = _blocks.evenly(min(len(ids), config.num_images or len(ids)), _blocks.at_once(image.shape[1:], backward=True))
     target = Target(classifier, ids, image, label, size)
     outputs = classifiers.outputs_of(classifier, image)
-    own_models.check_logits(outputs.logits, label, warn=False)
+    own_models.check_logits(outputs.logits, label, class_names=test.class_names, warn=False)
     classifiers.keep_to(folder, classifier.state, [test])
     own_models.keep_to(folder, outputs.logits[:16])
     _parts.keep_inputs(folder / "inputs.json", classifiers.digest([image, label]))

@@ -172,6 +172,8 @@ def test_logits_are_checked(capsys):
     assert "WARNING: the model seems to return probabilities" in capsys.readouterr().out
     with pytest.raises(ValueError, match="labels must be 0 to 2, as many classes as the model has logits, got 3"):
         own_models.check_logits(linear(X), np.array([0, 3]))
+    with pytest.raises(ValueError, match=r"got 3 \(dog\)"):
+        own_models.check_logits(linear(X), np.array([0, 3]), class_names=("a", "b", "c", "dog"))
     with pytest.raises(ValueError, match="model must return finite logits, got others for 1 of 2 images"):
         own_models.check_logits(np.array([[0, 1.0], [np.nan, 1.0]]), np.array([0, 1]))
 

@@ -188,6 +188,10 @@ def test_the_command_line_takes_a_module_and_a_run(tmp_path, monkeypatch, smooth
     assert evaluate.from_config(config)["calibration"]["num_images"] == 500
     settings = json.loads((tmp_path / "evaluate" / of_run.folder().name / "config.json").read_text())
     assert settings["checkpoint"] == str(of_run.folder())
+    ours = data.load("digits", "test")[:]
+    given = {"results_dir": tmp_path, "name": "memory", "parts": "calibration"}
+    again = evaluate.run(of_run.folder(), ours.image, ours.label, **given)
+    assert again["calibration"] == evaluate.from_config(config)["calibration"]
 
 
 def test_all_images_of_a_file_without_splits_are_evaluated(tmp_path, monkeypatch, images):
