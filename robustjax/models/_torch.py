@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from robustjax import _arguments, _validate
+from robustjax.models import _torch_operators
 from robustjax.typing import AnyArray
 
 _TOLERANCE = 1e-4
@@ -77,7 +78,7 @@ def from_torch(module: Any, example: Float[AnyArray, "batch ..."] | Sequence[int
     name = type(module).__name__
     try:
         with torch.no_grad():
-            want = twin(torch.from_numpy(np.moveaxis(x, -1, 1).copy() if x.ndim == 4 else x))
+            want = twin(torch.from_numpy((np.moveaxis(x, -1, 1) if x.ndim == 4 else x).copy()))
     except Exception as error:
         raise ValueError(f"module must take example, inputs {x.shape}, got {_reason(name, error)}.") from error
     if not isinstance(want, torch.Tensor):
@@ -138,10 +139,16 @@ def _environment() -> Any:
     try:
         import torchax.tensor  # pyrefly: ignore[missing-import]
 
-        environment = torchax.tensor.Environment()
-        for operator in (torch.ops.aten.convolution, torch.ops.aten.conv2d):
+        environment, aten = torchax.tensor.Environment(), torch.ops.aten
+        for operator, replaced in (
+            (aten.convolution, _torch_operators.convolution),
+            (aten.conv2d, _torch_operators.convolution),
+            (torch.nn.functional.max_pool2d, _torch_operators.max_pool),
+            (aten.avg_pool2d, _torch_operators.avg_pool),
+            (aten._adaptive_avg_pool2d, _torch_operators.adaptive_avg_pool),
+        ):
             known = environment._ops[operator]
-            environment._ops[operator] = dataclasses.replace(known, func=_channels_last(known.func))
+            environment._ops[operator] = dataclasses.replace(known, func=replaced(known.func))
         return environment
     except (ImportError, AttributeError) as error:  # AttributeError: an operator that this PyTorch has no more
         raise missing("torchax", error) from error
@@ -151,27 +158,6 @@ def _environment() -> Any:
             os.environ.pop(variable, None)
         if options:
             jax.config.update("jax_pjrt_client_create_options", options)
-
-
-def _channels_last(convolve: Callable) -> Callable:
-    """The same convolution, of images with channels last.
-
-    XLA for CPUs computes convolutions NCHW inside of loops, and so all those of a certificate or an attack, 40 times
-    slower.
-    """
-
-    @functools.wraps(convolve)
-    def convolved(x, kernel, bias, stride, padding, dilation, *more):
-        if kernel.ndim != 4 or x.ndim != 4 or len(more) > 1 and more[0]:  # transposed ones stay
-            return convolve(x, kernel, bias, stride, padding, dilation, *more)
-        stride, padding, dilation = (tuple(values) * (2 // len(values)) for values in (stride, padding, dilation))
-        y = jax.lax.conv_general_dilated(
-            jnp.moveaxis(x, 1, -1), kernel.transpose(2, 3, 1, 0), stride, [(size, size) for size in padding],
-            rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=more[-1],
-        )  # fmt: skip
-        return jnp.moveaxis(y if bias is None else y + bias, -1, 1)
-
-    return convolved
 
 
 def _twin(module):

@@ -361,8 +361,10 @@ def test_files_that_are_no_tensors_are_refused(tmp_path):
         lambda: nn.Conv2d(4, 8, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2),
         lambda: nn.Conv2d(4, 6, 3, padding="same", bias=False),
         lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
+        lambda: nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 2), (1, 0), groups=2, dilation=(2, 1), bias=False),
+        lambda: nn.ConvTranspose2d(4, 8, 2, stride=2, groups=4),
     ],
-    ids=["grouped", "same", "transposed"],
+    ids=["grouped", "same", "transposed", "transposed in groups", "transposed by channel"],
 )
 def test_convolutions_of_all_kinds_have_channels_last_inside(layer):
     torch.manual_seed(0)
@@ -372,5 +374,75 @@ def test_convolutions_of_all_kinds_have_channels_last_inside(layer):
         want = module(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).numpy()
     np.testing.assert_allclose(function(x), np.moveaxis(want, 1, -1), atol=1e-5)
     text = jax.jit(function).lower(x).as_text()
-    if not isinstance(module, nn.ConvTranspose2d):  # XLA for CPUs is slow with channels first
-        assert "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in text
+    assert "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in text  # XLA for CPUs is slow with channels first
+
+
+POOLS = {
+    "max": nn.MaxPool2d(2),
+    "max, strides": nn.MaxPool2d((3, 2), (1, 3), (1, 0)),
+    "max, overlapping": nn.MaxPool2d(3, 2, 1),
+    "max, dilated": nn.MaxPool2d(2, 2, 1, (3, 2), ceil_mode=True),
+    "max, ceil": nn.MaxPool2d(2, ceil_mode=True),
+    "max, ceil, no window in the padding": nn.MaxPool2d(2, 3, 1, ceil_mode=True),
+    "max, unbatched": Applied(lambda x: torch.stack([nn.functional.max_pool2d(image, (2, 3)) for image in x])),
+    "max, indices": Applied(lambda x: nn.functional.max_pool2d(x, 2, return_indices=True)[0]),
+    "avg": nn.AvgPool2d(2),
+    "avg, strides": nn.AvgPool2d((3, 2), (1, 3), (1, 0)),
+    "avg, padding": nn.AvgPool2d(3, 2, 1),
+    "avg, padding not counted": nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    "avg, ceil": nn.AvgPool2d((4, 3), (3, 2), 1, ceil_mode=True),
+    "avg, ceil, padding not counted": nn.AvgPool2d((4, 3), (3, 2), 1, ceil_mode=True, count_include_pad=False),
+    "avg, ceil, no window in the padding": nn.AvgPool2d(2, 3, 1, ceil_mode=True),
+    "avg, divisor": nn.AvgPool2d((3, 2), padding=1, divisor_override=5),
+    "adaptive": nn.AdaptiveAvgPool2d((3, 4)),
+    "adaptive, to one": nn.AdaptiveAvgPool2d(1),
+    "adaptive, unequal windows": nn.AdaptiveAvgPool2d((4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_pooling_is_that_of_pytorch_with_channels_last_inside(name):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 4, (2, 9, 8, 3)).astype(np.float32)  # ties, where the first maximum has the gradient
+    function = models.from_torch(POOLS[name], x)
+    inner = torch.from_numpy(np.moveaxis(x, -1, 1).copy()).requires_grad_()
+    outputs = POOLS[name](inner)
+    weights = rng.random(outputs.shape, np.float32)
+    (outputs * torch.from_numpy(weights)).sum().backward()
+    compiled = jax.jit(lambda x, weights: (lambda y, pull: (y, pull(weights)[0]))(*jax.vjp(function, x)))
+    lowered = compiled.lower(x, np.moveaxis(weights, 1, -1))
+    values, gradient = lowered.compile()(x, np.moveaxis(weights, 1, -1))
+    np.testing.assert_allclose(values, np.moveaxis(outputs.detach().numpy(), 1, -1), rtol=1e-6)
+    np.testing.assert_allclose(gradient, np.moveaxis(inner.grad.numpy(), 1, -1), rtol=1e-5, atol=1e-6)
+    if name != "max, indices":  # torchax's
+        assert "window_dimensions = array<i64: 1, 1, " not in lowered.as_text()
+
+
+@pytest.mark.parametrize("name", ["max, overlapping", "avg, padding"])
+def test_pooling_is_vectorised_and_looped_over(name):
+    x = np.random.default_rng(0).integers(0, 4, (3, 2, 9, 8, 3)).astype(np.float32)
+    function = models.from_torch(POOLS[name], x[0])
+    gradient = jax.grad(lambda x: (function(x) ** 2).sum())
+    want = [gradient(part) for part in x]
+    np.testing.assert_allclose(jax.vmap(gradient)(x), want, rtol=1e-6)
+    np.testing.assert_allclose(jax.lax.scan(lambda _, part: (None, gradient(part)), None, x)[1], want, rtol=1e-6)
+    tangent = jnp.ones_like(x[0])
+    slope = jax.jvp(lambda x: (function(x) ** 2).sum(), (x[0],), (tangent,))[1]
+    np.testing.assert_allclose(slope, (want[0] * tangent).sum(), rtol=1e-5)
+
+
+def test_a_missing_value_is_the_maximum_and_has_the_gradient_as_in_pytorch():
+    x = np.arange(32, dtype=np.float32).reshape(2, 4, 4, 1)
+    function, x[0, 0, 1], x[0, 1, 0] = models.from_torch(nn.MaxPool2d(2), x), np.nan, np.nan
+    inner = torch.from_numpy(np.moveaxis(x, -1, 1).copy()).requires_grad_()
+    nn.MaxPool2d(2)(inner).sum().backward()
+    np.testing.assert_array_equal(np.isnan(function(x)).sum(), 1)
+    got = jax.grad(lambda x: function(x).sum())(x)
+    np.testing.assert_array_equal(got, np.moveaxis(inner.grad.numpy(), 1, -1))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(4, 3), (4, 8, 8, 3)])
+def test_an_example_that_is_not_writable_does_not_warn(shape):
+    module = nn.Linear(3, 2) if len(shape) == 2 else CNN()
+    models.from_torch(module, jnp.zeros(shape))
