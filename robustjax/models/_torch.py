@@ -39,6 +39,7 @@ def from_torch(module: Any, example: Float[AnyArray, "batch ..."] | Sequence[int
     changes, and later training does not reach the function. Modules of the same structure give functions that share
     compiled programs.
 
+    Of equal maxima in a window of ``max_pool2d`` the first has the gradient, as in PyTorch; our own networks share it.
     A number that the module draws (dropout is off) is the same in each call. Values that Python reads from a weight or
     an input cannot be traced. The first call imports torchax, which names PyTorch's spare device ``"jax"``; its other
     changes of global settings are undone.
