@@ -9,6 +9,9 @@ import re
 import shutil
 import sys
 
+from docutils import nodes
+from sphinx.util.nodes import make_refnode
+
 DOCS = pathlib.Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
@@ -25,7 +28,6 @@ GITHUB = "https://github.com/robustjax/robustjax"
 
 extensions = ["myst_nb", "sphinx.ext.linkcode", "sphinx.ext.mathjax", "sphinx_copybutton", "sphinx_design"]
 exclude_patterns = ["claims"]
-suppress_warnings = ["toc.empty_glob"]
 
 # Pages and notebooks. Notebooks are shown with the outputs that they are stored with.
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
@@ -34,7 +36,7 @@ nb_execution_mode = "off"
 
 # Every reference in a docstring has to lead somewhere, but for those to Python's own exceptions.
 nitpicky = True
-nitpick_ignore_regex = [("py:exc", r"[A-Z]\w+")]
+nitpick_ignore_regex = [("py:exc", r"[A-Z]\w+"), ("py:mod", "etils.epath")]
 add_module_names = False
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 60
@@ -49,6 +51,8 @@ html_theme_options = {
     "repository_url": GITHUB,
     "use_repository_button": True,
     "use_download_button": False,
+    "navbar_persistent": [],
+    "navbar_end": [],
     "show_toc_level": 2,
     "show_navbar_depth": 1,
     "pygments_light_style": "a11y-light",
@@ -81,7 +85,7 @@ def on_site(path: pathlib.Path, page: pathlib.Path) -> str:
     """Where a link that works in the repository leads to from a page of the site."""
     path = pathlib.Path(os.path.normpath(path))
     inside = path.relative_to(ROOT)
-    own = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "README.md": "index.md"}
+    own = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "howto/add_a_method.md", "README.md": "index.md"}
     if inside.parts[0] == "colab" and path.suffix == ".ipynb":
         path = DOCS / "tutorials" / path.name
     elif inside.parts[0] == "robustjax" and (DOCS / "api" / f"{'.'.join(inside.parts[1:])}.rst").exists():
@@ -103,10 +107,40 @@ def mend_links(text: str, source: pathlib.Path, page: pathlib.Path) -> str:
     return re.sub(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)", mended, text)
 
 
+def public_place(objects, name: str, room: str) -> str | None:
+    """The public name that is meant: in full, or as seen from a room; None for what is none."""
+    known = [f"robustjax.{name}", f"{room}.{name}"]
+    inside = sorted((full for full in objects if full.startswith(f"{room}.") and full.endswith(f".{name}")), key=len)
+    return next((full for full in [name, *known, *inside] if full in objects), None)
+
+
+def add_links(app, tree, page):
+    """Makes links of the names in code type, ``losses.smoothing.macer`` or within a room ``macer``, where they are public."""
+    objects = app.env.domains.python_domain.objects
+    room = f"robustjax.{page.removeprefix('api/')}" if page.startswith("api/") else "nowhere"
+    for node in list(tree.findall(nodes.literal)):
+        name = node.astext().removesuffix("()")
+        if isinstance(node.parent, nodes.reference) or not re.fullmatch(r"[A-Za-z_][\w.]*", name):
+            continue
+        place = public_place(objects, name, room) if "." in name or page.startswith("api/") else None
+        if place and objects[place].docname != page or place and name != room.rpartition(".")[2]:
+            target = objects[place]
+            link = make_refnode(app.builder, page, target.docname, target.node_id, node.deepcopy(), place)
+            node.replace_self(link)
+
+
+def resolve(app, env, node, text):
+    """A reference in a docstring to what stands in the room around its module."""
+    room = ".".join((node.get("py:module") or "").split(".")[:2])
+    place = public_place(env.domains.python_domain.objects, node["reftarget"], room)
+    if node.get("refdomain") != "py" or not place:
+        return None
+    target = env.domains.python_domain.objects[place]
+    return make_refnode(app.builder, node["refdoc"], target.docname, target.node_id, text, place)
+
+
 def setup(app):
     """Makes the pages that are not written by hand, and connects what changes links."""
-    from sphinx.transforms.post_transforms import SphinxPostTransform
-
     reference.write(DOCS / "api")
     for notebook in (ROOT / "colab").glob("*.ipynb"):
         shutil.copy2(notebook, DOCS / "tutorials")
@@ -121,3 +155,5 @@ def setup(app):
 
     app.connect("source-read", read)
     app.connect("include-read", include)
+    app.connect("missing-reference", resolve)
+    app.connect("doctree-resolved", add_links)

@@ -225,13 +225,17 @@ def of_value(module: types.ModuleType, name: str) -> tuple[str, str]:
 
 # Pages
 
+_FAMILY = ".. rst-class:: family\n\n"
+
 
 def entry(module: types.ModuleType, name: str, places: Mapping[int, str]) -> str:
     """The entry of a public name: its signature and its docstring."""
     value = getattr(module, name)
     if inspect.isroutine(value) or is_constructor(name, value):
         text = of_constructor(value) if inspect.isclass(value) else inspect.getdoc(value)
-        return _directive("function", name + signature(value), docstring(text, _types(value, places)))
+        head, text = name + signature(value), docstring(text, _types(value, places))
+        methods = _members(value, places, f"{name}.") if inspect.isclass(value) else ()
+        return "\n\n".join([_directive("function", head, text), *methods])
     if inspect.isclass(value):
         takes = signature(value) if issubclass(value, tuple) or dataclasses.is_dataclass(value) else ""
         text = docstring(inspect.getdoc(value), _types(value, places))
@@ -250,15 +254,18 @@ def _types(value, places):
     return {p.name: type_in_words(p.annotation, names, places) for p in parameters}
 
 
-def _members(value, places):
+def _members(value, places, constructor=""):
+    """Entries of methods; of a constructor, of those that its docstring names or that have arguments of their own."""
     for name, member in vars(value).items():
-        if (name.startswith("_") and name != "__call__") or not inspect.getdoc(member):
+        text = inspect.getdoc(member) or ""
+        told = "\nArgs:\n" in text or f":meth:`{name}`" in value.__doc__ if constructor else text
+        if not told or name.startswith("_") and name != "__call__":
             continue
         if isinstance(member, property):
-            yield _directive("property", name, docstring(inspect.getdoc(member)))
+            yield _directive("property", constructor + name, docstring(text))
         elif inspect.isroutine(member):
             takes = re.sub(r"^\(self(, )?", "(", signature(member))
-            yield _directive("method", name + takes, docstring(inspect.getdoc(member), _types(member, places)))
+            yield _directive("method", constructor + name + takes, docstring(text, _types(member, places)))
 
 
 def _directive(kind, head, text):
@@ -273,12 +280,12 @@ def page(module: types.ModuleType, places: Mapping[int, str]) -> str:
     names = [name for name in page_order(module) if name not in inner]
     about, _, examples = inspect.getdoc(module).partition("\n\nThe examples")
     parts = [f"{title}\n{'=' * len(title)}", f".. py:module:: {module.__name__}", about]
+    for family, members in _families(module, names):
+        parts += [_FAMILY + family] if family else []
+        parts += [_table([(f":py:obj:`{name}`", _summary(module, name)) for name in members])]
     if inner:
         rows = [(f":doc:`{title}.{name}`", inspect.getdoc(getattr(module, name))) for name in inner]
-        parts += [".. toctree::\n   :hidden:\n\n" + "".join(f"   {title}.{name}\n" for name in inner), _table(rows)]
-    for family, members in _families(module, names):
-        parts += [f".. rst-class:: family\n\n{family}"] if family else []
-        parts += [_table([(f":py:obj:`{name}`", _summary(module, name)) for name in members])]
+        parts += [f"{_FAMILY}Modules of their own.", _table(rows), _toctree(f"{title}.{name}" for name in inner)]
     if examples:
         parts += [".. dropdown:: What the examples begin with\n\n" + textwrap.indent(f"The examples{examples}", "   ")]
     return "\n\n".join([*parts, *(entry(module, name, places) for name in names)]) + "\n"
@@ -298,7 +305,7 @@ def _families(module, names):
     for home in several:
         yield inspect.getdoc(home).partition("\n\n")[0].replace("\n", " "), files.pop(home)
     if rest := [name for name in names if any(name in inside for inside in files.values())]:
-        yield "Further names.", rest
+        yield "Others.", rest
 
 
 def _summary(module, name):
@@ -312,14 +319,17 @@ def _table(rows):
     return ".. list-table::\n   :class: overview\n   :widths: 30 70\n\n" + "".join(lines)
 
 
+def _toctree(pages):
+    return ".. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in pages)
+
+
 def write(folder: pathlib.Path) -> None:
     """Writes the page of each public module, and the page that lists the rooms; pages that did not change stay."""
     places = public_types()
     rooms = [name for name in public_names(robustjax)]
     table = _table([(f":doc:`{name}`", inspect.getdoc(getattr(robustjax, name))) for name in rooms])
-    toctree = ".. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in rooms)
     about = textwrap.dedent(robustjax.__doc__).partition("\n\n")[2]
-    pages = {"index": "\n\n".join(["API reference\n=============", table, toctree, about])}
+    pages = {"index": "\n\n".join(["API reference\n=============", table, _toctree(rooms), about])}
     pages |= {m.__name__.removeprefix("robustjax."): page(m, places) for m in modules() if m is not robustjax}
     folder.mkdir(exist_ok=True)
     for path in folder.glob("*.rst"):
