@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow lint clean
+.PHONY: run test test-slow lint docs clean
 
 # On the embedded digits: trains a smoothed classifier and certifies it, compares out-of-distribution detectors, and
 # attacks a classifier that was trained on adversarial images.
@@ -23,6 +23,11 @@ lint: .venv/.installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/pyrefly check
 
+# The site, into results/docs; a warning, such as a reference that leads nowhere, is an error.
+docs: .venv/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -d .cache/docs docs results/docs
+	@echo results/docs/index.html
+
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
@@ -36,5 +41,9 @@ lint: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
+.venv/.installed-docs: pyproject.toml | .venv/.created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv .cache results
+	rm -rf .venv .cache results docs/api docs/tutorials/*.ipynb

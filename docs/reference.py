@@ -120,14 +120,21 @@ def type_in_words(annotation: Any, names: Mapping[str, Any], places: Mapping[int
     return words if ":py:obj:" in words or not words else f"*{words}*"
 
 
-_ARRAYS = {"Float": "float array", "Int": "int array", "Bool": "bool array", "UInt32": "uint32 array", "Key": "PRNG key"}
+_ARRAYS = {
+    "Float": "float array",
+    "Int": "int array",
+    "Bool": "bool array",
+    "UInt32": "uint32 array",
+    "Key": "PRNG key",
+}
 
 
 def _words(node, names, places):
     say = lambda node: _words(node, names, places)
     match node:
         case ast.BinOp(left=left, right=right):
-            return " \\| ".join(dict.fromkeys(filter(None, [say(left), say(right)])))
+            sides = dict.fromkeys([say(left), say(right)])
+            return " \\| ".join(sides) if all(sides) else ""
         case ast.Subscript(value=head, slice=inside):
             parts = inside.elts if isinstance(inside, ast.Tuple) else [inside]
             name = ast.unparse(head).rpartition(".")[2]
@@ -138,7 +145,8 @@ def _words(node, names, places):
             if name == "Callable":
                 if not isinstance(parts[0], ast.List):
                     return "function"
-                return f"function ({', '.join(map(say, parts[0].elts))}) -> {say(parts[1]) or 'anything'}"
+                takes = ", ".join(say(part) or "anything" for part in parts[0].elts)
+                return f"function ({takes}) -> {say(parts[1]) or 'anything'}"
             return f"{name}[{', '.join(say(part) or 'Any' for part in parts)}]"
         case ast.Name() | ast.Attribute():
             return _name(ast.unparse(node), names, places)
@@ -160,7 +168,8 @@ def _name(text, names, places):
     if last == "Callable":
         return "function"
     if typing.get_origin(value):  # a private name for a type
-        return _words(ast.parse(inspect.formatannotation(value), mode="eval").body, names, places)
+        words = _words(ast.parse(inspect.formatannotation(value), mode="eval").body, names, places)
+        return "" if "Any" in words else words
     return _escaped(last)
 
 
@@ -285,7 +294,7 @@ def page(module: types.ModuleType, places: Mapping[int, str]) -> str:
         parts += [_table([(f":py:obj:`{name}`", _summary(module, name)) for name in members])]
     if inner:
         rows = [(f":doc:`{title}.{name}`", inspect.getdoc(getattr(module, name))) for name in inner]
-        parts += [f"{_FAMILY}Modules of their own.", _table(rows), _toctree(f"{title}.{name}" for name in inner)]
+        parts += [f"{_FAMILY}Modules of their own", _table(rows), _toctree(f"{title}.{name}" for name in inner)]
     if examples:
         parts += [".. dropdown:: What the examples begin with\n\n" + textwrap.indent(f"The examples{examples}", "   ")]
     return "\n\n".join([*parts, *(entry(module, name, places) for name in names)]) + "\n"
@@ -303,9 +312,9 @@ def _families(module, names):
         yield "", names
         return
     for home in several:
-        yield inspect.getdoc(home).partition("\n\n")[0].replace("\n", " "), files.pop(home)
+        yield inspect.getdoc(home).partition("\n\n")[0].replace("\n", " ").rstrip("."), files.pop(home)
     if rest := [name for name in names if any(name in inside for inside in files.values())]:
-        yield "Others.", rest
+        yield "Others", rest
 
 
 def _summary(module, name):

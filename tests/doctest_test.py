@@ -6,7 +6,7 @@ import inspect
 import numpy as np
 import pytest
 
-from docs import build
+from docs import reference
 
 WITHOUT = {
     "robustjax.attacks.apgd_targeted": "as apgd; compiling it takes seconds",
@@ -51,16 +51,16 @@ SLOW = {
 }
 """By module, functions that compile for half a second or longer: their examples run with the tests marked slow."""
 
-MODULES = {module.__name__: module for module in build.modules()}
+MODULES = {module.__name__: module for module in reference.modules()}
 
 
 def functions(module) -> dict[str, str]:
     """The docstrings of the public functions of a module, by full name."""
-    named = {name: getattr(module, name) for name in build.public_names(module)}
+    named = {name: getattr(module, name) for name in reference.public_names(module)}
     return {
         f"{module.__name__}.{name}": inspect.getdoc(value) or ""
         for name, value in named.items()
-        if inspect.isroutine(value) or build.is_constructor(name, value)
+        if inspect.isroutine(value) or reference.is_constructor(name, value)
     }
 
 
