@@ -1,4 +1,4 @@
-"""Links of the site: those of Markdown pages, which also work in the repository, those of names and those to sources."""
+"""Links of the site: those in Markdown, which also work in the repository, those of names, and those to sources."""
 
 from __future__ import annotations
 

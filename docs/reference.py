@@ -335,7 +335,7 @@ def _toctree(pages):
 def write(folder: pathlib.Path) -> None:
     """Writes the page of each public module, and the page that lists the rooms; pages that did not change stay."""
     places = public_types()
-    rooms = [name for name in public_names(robustjax)]
+    rooms = sorted(public_names(robustjax))
     table = _table([(f":doc:`{name}`", inspect.getdoc(getattr(robustjax, name))) for name in rooms])
     about = textwrap.dedent(robustjax.__doc__).partition("\n\n")[2]
     pages = {"index": "\n\n".join(["API reference\n=============", table, _toctree(rooms), about])}
