@@ -158,7 +158,7 @@ def test_links_work_in_the_repository_and_on_the_site():
     )
     assert links.mended(text, page, page) == (
         f"[a](../methods.md#losses) [b]({github}/tree/main/experiments/claims) [c](../changelog.md) "
-        "[d](https://x.y) [e](#e)"
+        "[d](https://x.y/z.md) [e](#e)"
     )
     assert links.mended("![f](docs/jobs.png)", links.ROOT / "README.md", page) == "![f](../jobs.png)"
     assert links.mended("[g](../../colab/ood.ipynb)", page, page) == "[g](../tutorials/ood.ipynb)"
