@@ -1,5 +1,8 @@
 """Adversaries: configured attacks, called as ``attack(key, logits_fn, x, labels) -> x_adv``.
 
+Start with ``pgd``, one attack of a known cost. ``autoattack`` is the evaluation that papers report, and
+``robust_accuracy`` runs any attack over a data set. ``diagnose`` asks whether a model only hides its gradients.
+
 Inputs whose rows are sharded over the devices of a mesh are attacked in place: each device attacks its own rows, and
 the result has the same sharding. Shard x by ``jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))``.
 

@@ -1,6 +1,8 @@
 """Per-example losses, and objectives: what a training step minimises.
 
-A large family of objectives has a module of its own, such as :mod:`robustjax.losses.smoothing`.
+Start with ``cross_entropy``, a loss, and ``standard``, the objective that minimises it; ``augmented`` puts a
+perturbation before an objective. A large family of objectives has a module of its own, such as
+:mod:`robustjax.losses.smoothing`.
 
 The examples below share the logits of two examples of class 0, the second of which is misclassified:
 

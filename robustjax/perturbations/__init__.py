@@ -1,4 +1,7 @@
-"""Functions from inputs to inputs that use no gradient: noise and the usual training augmentations."""
+"""Functions from inputs to inputs that use no gradient: noise and the usual training augmentations.
+
+Start with ``gaussian_noise``, ``random_crop`` and ``mixup``; ``compose`` applies several in turn.
+"""
 
 from robustjax.perturbations._augment import compose as compose
 from robustjax.perturbations._augment import random_crop as random_crop

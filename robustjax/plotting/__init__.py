@@ -1,5 +1,8 @@
 """Functions from arrays to matplotlib figures; they neither show nor save a figure.
 
+Start with ``certified_accuracy_curve``, ``robust_accuracy_curve``, ``score_histograms``, ``reliability_diagram`` and
+``image_grid``.
+
 The examples begin with:
 
 >>> from robustjax import plotting
