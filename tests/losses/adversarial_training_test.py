@@ -280,7 +280,8 @@ def test_awp_gives_the_gradient_of_the_perturbed_weights_to_the_weights(state, b
     at = lambda params: loss_and_gradient(objective, state._replace(params=params), batch)[1].params
     got = loss_and_gradient(losses.adversarial.awp(objective=objective, gamma=0.1), state, batch)[1].params
     for name in "wb":
-        np.testing.assert_allclose(got[name], at(seen[-1])[name], rtol=1e-6)
+        # Two programs, which XLA fuses apart: either gradient is within 3e-6 of the one in float64.
+        np.testing.assert_allclose(got[name], at(seen[-1])[name], rtol=1e-5)
         assert abs(got[name] - at(state.params)[name]).max() > 1e-3
 
 
