@@ -120,6 +120,36 @@ def test_dead_and_repeated_units_change_nothing():
     np.testing.assert_allclose(score(fit(wide(train), labels), tested), wanted, rtol=1e-4)
 
 
+def nearly_repeated(features, apart, seed):
+    """Four more units, each that of another up to ``apart`` of its deviation."""
+    noise = np.random.default_rng(seed).normal(size=(len(features), 4))
+    return np.concatenate([features, features[:, :4] + apart * noise], axis=1, dtype=np.float32)
+
+
+def test_units_that_repeat_others_up_to_1e_5_change_nothing():
+    # The difference of two such units has the variance 5e-11 of the largest, below the cut.
+    train, labels = sample(0, 400, 6)  # in the shapes of the test above
+    test = sample(1, 40, 6)[0]
+    for detector in (scoring.mahalanobis(), scoring.relative_mahalanobis()):
+        state = fit(nearly_repeated(train, 1e-5, 2), labels, detector)
+        wanted = score(fit(train, labels, detector), test, detector)
+        np.testing.assert_allclose(score(state, nearly_repeated(test, 1e-5, 3), detector), wanted, rtol=1e-4, atol=1e-4)
+        # Where a unit no longer repeats the other, their mean counts: what is across adds nothing.
+        parted, mean = nearly_repeated(test, 0.0, 3), test.copy()
+        parted[:, 6:] += 1
+        mean[:, :4] += 0.5
+        wanted = score(fit(train, labels, detector), mean, detector)
+        np.testing.assert_allclose(score(state, parted, detector), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_units_that_repeat_others_up_to_1e_3_count_by_their_difference():
+    train, labels = sample(0, 400, 6)
+    train, test = nearly_repeated(train, 1e-3, 2), nearly_repeated(sample(1, 40, 6)[0], 1e-3, 3)
+    wanted = distances(test, *moments(train, labels)).min(1)
+    np.testing.assert_allclose(score(fit(train, labels), test), wanted, rtol=1e-3)
+    assert (wanted > 1.1 * distances(test[:, :6], *moments(train[:, :6], labels)).min(1)).mean() > 0.5
+
+
 def test_fewer_rows_than_dimensions_give_the_pseudo_inverse():
     train, labels = sample(0, 30, 64)
     test = sample(1, 20, 64)[0]
