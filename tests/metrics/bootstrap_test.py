@@ -25,6 +25,8 @@ def test_interval_of_a_mean_is_that_of_theory():
     half = 1.6449 * sample.std() / math.sqrt(400)
     assert float(found.estimate) == pytest.approx(float(sample.mean()))
     np.testing.assert_allclose([found.lower, found.upper], [sample.mean() - half, sample.mean() + half], atol=0.01)
+    _, means = _bootstrap._resampled(jax.random.key(0), jnp.mean, (sample,), 2000)
+    np.testing.assert_allclose([found.lower, found.upper], np.quantile(means, [0.05, 0.95]), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from robustjax import metrics
 from robustjax.certification import ABSTAIN, Certificate
@@ -55,6 +56,15 @@ def test_lower_bound_fails_with_probability_at_most_rho_and_not_much_less(m, alp
     tail = lambda k: math.fsum(math.exp(log_binomial(m, j, alpha)) for j in range(k, min(m, k + 2000) + 1))
     assert tail(least) <= rho * (1 + 1e-9)
     assert least == 1 or tail(least - 1) > rho * (1 - 1e-9)
+
+
+def test_lower_bound_at_a_rho_that_the_tail_meets_exactly_and_one_minus_rho_rounds_away():
+    # All five are wrong with probability 1e-20, as much as rho allows: four may be.
+    rho = stats.binom.sf(4, 5, 1e-4)
+    assert 1 - rho == 1
+    certificate = all_correct(np.ones(5, bool))
+    bound = metrics.certified_accuracy_lower_bound(certificate, np.zeros(5, int), [1.0], alpha=1e-4, rho=rho)
+    assert bound[0] == 1 - 4 / 5
 
 
 def log_binomial(m, k, p):
