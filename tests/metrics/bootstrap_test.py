@@ -88,6 +88,8 @@ def test_resamples_depend_on_the_key_and_not_on_their_number_or_batches(monkeypa
     )  # 20 resamples in 10 batches of 2, seven would do but not divide them
     _, many = _bootstrap._resampled(jax.random.key(0), jnp.mean, (sample,), 20)
     assert many.shape == (20,)
+    resampled = lambda: _bootstrap._resampled(jax.random.key(0), jnp.mean, (sample,), 20)
+    assert "length=10" in str(jax.make_jaxpr(resampled)())  # what is in memory at once
     assert len(np.unique(many)) == 20
     np.testing.assert_allclose(few, many[:7], rtol=1e-5)
     assert not np.isclose(few[:, None], other).any()

@@ -208,8 +208,11 @@ def test_bad_input_of_aurc_is_named(scores, errors, message):
 
 
 def test_under_jit_it_is_said_that_the_host_computes():
+    probabilities, labels = jnp.asarray(PROBABILITIES), jnp.asarray(LABELS)
     with pytest.raises(ValueError, match="probabilities and labels must be arrays, not traced"):
-        jax.jit(metrics.brier_score)(PROBABILITIES, LABELS)
+        jax.jit(lambda p: metrics.brier_score(p, labels))(probabilities)
+    with pytest.raises(ValueError, match="probabilities and labels must be arrays, not traced"):
+        jax.jit(lambda y: metrics.brier_score(probabilities, y))(labels)
 
 
 @pytest.mark.parametrize("binning", ["width", "mass"])
@@ -222,5 +225,14 @@ def test_reliability_gives_the_points_of_the_errors(binning):
     np.testing.assert_allclose((points.share * points.accuracy).sum(), (probabilities.argmax(1) == labels).mean())
     np.testing.assert_allclose((points.share * points.confidence).sum(), probabilities.max(1).mean(), rtol=1e-6)
     assert (np.diff(points.confidence) > 0).all()
-    certain = metrics.reliability(np.eye(3), np.arange(3))  # rounding leaves no share and no accuracy above 1
+    certain = metrics.reliability(np.eye(3), np.arange(3))
     assert [part.tolist() for part in certain] == [[1.0], [1.0], [1.0]]
+
+
+def test_reliability_lies_in_the_unit_square_where_sums_are_rounded():
+    above = np.array([[1.0000001, 0.0]], np.float32)
+    assert metrics.reliability(above, [0]).confidence == 1
+    sure = [0.75, 0.87, 0.78]
+    mean, surplus = (np.cumsum(values)[-1] / 3 for values in (sure, 1 - np.array(sure)))
+    assert mean + surplus > 1  # an accuracy of 1, in float64
+    assert metrics.reliability(binary(sure), [0, 0, 0], num_bins=1).accuracy == 1

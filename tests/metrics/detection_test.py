@@ -122,8 +122,8 @@ def test_ties_are_those_of_the_dtype():
     assert metrics.auroc(scores_in.astype(np.float32), scores_out) == 1
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float16, jnp.bfloat16, bool])
-def test_narrow_scores(dtype):
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float16, jnp.bfloat16, bool])
+def test_narrow_and_whole_scores(dtype):
     scores_in, scores_out = np.array([0, 1, 1, 0]).astype(dtype), np.array([1, 1, 0]).astype(dtype)
     assert metrics.detection_metrics(scores_in, scores_out) == metrics.detection_metrics([0.0, 1, 1, 0], [1.0, 1, 0])
 
