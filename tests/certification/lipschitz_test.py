@@ -34,6 +34,17 @@ def test_a_convolution_is_no_longer_than_its_norm(height, width, size, kinds):
         assert stride == 2 or bound < 1.3 * exact
 
 
+@pytest.mark.parametrize(("height", "width", "size"), [(3, 3, 6), (2, 4, 5)])  # the shapes of the test above
+def test_the_bound_is_the_norm_of_the_periodic_convolution_that_holds_image_and_padding(height, width, size):
+    kernel = RNG.normal(size=(height, width, 2, 3)).astype(np.float32)
+    places, torus = np.indices((height, width)), (size + height - 1, size + width - 1)
+    norms = []
+    for frequency in np.ndindex(torus):
+        wave = np.exp(-2j * np.pi * sum(p * f / n for p, f, n in zip(places, frequency, torus)))
+        norms.append(np.linalg.norm((kernel * wave[:, :, None, None]).sum((0, 1)), 2))
+    assert float(convolution_norm(kernel, size)) == pytest.approx(max(norms), rel=1e-5)
+
+
 def test_a_kernel_of_one_pixel_is_a_matrix():
     kernel = RNG.normal(size=(1, 1, 4, 3)).astype(np.float32)
     assert float(convolution_norm(kernel, 5)) == pytest.approx(np.linalg.norm(kernel[0, 0], 2), rel=1e-5)
@@ -55,6 +66,11 @@ def test_the_radius_of_a_linear_model_is_its_distance_to_the_boundary():
     uniform = lipschitz_radius(jnp.asarray(logits), float(constants.max()))
     assert (uniform <= radii).all()
     assert (uniform > 0).all()
+
+
+def test_what_ignores_its_input_keeps_its_answer_everywhere():
+    logits = jnp.array([[0.5, 0.2], [0.1, 0.1]])
+    np.testing.assert_array_equal(lipschitz_radius(logits, 0.0), [np.inf, 0])  # an answer that ties is none
 
 
 def test_bad_input_is_named(unchecked):

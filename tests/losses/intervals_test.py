@@ -36,7 +36,7 @@ def expected(epsilon, kappa):
         margins = low[i] @ np.maximum(difference, 0) + high[i] @ np.minimum(difference, 0)
         total -= kappa * special.log_softmax(logits[i])[y] + (1 - kappa) * special.log_softmax(-margins)[y]
         verified += np.delete(margins, y).min() > 0
-    return total / 5, verified / 5
+    return total / 5, verified / 5, np.mean(logits.argmax(-1) == np.asarray(BATCH.label))
 
 
 @jax.jit
@@ -48,8 +48,9 @@ def loss_at(epsilon, kappa):
 def test_it_is_its_equation(epsilon, kappa):
     objective = losses.interval_training(epsilon=epsilon, kappa=kappa)
     loss, aux = loss_at(epsilon, kappa)
-    value, verified = expected(epsilon, kappa)
+    value, verified, accuracy = expected(epsilon, kappa)
     assert float(loss) == pytest.approx(value, rel=1e-5)
+    assert float(aux.metrics["accuracy"]) == pytest.approx(accuracy)
     assert float(aux.metrics["verified"]) == pytest.approx(verified)
     assert objective == losses.interval_training(epsilon=epsilon, kappa=kappa)
 
