@@ -97,7 +97,7 @@ def test_constants_are_not_rounded_to_narrow_logits():
     np.testing.assert_allclose(radius, 10 / 1.0039, rtol=1e-6)
 
 
-@pytest.mark.parametrize("constants", [-1.0, float("nan")])
+@pytest.mark.parametrize("constants", [-1.0, float("nan"), np.array([[0, 1], [-1, 0]], np.float32)])
 def test_constants_that_bound_nothing_are_named(constants):
     with pytest.raises(ValueError, match="constants must be at least 0, got"):
         certification.lipschitz_radius(jnp.array([[1.0, 0.0]]), constants)
