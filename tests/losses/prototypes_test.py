@@ -56,6 +56,14 @@ def test_the_radius_is_the_certified_one(cancel, target):
     assert aux.metrics["accuracy"] == pytest.approx((radius > 0).mean())
 
 
+@pytest.mark.parametrize("cancel", [True, False])
+def test_classes_that_tie_have_no_radius_and_are_not_right(cancel):
+    params = model().state.params
+    alike = model().state._replace(params={**params, "reasoning": jnp.zeros_like(params["reasoning"])})
+    _, aux = run(losses.prototype_radius(cancel=cancel), model().apply, alike)
+    assert (aux.metrics["radius"], aux.metrics["accuracy"]) == (0, 0)
+
+
 def test_steps_down_the_loss_make_the_radius_larger():
     objective = losses.prototype_radius()
 
