@@ -139,6 +139,8 @@ def test_a_sigma_within_the_range_of_the_inputs_is_not():
     certify = SMOOTHED["predict"]
     certify(certification.gaussian(12), input_range=(0, 255))
     certify(certification.gaussian(12), input_range=None)
+    certify(certification.gaussian(1.5), input_range=(-1, 1))
+    intervals.certify(linear, X, epsilon=1.5, input_range=(-1, 1))
     certify(certification.uniform(3.5))
     with pytest.warns(UserWarning, match="sigma=1.5 is more than 1, .*: a number in 256 levels is divided by 255"):
         certify(certification.in_norm(certification.gaussian(1.5), "linf", 64))
