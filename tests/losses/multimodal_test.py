@@ -56,9 +56,12 @@ def test_the_first_step_is_its_equation():
         outputs = model().outputs(state, BATCH.image)
         margin = losses.unimodal_margin(outputs.features.reshape(30, 2, 3), LABELS).mean()
         cross_entropy = losses.cross_entropy(outputs.logits, LABELS).mean()
-        return objective(jax.random.key(1), model().apply, state, BATCH), margin, cross_entropy
+        accuracy = (outputs.logits.argmax(-1) == LABELS).mean()
+        return objective(jax.random.key(1), model().apply, state, BATCH), margin, cross_entropy, accuracy
 
-    (loss, aux), margin, cross_entropy = program(model().state)
+    (loss, aux), margin, cross_entropy, accuracy = program(model().state)
+    assert float(aux.metrics["accuracy"]) == pytest.approx(float(accuracy))
+    assert accuracy != 0.5
     assert float(loss) == pytest.approx(float(cross_entropy + 0.7 * margin), rel=1e-5)
     assert float(aux.metrics["unimodal_margin"]) == pytest.approx(float(margin), rel=1e-5)
 
@@ -68,10 +71,12 @@ def test_the_second_step_is_the_radius_and_moves_the_weights_alone():
     of_params = lambda p: objective(jax.random.key(1), model().apply, model().state._replace(params=p), BATCH)
     (loss, aux), gradient = jax.jit(jax.value_and_grad(of_params, has_aux=True))(model().state.params)
     params = model().state.params
-    scores = model().outputs(model().state, BATCH.image).features.reshape(30, 2, 3)
+    outputs = model().outputs(model().state, BATCH.image)
+    scores = outputs.features.reshape(30, 2, 3)
     radius = multimodal.radius(scores, params["weights"], params["bias"], np.asarray(constants()), labels=LABELS)
     assert float(loss) == pytest.approx(-float(radius.mean()), rel=1e-4)
     assert float(aux.metrics["radius"]) == -float(loss)
+    assert float(aux.metrics["accuracy"]) == pytest.approx(float((outputs.logits.argmax(-1) == LABELS).mean()))
     moved = {name for name, value in gradient.items() if float(jnp.abs(value).max()) > 0}
     assert moved == {"weights"}
 

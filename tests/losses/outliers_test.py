@@ -21,7 +21,7 @@ def apply(state, x, *, train=False):
     return Outputs(flat @ state.params["w"] + state.params["b"][None], flat), state._replace(batch_stats=stats)
 
 
-RNG = np.random.default_rng(1)
+RNG = np.random.default_rng(3)  # one of four labels is answered, so that the share of wrong answers differs
 STATE = ModelState(
     {"w": jnp.asarray(3 * RNG.normal(size=(4, K)), jnp.float32), "b": jnp.zeros(K)}, {"mean": jnp.zeros(4)}
 )
