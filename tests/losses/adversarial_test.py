@@ -55,6 +55,13 @@ def test_targeted_difference_of_logits_ratio_by_hand():
     np.testing.assert_allclose(got, [-(4 - 1) / (4 - 0.5)], rtol=1e-6)
 
 
+def test_ratios_of_logits_as_small_as_what_keeps_the_denominator_from_0():
+    tiny = 1e-12 * jnp.asarray([[4.0, 3.0, 1.0, 0.0]])
+    zero, two = jnp.asarray([0]), jnp.asarray([2])
+    np.testing.assert_allclose(compiled.difference_of_logits_ratio(tiny, zero), [-1 / (3 + 1)], rtol=1e-5)
+    np.testing.assert_allclose(compiled.targeted_difference_of_logits_ratio(tiny, zero, two), [-3 / 4.5], rtol=1e-5)
+
+
 def test_a_label_outside_gives_nan_and_not_the_loss_of_another_class():
     logits, labels = jnp.asarray(LOGITS), jnp.asarray([-1, K, 2, -K, 1, 3, 0])
     outside = [True, True, False, True, False, False, False]
