@@ -88,6 +88,12 @@ def test_boosted_cross_entropy_matches_float64():
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+def test_boosted_cross_entropy_keeps_its_digits_beside_an_offset():
+    coarse = np.round(LOGITS * 256) / 256  # exact with the offset too
+    near, far = (compiled.boosted_cross_entropy(jnp.asarray(z), jnp.asarray(LABELS)) for z in (coarse, coarse + 4096))
+    np.testing.assert_array_equal(far, near)
+
+
 def test_boosted_cross_entropy_is_twice_the_cross_entropy_for_two_classes():
     logits, labels = jnp.asarray(LOGITS[:, :2]), jnp.asarray(LABELS % 2)
     got = compiled.boosted_cross_entropy(logits, labels)

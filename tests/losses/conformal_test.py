@@ -55,6 +55,12 @@ def test_the_quantile_tends_to_the_hard_one():
     assert errors[-1] < 1e-3
 
 
+def test_the_quantile_is_the_hard_one_where_no_float32_lies_on_the_slope():
+    for rank in range(1, 10):
+        soft = quantile(VALUES, rank=rank, dispersion=1e-12)
+        assert soft == pytest.approx(float(np.sort(VALUES)[rank - 1]), abs=1e-6)
+
+
 def test_the_gradient_of_the_quantile_is_that_of_its_equation():
     gradient = jax.jit(jax.grad(losses.soft_quantile))
     for dispersion in (0.3, 0.01):
