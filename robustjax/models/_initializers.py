@@ -1,4 +1,8 @@
-"""Initial parameters: bit for bit those of Flax, from programs that XLA compiles quickly."""
+"""Initial parameters: bit for bit those of Flax, from programs that XLA compiles quickly.
+
+With JAX 0.12, Flax multiplies a normal number in another order, and its last bit differs. The order here stays, so that
+a seed gives the same parameters with every JAX.
+"""
 
 from __future__ import annotations
 
