@@ -21,7 +21,7 @@ def test_parameters_are_those_of_flax_bit_for_bit(mode, distribution, shape, sta
     key = jax.random.key(3)
     drawn, wanted = np.asarray(ours(key, shape)), np.asarray(flax(key, shape, np.float32))
     if distribution == "normal":
-        # JAX 0.12 has another order of the products in an initializer, which rounds twice otherwise; ours keeps the old.
+        # JAX 0.12 has another order of the products in an initializer, which rounds otherwise; ours keeps the old one.
         np.testing.assert_allclose(drawn, wanted, rtol=3e-7)
         wanted = np.asarray(jax.random.normal(key, shape)) * np.sqrt(np.float32(1.7 / (3 * 3 * 5)))
     np.testing.assert_array_equal(drawn, wanted)
