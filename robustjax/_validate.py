@@ -35,7 +35,7 @@ def short(value: Any) -> str:
 def warn(sentence: str) -> None:
     """Warns the line outside of this package from which it was called."""
     level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, "<string>")):  # a dataclass's __init__
         level, frame = level + 1, frame.f_back
     warnings.warn(sentence, stacklevel=level)
 

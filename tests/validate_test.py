@@ -148,6 +148,23 @@ def test_a_sigma_within_the_range_of_the_inputs_is_not():
         assert not intervals.certify(linear, X, epsilon=8).verified.any()
 
 
+TOLD = {
+    "certify": lambda: certification.certify(KEY, linear, X, MEASURE, num_estimation=9),
+    "predict": lambda: certification.predict(KEY, linear, X, MEASURE, num_samples=10),
+    "certify_sequential": lambda: certification.certify_sequential(KEY, linear, X, MEASURE, max_samples=9),
+    "conformal": lambda: conformal.conformal_quantile(np.zeros(8), alpha=0.1),
+    "pgd": lambda: attacks.pgd(epsilon=0.1, steps=2, step_size=0.01),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", TOLD)
+def test_a_warning_names_the_line_of_the_caller(name):
+    with pytest.warns(UserWarning, match="draws can never|too few for|cannot reach") as found:
+        TOLD[name]()
+    assert found[0].filename == __file__
+
+
 FIRST = X.reshape(4, 1, 8, 8)
 LAYOUTS = {
     "square": lambda x: attacks.square(epsilon=0.1, queries=2)(KEY, linear, x, LABELS),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -175,10 +174,9 @@ class APGDTargeted:
         attempts = (0, targets * self.restarts) if attempt is None else (attempt, attempt + 1)
         best = _best_of(attempts, self, model_of, fold_in(keys, 1), x, epsilon, box, start)
         if targets < self.num_targets:
-            warnings.warn(
+            _validate.warn(
                 f"num_targets={self.num_targets} exceeds the wrong answers of a model of {logits.shape[-1]} classes: "
-                f"only {targets} are tried.",
-                stacklevel=2,
+                f"only {targets} are tried."
             )
         return best.x
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -213,7 +212,7 @@ class AutoAttack:
         def warned(evaluation, sentence):
             if sentence in evaluation.warnings:
                 return evaluation
-            warnings.warn(f"AutoAttack: {sentence}", stacklevel=3)
+            _validate.warn(f"AutoAttack: {sentence}")
             return evaluation._replace(warnings=(*evaluation.warnings, sentence))
 
         diagnosis = inputs.diagnosis()

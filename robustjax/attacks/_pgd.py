@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -91,10 +90,9 @@ class PGD:
         if self.step_size is not None:
             _validate.positive(step_size=self.step_size)
             if not isinstance(self.epsilon, jax.core.Tracer) and self.step_size * self.steps < self.epsilon:
-                warnings.warn(
+                _validate.warn(
                     f"{self.steps} steps of step_size {self.step_size} cannot reach epsilon {self.epsilon}: "
-                    "raise step_size or steps, or the attack is weaker than its epsilon says.",
-                    stacklevel=3,
+                    "raise step_size or steps, or the attack is weaker than its epsilon says."
                 )
 
     def __call__(

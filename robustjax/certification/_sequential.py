@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -137,10 +136,9 @@ def certify_sequential(
         rule = target_rule(needed, alpha, futility, max_samples)
         possible = (rule.first <= rule.looks).any()
     if not possible:
-        warnings.warn(
+        _validate.warn(
             f"max_samples={max_samples} draws can never certify at alpha={alpha}: even if all agree, the bound does "
-            f"not exceed {needed:.6g}.",
-            stacklevel=2,
+            f"not exceed {needed:.6g}."
         )
     check_on_host(key, x, measure, input_range)
     edges = np.concatenate([[0, num_selection], num_selection + rule.looks.astype(np.int64)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -94,10 +93,9 @@ def certify(
     _validate.at_least(1, num_selection=num_selection, num_estimation=num_estimation)
     _validate.probability(alpha=alpha)
     if alpha ** (1 / num_estimation) <= 0.5:
-        warnings.warn(
+        _validate.warn(
             f"num_estimation={num_estimation} draws can never certify at alpha={alpha}: even if all agree, the bound "
-            "does not exceed 1/2.",
-            stacklevel=2,
+            "does not exceed 1/2."
         )
     check_on_host(key, x, measure, input_range)
     edges = (0, num_selection, num_selection + num_estimation)
@@ -152,10 +150,9 @@ def predict(
     _validate.at_least(1, num_samples=num_samples)
     _validate.probability(alpha=alpha)
     if 2.0 * 0.5**num_samples > alpha:
-        warnings.warn(
+        _validate.warn(
             f"num_samples={num_samples} draws can never decide at alpha={alpha}: even if all agree, the p-value "
-            "exceeds it.",
-            stacklevel=2,
+            "exceeds it."
         )
     check_on_host(key, x, measure, input_range)
     counts = counts_on_host(key, logits_fn, x, measure, (0, num_samples), batch_size)[:, 0]

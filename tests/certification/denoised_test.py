@@ -137,6 +137,15 @@ def test_the_true_noise_gives_the_image_back_and_the_best_guess_its_mean():
     np.testing.assert_allclose(found, flat((1 + np.clip(posterior, -1, 1)) / 2), atol=1e-5)
 
 
+def test_sigma_may_lie_a_factor_of_two_below_the_first_step_and_at_the_last():
+    level = np.sqrt((1 - SHARE) / SHARE)
+    for sigma, step in ((level[0] / 4 * 1.01, 0), (level[-1] / 2, 199)):
+        assert diffusion(sigma=float(sigma)).args[2] == step
+    for sigma in (level[0] / 4 * 0.99, level[-1] / 2 * 1.01):
+        with pytest.raises(ValueError, match="sigma must lie between"):
+            diffusion(sigma=float(sigma))
+
+
 def test_what_is_beyond_black_and_white_is_clipped():
     x = jnp.asarray([[-3.0, 0.25, 9.0]]).reshape(1, 3, 1, 1)
     np.testing.assert_allclose(seen_by(0.5, x)[2].ravel(), [0, 0.25, 1], atol=1e-6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from fractions import Fraction
 from typing import Literal
 
@@ -54,9 +53,8 @@ def conformal_quantile(scores: ArrayLike, *, alpha: float = 0.1) -> float:
     n = scores.size
     above = math.floor(_exactly(alpha) * (n + 1))
     if above < 1:
-        warnings.warn(
-            f"{n} calibration scores are too few for alpha={alpha:g}: the threshold is infinite, sets hold all labels.",
-            stacklevel=2,
+        _validate.warn(
+            f"{n} calibration scores are too few for alpha={alpha:g}: the threshold is infinite, sets hold all labels."
         )
         return math.inf
     return float(np.partition(scores, n - above)[n - above])
