@@ -57,6 +57,17 @@ def test_info_nce_is_its_equation():
     found, gradient = nce(zeros, zeros)
     np.testing.assert_allclose(found, np.log(6), rtol=1e-6)
     assert np.isfinite(gradient).all()
+    # Rows shorter than 1e-6 are divided by that.
+    short = np.float32(1e-7 * queries / np.linalg.norm(queries, axis=-1, keepdims=True))
+    expected = -np.diagonal(special.log_softmax(0.1 * cosine / 0.3, -1))
+    np.testing.assert_allclose(nce(short, np.float32(keys))[0], expected, rtol=1e-5)
+
+
+def test_projections_begin_with_the_variance_of_he():
+    params = losses.rrcm.pretraining_state(KEY, MODEL, num_features=50, width=200, dim=30).params
+    for name in ("contrast", "consistency"):
+        for layer, inputs in (("hidden", 50), ("out", 200)):
+            assert params[name][layer].std() == pytest.approx(np.sqrt(2 / inputs), rel=0.05)  # of 6,000 numbers or more
 
 
 def test_what_the_network_sees_has_one_size_at_all_levels():

@@ -119,6 +119,8 @@ def test_settings_are_arguments_of_programs():
         (lambda: conformal.aps(PROBABILITIES[0], UNIFORMS), r"probabilities must be a floating .* \(7,\)"),
         (lambda: conformal.aps(PROBABILITIES, UNIFORMS[:1]), r"uniforms must be \(40,\), got shape \(1,\)"),
         (lambda: conformal.aps(PROBABILITIES, 2 + UNIFORMS), r"uniforms must lie in \[0, 1\], got values from 2"),
+        (lambda: conformal.aps(PROBABILITIES, 2 * UNIFORMS), r"uniforms must lie in \[0, 1\], got .* to 1.9"),
+        (lambda: conformal.aps(PROBABILITIES, UNIFORMS - 0.5), r"uniforms must lie in \[0, 1\], got values from -0"),
         (lambda: conformal.raps(PROBABILITIES, UNIFORMS, weight=-0.1), "weight must be at least 0"),
         (lambda: conformal.raps(PROBABILITIES, UNIFORMS, k_reg=-1), "k_reg must be an integer of at least 0"),
         (lambda: conformal.ptt([], conformal.thr), "holdout_scores must be a vector of finite"),
