@@ -223,6 +223,10 @@ def test_too_few_draws_ever_to_certify_are_told():
         assert sequential(max_samples=9).abstained.all()
     with pytest.warns(UserWarning, match="max_samples=30 draws can never certify at alpha=0.001: .* exceed 0.841345"):
         assert sequential(max_samples=30, target_radius=0.5).abstained.all()
+    sure = jax.tree_util.Partial(lambda x: half_space(jnp.ones_like(x) * 9))
+    with pytest.warns(UserWarning, match="max_samples=39 draws can never certify"):
+        assert sequential(logits_fn=sure, max_samples=39, target_radius=0.5).abstained.all()
+    assert not sequential(logits_fn=sure, max_samples=40, target_radius=0.5).abstained.any()  # 0.841^40 < 0.001
 
 
 @pytest.mark.parametrize(
