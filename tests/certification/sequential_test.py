@@ -219,7 +219,7 @@ def test_no_images_give_empty_arrays():
 
 
 def test_too_few_draws_ever_to_certify_are_told():
-    with pytest.warns(UserWarning, match="max_samples=9 draws can never certify at alpha=0.001: .* not exceed 0.5"):
+    with pytest.warns(UserWarning, match=r"max_samples=9 draws can never certify at alpha=0.001: .* not exceed 0.5\.$"):
         assert sequential(max_samples=9).abstained.all()
     with pytest.warns(UserWarning, match="max_samples=30 draws can never certify at alpha=0.001: .* exceed 0.841345"):
         assert sequential(max_samples=30, target_radius=0.5).abstained.all()

@@ -180,6 +180,16 @@ def test_the_radius_is_enough_where_the_definition_says_so():
     assert walk(0.4, rule.looks[:-1], lambda i, c: c <= rule.low[i]).sum() > 0.999
 
 
+def test_the_radius_is_given_up_where_the_last_look_would_hardly_certify():
+    n, alpha, futility = 500, 0.001, 0.01
+    rule = _stopping.radius_rule(MEASURE, alpha, futility, n, 0.1)
+    votes, level = np.arange(n + 1), alpha / len(rule.looks)
+    least = int(np.argmax(certification.binomial_lower_bound(votes, n, level) > 0.5))
+    surely = float(stats.beta.ppf(1 - alpha, least, n - least + 1))
+    np.testing.assert_array_equal(rule.low[:-1], _stopping.lower_boundary(surely, rule.looks, futility)[:-1])
+    assert rule.low[-1] == n
+
+
 def test_needed_probability_is_the_least():
     for radius in (0.0, 1e-9, 0.25, 0.5, 2.0, 2.2):
         p = _stopping.needed_probability(MEASURE, radius)

@@ -216,6 +216,14 @@ def test_an_objective_trains(objective):
     assert np.mean(history[-10:]) > 0.75
 
 
+def test_the_least_settings_are_taken():
+    losses.smoothing.stability(weight=0.0)
+    losses.smoothing.consistency(num_noise=2, weight=0.0, entropy_weight=0.0)
+    losses.smoothing.macer(num_noise=1, weight=0.0)
+    losses.smoothing.smoothadv(steps=1, num_noise=1)
+    losses.smoothing.smoothmix(steps=1, num_noise=1, weight=0.0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
