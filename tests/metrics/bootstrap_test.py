@@ -72,6 +72,12 @@ def test_rows_are_drawn_whole():
     assert metrics.bootstrap_interval(jax.random.key(0), difference, *samples, num_resamples=200) == (0, 0, 0)
 
 
+def test_every_row_is_drawn_alike():
+    which = jnp.eye(4)
+    shares = [_bootstrap._resampled(jax.random.key(0), jnp.mean, (which[:, i],), 500)[1].mean() for i in range(4)]
+    np.testing.assert_allclose(shares, 1 / 4, atol=0.04)  # a standard error of 0.01
+
+
 def test_samples_are_drawn_apart():
     both = lambda a, b: jnp.mean(a) - jnp.mean(b)
     sample = normal(100)
