@@ -1,6 +1,6 @@
 """Arguments of public functions, checked when they are called against the signature's own annotations.
 
-:func:`checked` decorates each public function, and each public dataclass of settings. It guarantees:
+:func:`checked` decorates each public function, and each public dataclass of settings with its methods. It guarantees:
 
 - An argument of another type, rank or kind of number than its annotation says is refused before anything is computed:
   ``ValueError: labels must be an array of integers (batch,), got float32 of shape (4, 2).``
@@ -35,9 +35,12 @@ _ANYTHING: _Kind = (lambda value: True, "")
 
 
 def checked(function: _Function) -> _Function:
-    """Decorates a function, or a dataclass, to refuse arguments that its annotations do not admit."""
+    """Decorates a function, or a dataclass and its methods, to refuse arguments that annotations do not admit."""
     if inspect.isclass(function):
         function.__init__ = _checked_settings(function.__init__)  # type: ignore[misc]
+        for name, method in [*vars(function).items()]:
+            if inspect.isfunction(method) and (name == "__call__" or not name.startswith("_")):
+                setattr(function, name, checked(method))
         return function
 
     @functools.wraps(function)

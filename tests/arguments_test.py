@@ -57,10 +57,11 @@ EXEMPT = {
         "detection_metrics_on_device.scores_in",
         "detection_metrics_on_device.scores_out",
     ): ("NaNs", "values on a device are not read"),
-    ("precondition.t",): ("empty", "a batch may be empty"),
+    ("precondition.t", "radius.probability"): ("empty", "a batch may be empty"),
     ("num_parameters.params",): (("texts", "complex", "of six axes", "empty", "NaNs"), "any tree of arrays"),
     ("replicate.tree",): (tuple(BAD), "any tree; JAX names what is no array"),
 }
+TRADES = losses.adversarial.trades(attack=attacks.pgd(epsilon=0.1, loss=losses.kl_divergence))
 RECORDS = ("PrototypeNetwork", "preconditioned")  # made by functions: JAX fills them with whatever a tree map returns
 
 
@@ -241,6 +242,8 @@ def good():
         "detectors": scoring.msp(),
         "attacks": attacks.fgsm(epsilon=0.1),
         "num": 3,
+        "number": 0,
+        "steps_per_epoch": 2,
         "count": (jnp.zeros(2, jnp.uint32),) * 2,
         "perturbations.threefry_2x32.key": (jnp.zeros((), jnp.uint32),) * 2,
         "certification.conformal.prediction_sets.scores": probabilities,
@@ -285,6 +288,9 @@ def good():
         "certification.in_norm.measure": certification.gaussian(0.5),
         "losses.adversarial.awp.objective": losses.adversarial.adversarial_training(attack=attacks.fgsm(epsilon=0.1)),
         "certification.mixing.mixture.network": dense,
+        "certification.mixing.mixture.init.standard": state,
+        "certification.mixing.mixture.init.robust": state,
+        "certification.mixing.mixture.init.network": state,
         "certification.sign_test_p_value.first": 5,
         "training.fit.state": training.init(key, state, optimizer),
         "losses.scheduled.ramps": {},
@@ -352,6 +358,35 @@ def test_each_bad_argument_is_refused_by_its_name(room, unchecked):
             for what, bad in BAD.items():
                 if not admitted(name, p, what) and (wrong := fault(name, function, p.name, bad)):
                     faults.append(f"{name}({p.name}={what}): {wrong}")
+    assert not faults, "\n".join(faults)
+
+
+HOOKS = ("perturb", "loss")  # of procedures that share their outside: called by __call__ alone
+
+
+def calls():
+    """The methods of settings that can be made of good values, by their full names."""
+    for name, settings in public().items():
+        if not inspect.isclass(settings):
+            continue
+        value = TRADES if name.endswith(".trades") else call(name, settings, None, None)
+        for method, function in vars(settings).items():
+            if inspect.isfunction(function) and (method == "__call__" or not method.startswith(("_", *HOOKS))):
+                yield f"{name}.{method}", getattr(value, method)
+
+
+def test_each_bad_argument_of_a_configured_procedure_is_refused_by_its_name(unchecked):
+    faults, tried = [], 0
+    for name, function in calls():
+        for p in inspect.signature(function).parameters.values():
+            if p.kind is p.VAR_KEYWORD:
+                continue
+            for what, bad in BAD.items():
+                if not admitted(name, p, what):
+                    tried += 1
+                    if wrong := fault(name, function, p.name, bad):
+                        faults.append(f"{name}({p.name}={what}): {wrong}")
+    assert tried > 1000
     assert not faults, "\n".join(faults)
 
 

@@ -154,8 +154,9 @@ class APGDTargeted:
         """Returns adversarial inputs; ValueError for inputs of the wrong kind and models of fewer than 4 classes."""
         return run(self, key, logits_fn, x, labels)
 
-    def attempt(self, number, key, logits_fn, x, labels):
+    def attempt(self, number: int | np.integer, key, logits_fn, x, labels):
         """One attempt by its number, over all targets and restarts; all numbers share one compiled program."""
+        _validate.at_least(0, number=number)
         return run(self, key, logits_fn, x, labels, number)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon, attempt=None, *, box=None):

@@ -131,6 +131,7 @@ class AutoAttack:
 
     def attacks(self, num_classes: int) -> dict[str, Attack]:
         """The attacks on a model of ``num_classes`` classes, by name, in the order in which they run."""
+        _validate.at_least(2, num_classes=num_classes)
         ball, targets = {"epsilon": self.epsilon, "norm": self.norm, "bounds": self.bounds}, num_classes - 1
         ratio = "dlr" if num_classes > 2 else "margin"
         if self.version == "rand":

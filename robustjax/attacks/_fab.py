@@ -86,8 +86,9 @@ class FAB:
         """Returns the nearest adversarial inputs; only restarts use the key. Raises as :func:`pgd`."""
         return run(self, key, logits_fn, x, labels)
 
-    def attempt(self, number, key, logits_fn, x, labels):
+    def attempt(self, number: int | np.integer, key, logits_fn, x, labels):
         """One walk by its number, over all targets and restarts; all numbers share one compiled program."""
+        _validate.at_least(0, number=number)
         return run(self, key, logits_fn, x, labels, number)
 
     def perturb(self, keys, logits_fn, x, labels, epsilon, attempt=None, *, box=None):
