@@ -1,21 +1,21 @@
-"""The pictures of the concepts, from the embedded digits: ``python docs/pictures.py``, under two minutes on one core."""
+"""The pictures of the concepts, made of the embedded digits within two minutes: ``python docs/pictures.py``."""
 
+import functools
 import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robustjax import attacks, certification, data, losses, metrics, models, plotting, scoring, training, typing
+from robustjax import attacks, certification, data, losses, metrics, models, plotting, scoring, training
 from robustjax.certification import conformal
 
 KEY = jax.random.key(0)
 FOLDER = pathlib.Path(__file__).parent / "pictures"
 
 
-def trained(digits, *, objective=None, epochs=30):
+def trained(digits, *, objective=None, epochs=20):
     """A small network as a function of its images, trained on digits, and its logits alone."""
     classes = digits.num_classes
     model = models.functional(models.mlp(KEY, hidden=(128,), image_shape=digits.image_shape, num_classes=classes))
@@ -36,9 +36,7 @@ def certify():
         objective = losses.smoothing.gaussian_augmentation(sigma=sigma)
         _, logits_fn = trained(data.load("digits", "train"), objective=objective)
         for n in numbers:
-            found = certification.certify(
-                KEY, logits_fn, test.image, certification.gaussian(sigma), num_estimation=n
-            )
+            found = certification.certify(KEY, logits_fn, test.image, certification.gaussian(sigma), num_estimation=n)
             curves[f"sigma {sigma}, n = {n:,}"] = found.radius, found.label == test.label
     return plotting.certified_accuracy_curve(curves)
 
@@ -65,7 +63,7 @@ def attack():
     test = data.load("digits", "test")[:100]
     _, logits_fn = trained(data.load("digits", "train"))
     masked_fn = jax.tree_util.Partial(lambda fn, x: 1000 * fn(x), logits_fn)
-    epsilons = [0.05, 0.1, 0.15, 0.2]
+    epsilons = [0.05, 0.1, 0.15]
 
     def accuracies(attack, model):
         return epsilons, [
@@ -108,31 +106,30 @@ def sets():
     images = {"clean": test.image, "attacked": attack(KEY, logits_fn, test.image, test.label)}
     plain = {name: np.asarray(conformal.thr(jax.nn.softmax(logits_fn(x)))) for name, x in images.items()}
     smoothed = {
-        name: conformal.smoothed_scores(jax.random.key(i), logits_fn, x, measure, num_samples=256)
+        name: jax.device_get(conformal.smoothed_scores(jax.random.key(i), logits_fn, x, measure, num_samples=256))
         for i, (name, x) in enumerate(images.items())
     }
-    smoothed = jax.tree.map(np.asarray, smoothed)
     alphas, rng = np.array([0.05, 0.1, 0.15, 0.2, 0.25, 0.3]), np.random.default_rng(0)
-    coverage = {"split conformal, clean": [], "split conformal, attacked": [], "RSCP+, attacked": []}
-    for _ in range(20):
-        fit, new = np.split(rng.permutation(500), [250])
 
-        def covered(found, new=new):
+    def coverages(form, scores, kind, divisions):
+        """One row for each alpha, one column for each division."""
+
+        def part(name, rows):
+            return jax.tree.map(lambda field: field[rows], scores[name])
+
+        def covered(fit, new, alpha):
+            found = form(part("clean", fit), test.label[fit], part(kind, new), alpha=alpha)
             return found[np.arange(len(new)), test.label[new]].mean()
 
-        for kind in images:
-            coverage[f"split conformal, {kind}"].append([
-                covered(conformal.split_conformal(plain["clean"][fit], test.label[fit], plain[kind][new], alpha=alpha))
-                for alpha in alphas
-            ])
-        rows = [jax.tree.map(lambda part, at=at: part[at], smoothed[kind]) for kind, at in
-                [("clean", fit), ("attacked", new)]]  # fmt: skip
-        coverage["RSCP+, attacked"].append([
-            covered(conformal.rscp_plus(
-                rows[0], test.label[fit], rows[1], measure, epsilon=epsilon, alpha=alpha))
-            for alpha in alphas
-        ])  # fmt: skip
-    curves = {name: (alphas, np.array(values).T) for name, values in coverage.items()}
+        return alphas, [[covered(fit, new, alpha) for fit, new in divisions] for alpha in alphas]
+
+    divisions = [np.split(rng.permutation(500), 2) for _ in range(20)]
+    robust = functools.partial(conformal.rscp_plus, measure=measure, epsilon=epsilon)
+    curves = {
+        "split conformal, clean": coverages(conformal.split_conformal, plain, "clean", divisions),
+        "split conformal, attacked": coverages(conformal.split_conformal, plain, "attacked", divisions),
+        "RSCP+, attacked": coverages(robust, smoothed, "attacked", divisions),
+    }
     return plotting.spread_curve(
         curves, {"1 - alpha": (alphas, 1 - alphas)}, labels=("alpha", "coverage"), xscale="linear"
     )

@@ -1,6 +1,7 @@
-"""What the documents name exists: links and commands; and the README's code runs."""
+"""What the documents name exists: links, commands and names of the library; and their code runs."""
 
 import importlib
+import operator
 import pathlib
 import re
 import shlex
@@ -8,12 +9,17 @@ import shlex
 import pytest
 import tyro
 
+import robustjax
+from docs import reference
 from experiments.claims import _frame
 from experiments.common import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 CATALOGUE = ROOT / "docs" / "methods.md"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 PAGES = [  # but for CONTRIBUTING, whose commands are those of its example
     *(page for page in DOCUMENTS if page.name != "CONTRIBUTING.md"),
     *sorted((ROOT / "experiments").glob("*[!_]*/__init__.py")),
@@ -88,3 +94,30 @@ def test_links_of_a_page_lead_somewhere(page):
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors_of(target), link
+
+
+def names_in(text: str) -> set[str]:
+    """The dotted names in code that begin with a room: ``losses.smoothing.macer``."""
+    code = " ".join(re.findall(r"```python\n.*?```|`[^`\n]+`", text, re.DOTALL))
+    rooms = "|".join(reference.public_names(robustjax))
+    return set(re.findall(rf"(?<![\w./-])(?:{rooms})(?!\.json)(?:\.[A-Za-z]\w*)+", code))
+
+
+@pytest.mark.parametrize("page", [page for page in DOCUMENTS if "docs" in page.parts], ids=lambda page: page.name)
+def test_names_of_the_library_on_a_page_exist(page):
+    for name in names_in(page.read_text()):
+        assert operator.attrgetter(name)(robustjax), name
+
+
+def test_names_are_found_and_wrong_ones_fail():
+    text = "data.no, `metrics.auroc(a, b)`, `x.data.no` and\n```python\nf = losses.smoothing.macer(sigma=1)\n```"
+    assert names_in(text) == {"metrics.auroc", "losses.smoothing.macer"}
+    with pytest.raises(AttributeError, match="aurocs"):
+        operator.attrgetter("metrics.aurocs")(robustjax)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["certify", "score", "attack", "calibrate", "conformal"])
+def test_the_block_of_a_concept_runs(name):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / f"docs/concepts/{name}.md").read_text(), re.DOTALL)
+    exec(compile(block, name, "exec"), {})
