@@ -1,16 +1,19 @@
 """What the documents name exists: links, commands and names of the library; and their code runs."""
 
 import importlib
+import importlib.util
 import operator
 import pathlib
 import re
 import shlex
+import sys
+import types
 
 import pytest
 import tyro
 
 import robustjax
-from docs import reference
+from docs import gallery, reference
 from experiments.claims import _frame
 from experiments.common import command_line
 
@@ -81,6 +84,48 @@ def test_blocks_of_the_readme_run_in_order():
     assert abs(names["x_adv"] - names["test"].image).max() <= 8 / 255
 
 
+LONG = {"new_attack", "new_objective", "resume", "run_folder", "tpu_and_hosts"}  # they train or attack
+RUN = [
+    page
+    for page in [ROOT / "docs" / "own_data.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+    if "```python" in page.read_text()
+]
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in LONG)) for page in RUN]
+)
+def test_blocks_of_a_page_print_what_stands_below_them(page, tmp_path, monkeypatch, capsys):
+    """In an empty folder, as a module beside the studies, so that a study may stand on a page."""
+    module = types.ModuleType("experiments.claims.page")
+    module.__package__, module.__spec__ = "experiments.claims", importlib.util.spec_from_loader(module.__name__, None)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.chdir(tmp_path)
+    printed = ""
+    for kind, block in re.findall(r"```(python|text)\n(.*?)```", page.read_text(), re.DOTALL):
+        if kind == "python":
+            exec(compile(block, page.name, "exec"), module.__dict__)
+            printed += capsys.readouterr().out
+        else:
+            assert block in (printed, printed[-len(block) :] if page.stem == "run_folder" else "")  # after its tables
+            printed = ""
+    assert not printed
+
+
+def test_pictures_of_the_gallery_are_small_and_lie_where_their_commands_leave_them():
+    found = gallery.pictures((ROOT / "docs" / "gallery.md").read_text())
+    assert len({picture.path for picture in found}) == 8
+    for path, commands, source in found:
+        assert 1000 < (ROOT / "docs" / path).stat().st_size <= gallery.LARGEST
+        name, *flags = shlex.split(commands[-1])[2:]
+        if name.startswith("experiments.claims."):
+            assert source.startswith(
+                f"results/claims/{name.split('.')[-1]}/{flags[flags.index('--name') + 1]}/figures/"
+            )
+        elif "--compare" not in flags and "--checkpoint" not in flags:
+            assert source.startswith(f"{parse(commands[-1]).folder()}/figures/")
+
+
 def anchors_of(page: pathlib.Path) -> set[str]:
     """The anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
@@ -100,7 +145,7 @@ def names_in(text: str) -> set[str]:
     """The dotted names in code that begin with a room: ``losses.smoothing.macer``."""
     code = " ".join(re.findall(r"```python\n.*?```|`[^`\n]+`", text, re.DOTALL))
     rooms = "|".join(reference.public_names(robustjax))
-    return set(re.findall(rf"(?<![\w./-])(?:{rooms})(?!\.json)(?:\.[A-Za-z]\w*)+", code))
+    return set(re.findall(rf"(?<![\w./-])(?:{rooms})(?!\.(?:csv|json)\b)(?:\.[A-Za-z]\w*)+", code))
 
 
 @pytest.mark.parametrize("page", [page for page in DOCUMENTS if "docs" in page.parts], ids=lambda page: page.name)
