@@ -57,7 +57,7 @@ def certify_images(
             started = time.perf_counter()
             predicted, radii, probability, samples = certify(keys, x)
             seconds = (time.perf_counter() - started) / len(group)
-            rows = zip(group, label, zip(predicted, radii, probability, samples))
+            rows = zip(group.tolist(), np.asarray(label).tolist(), zip(predicted, radii, probability, samples))
             write([certificates.line_of(*row, seconds) for row in rows])
             certified += int(((predicted == label) & (radii >= radius))[: len(group)].sum())
             count += len(group)
