@@ -261,8 +261,6 @@ class AutoAttack:
         used = [name for name in self.attacks(num_classes) if name not in ("apgd-ce", "fab-t", "square")]
         if used != [wanted]:
             yield f"a model of {num_classes} classes has no loss for {wanted}: {used[0]} replaces it."
-        if self.version != "rand" and num_classes - 1 < _TARGETS:
-            yield f"a model of {num_classes} classes has only {num_classes - 1} target classes, not {_TARGETS}."
 
     def _check(self, inputs, evaluation):
         """Checks the distances and the answers of all inputs that an evaluation has found."""
