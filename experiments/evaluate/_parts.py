@@ -22,7 +22,7 @@ from ..common import adversaries, classifiers, detectors, files, foreign, runtim
 from ..common.targets import Target
 from ._config import Settings
 from ._plan import MAX_IMAGES as MAX_IMAGES
-from ._plan import Plan, first
+from ._plan import SELECTION, Plan, first
 
 OF_LOGITS = ("msp", "energy", "generalized_entropy")
 DETECTORS = (*OF_LOGITS, "knn", "mahalanobis", "vim", "react+energy")
@@ -167,7 +167,7 @@ def certificates(
     assert plan.draws is not None
     measure = certification.gaussian(settings.sigma)
     certify = smoothers.procedure(
-        (subject.classifier.logits_fn(),), measure, num_selection=100, num_estimation=plan.draws,
+        (subject.classifier.logits_fn(),), measure, num_selection=SELECTION, num_estimation=plan.draws,
         alpha=settings.alpha, batch_size=None, sequential=True,
     )  # fmt: skip
     ids = np.sort(subject.target.id[: plan.certified])

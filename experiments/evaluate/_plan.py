@@ -25,6 +25,8 @@ PILOT = 0.05
 """Of the budget, for an attack that shows how many images withstand."""
 DRAWS = (100_000, 10_000, 1_000)
 """Largest numbers of noisy copies of an image; the first that leaves enough images is taken."""
+SELECTION = 100
+"""Noisy copies that choose the label which the others certify."""
 ENOUGH, FEW = 100, 4
 """Images that are enough for a table, and the fewest of any."""
 GRADIENT = 3.0

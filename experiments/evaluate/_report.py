@@ -13,7 +13,7 @@ from robustjax import certification, metrics, plotting
 
 from ..common import adversaries, certificates, files, pages, runtimes, sanity, smoothers, tables
 from ._config import PARTS, Settings
-from ._plan import Plan
+from ._plan import SELECTION, Plan
 
 NAMES = {
     "calibration": "Accuracy and calibration",
@@ -167,8 +167,8 @@ def of_certificates(folder: epath.Path, settings: Settings, plan: Plan) -> Secti
         "Guarantee: no change of an image within its radius changes the answer of the smoothed model, which adds noise "
         f"of sigma {settings.sigma:g} and takes a vote; each certificate is wrong with probability at most "
         f"{settings.alpha:g}. It concerns the smoothed model, not the model itself. A model that was not trained with "
-        f"noise has small radii. At most {plan.draws:,} noisy copies of an image were drawn, on average "
-        f"{num_samples.mean():,.0f}."
+        f"noise has small radii. At most {SELECTION + plan.draws:,} noisy copies of an image were drawn, on "
+        f"average {num_samples.mean():,.0f}."
     )
     at = radii[1] if len(radii) > 1 else 0.0
     answer = f"{accuracy[min(1, len(radii) - 1)]:.3f} of the smoothed model at l2 {at:g}, sigma {settings.sigma:g}"

@@ -81,7 +81,8 @@ def from_torch(module: Any, example: Float[AnyArray, "batch ..."] | Sequence[int
         with torch.no_grad():
             want = twin(torch.from_numpy((np.moveaxis(x, -1, 1) if x.ndim == 4 else x).copy()))
     except Exception as error:
-        raise ValueError(f"module must take example, inputs {x.shape}, got {_reason(name, error)}.") from error
+        hint = " with channels last" if x.ndim == 4 else ""
+        raise ValueError(f"module must take example, inputs {x.shape}{hint}, got {_reason(name, error)}.") from error
     if not isinstance(want, torch.Tensor):
         raise ValueError(f"module must return one tensor, got {type(want).__name__} from {name}: wrap it.")
     forward, weights = _extract(twin, environment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -109,8 +110,10 @@ def _read(weights: str | os.PathLike) -> Mapping[str, Any]:
         try:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # of several kinds, by what is wrong
-            reason = str(error).split("\n")[0][:150]
-            raise ValueError(f"weights must be a file of tensors and plain values, got {path}: {reason}") from error
+            what = str(error).split("\n")[0][:150]
+            if isinstance(error, pickle.UnpicklingError):  # PyTorch's sentences tell how to run the file's code
+                what = "it holds code, such as a whole module, or is damaged; save module.state_dict() instead."
+            raise ValueError(f"weights must be a file of tensors and plain values, got {path}: {what}") from error
     if not isinstance(tensors, Mapping):
         raise ValueError(f"weights must be a file of tensors by name, got {type(tensors).__name__} in {path}.")
     return tensors

@@ -281,6 +281,11 @@ def test_what_cannot_be_translated_is_named(function, message):
         models.from_torch(Applied(function), (3, 4))
 
 
+def test_images_with_channels_first_are_told_where_channels_belong():
+    with pytest.raises(ValueError, match=re.escape("inputs (2, 3, 8, 8) with channels last, got from Conv2d")):
+        models.from_torch(nn.Conv2d(3, 4, 3), (2, 3, 8, 8))
+
+
 def test_bad_arguments_are_named(unchecked):
     with pytest.raises(ValueError, match=r"module must be a torch.nn.Module, got <function"):
         models.from_torch(lambda x: x, (3, 4))
@@ -348,7 +353,8 @@ def test_loaded_weights_give_the_outputs_of_pytorch(name, size, tmp_path):
 def test_files_that_are_no_tensors_are_refused(tmp_path):
     abstract = nnx.eval_shape(lambda: models.wide_resnet(jax.random.key(0), depth=10, width=1))
     torch.save(WideResNet(10, 1), tmp_path / "module.pt")  # a module is code
-    with pytest.raises(ValueError, match="weights must be a file of tensors and plain values, got .*module.pt"):
+    message = "a file of tensors and plain values, got .*module.pt: it holds code, .* save .*state_dict"
+    with pytest.raises(ValueError, match=message):
         models.load_torch_weights(abstract, tmp_path / "module.pt")
     torch.save([torch.ones(3)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="weights must be a file of tensors by name, got list in .*list.pt"):

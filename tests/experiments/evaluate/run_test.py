@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import evaluate
-from experiments.common import files, own_models, runtimes
+from experiments.common import certificates, files, own_models, runtimes
 from experiments.common.targets import Target
 from experiments.evaluate import _parts, _plan, _report
 from robustjax import attacks, data
@@ -341,6 +341,15 @@ def test_a_budget_sets_images_and_draws(tmp_path, images, monkeypatch):
             assert both[:5] == plan[:5]
             assert (both.attacked, both.attack_share) == (120, 24 * minutes)
     assert found == {1e-5: (10_000, 120, 100_000), 1e-3: (10_000, 120, 1000), 1e-2: (300, 4, 1000)}
+
+
+def test_copies_that_choose_the_answer_are_among_those_that_are_told(tmp_path):
+    folder = runtimes._paths.path_of(folder=str(tmp_path))
+    with certificates.writer(folder, 0, 1) as append:
+        append([certificates.line_of(0, 1, (1, 0.5, 0.9, 1100), 0.1)])
+    plan = _plan.Plan(1e-3, 1, certified=1, draws=1000, certify_share=1.0)
+    shown = _report.of_certificates(folder, evaluate.Settings(), plan).shown
+    assert "At most 1,100 noisy copies of an image were drawn, on average 1,100." in shown[1]
 
 
 def test_few_images_are_attacked_in_small_blocks(images):
