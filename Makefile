@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow lint docs clean
+.PHONY: run test test-slow lint docs notebooks clean
 
 # On the embedded digits: trains a smoothed classifier and certifies it, compares out-of-distribution detectors, and
 # attacks a classifier that was trained on adversarial images.
@@ -27,6 +27,11 @@ lint: .venv/.installed-test
 docs: .venv/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q -d .cache/docs docs results/docs
 	@echo results/docs/index.html
+
+# Executes the notebooks of colab from clean kernels and stores them with their outputs; `make notebooks NOTEBOOKS=ood`
+# does so for one. own_model shows a PyTorch model where the extra torch is installed.
+notebooks: .venv/.installed-test
+	$(BIN)/python -m colab.execute $(NOTEBOOKS)
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=python3.11")'

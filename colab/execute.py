@@ -61,7 +61,7 @@ def cleaned(notebook: Any) -> Any:
         cell = nbformat.from_dict({**cell, "metadata": {}})
         if cell.cell_type == "code":
             kept = [output for output in cell.outputs if output.get("name") != "stderr"]
-            cell.outputs = [nbformat.from_dict(_without_run(output)) for output in kept]
+            cell.outputs = [nbformat.from_dict(_without_run(output)) for output in _joined(kept)]
         cells.append(cell)
     return nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
 
@@ -71,6 +71,17 @@ def headline(notebook: Any) -> dict[str, float]:
     (cell,) = (cell for cell in notebook.cells if cell.id == "headline")
     text = "".join(output.text for output in cell.outputs if output.output_type == "stream")
     return {name: float(number) for name, number in re.findall(r"^(\S.*?) {2,}(-?[\d.]+)$", text, re.MULTILINE)}
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Outputs in which what was printed stands together, in however many pieces it came."""
+    joined: list[Any] = []
+    for output in outputs:
+        if joined and output["output_type"] == joined[-1]["output_type"] == "stream":
+            joined[-1] = {**joined[-1], "text": joined[-1]["text"] + output["text"]}
+        else:
+            joined.append(output)
+    return joined
 
 
 def _without_run(output: Any) -> dict[str, Any]:

@@ -90,6 +90,8 @@ def connect(app) -> None:
 
     def read(app, name, text):
         page = pathlib.Path(app.env.doc2path(name))
+        if page.suffix == ".ipynb":  # Colab, where relative links lead nowhere, needs whole ones
+            text[0] = text[0].replace(f"]({GITHUB}/blob/main/", f"]({os.path.relpath(ROOT, page.parent)}/")
         if page.suffix in (".md", ".ipynb"):
             text[0] = mended(text[0], page, page)
 

@@ -1,45 +1,18 @@
-"""Notebooks run from a clean kernel, as a reader would run them."""
+"""Notebooks run from a clean kernel, as a reader would run them, and stand with the numbers that they then have."""
 
 import ast
+import base64
 import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
+import struct
+import types
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def execute(notebook, folder: pathlib.Path):
-    """Runs all cells in a kernel of the present Python, in an empty folder, in a process of its own."""
-    import nbformat
-
-    kernel = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        "display_name": "Python 3",
-        "language": "python",
-    }
-    environment = {
-        "PYTHONPATH": str(ROOT),
-        "IPYTHONDIR": str(folder / "ipython"),
-        "JUPYTER_PATH": str(folder),
-        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-    }
-    (folder / "kernels" / "python3").mkdir(parents=True)
-    (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(kernel))
-    path = folder / "empty" / "notebook.ipynb"
-    path.parent.mkdir()
-    nbformat.write(notebook, path)
-    main = "import nbclient.cli; nbclient.cli.main()"
-    arguments = [sys.executable, "-c", main, str(path), "--inplace", "--timeout=240"]
-    done = subprocess.run(arguments, env=os.environ | environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert list(path.parent.iterdir()) == [path]
-    return nbformat.read(path, as_version=4)
+from colab import execute
 
 
 CERTIFY = """{
@@ -163,33 +136,119 @@ def check_own_model(found):
         assert found["PyTorch"]["certified"][1] < found["Flax"]["certified"][1] - 0.1
 
 
+EXTEND = """{
+    "wrong": int(wrong), "certified": int(certified.sum()), "answers": [answer.tolist() for answer in at_the_edge],
+    "auroc": auroc, "robust": robust, "changed": [int((a != b).sum()) for a, b in zip(painted, shown)],
+    "claims": record["claims"], "numbers": record["numbers"], "study": record["study"],
+}"""
+
+
+def check_extend(found):
+    assert found["certified"] > 150
+    assert found["wrong"] <= 2  # alpha of 200 certificates is 0.2
+    assert found["auroc"]["unusual"] > 0.9
+    assert found["auroc"]["both"] > found["auroc"]["energy"]
+    assert found["robust"]["worst of both"] <= min(found["robust"].values())
+    assert max(found["changed"]) == 1
+    assert [bar["bar"] for bar in found["claims"][0]["bars"]]
+    assert all(len(of["ece"]["values"]) == 3 for of in found["numbers"].values())
+    assert found["study"] == "study"
+
+
+CONFORMAL = """{
+    "simulated": {n: [of.mean(), of.std()] for n, of in simulated.items()}, "found": {k: list(v) for k, v in found.items()},
+    "errors": list(errors.values()), "shifted": list(shifted), "temperature": temperature,
+    "robust": {size: {k: list(v) for k, v in of.items()} for size, of in robust.items()},
+}"""
+
+
+def check_conformal(found):
+    for n, (mean, deviation) in found["simulated"].items():
+        k = np.ceil((n + 1) * 0.9)
+        assert mean == pytest.approx(k / (n + 1), abs=0.003)
+        assert deviation == pytest.approx(np.sqrt(k * (n + 1 - k) / (n + 1) ** 2 / (n + 2)), rel=0.1)
+    for coverage, size in found["found"].values():
+        assert 0.88 < coverage < 0.92
+        assert 1 < size < 4
+    assert found["errors"][1] < found["errors"][0]
+    assert found["temperature"] > 1
+    assert found["shifted"][0] < 0.75
+    plain, plus = ([of[name][0] for of in found["robust"].values()] for name in ("split conformal", "RSCP+"))
+    assert plain[0] == pytest.approx(0.9, abs=0.02)
+    assert plain == sorted(plain, reverse=True)
+    assert plain[2] < 0.85 < 0.9 <= min(plus[:3])  # the attack is as large as the sets allow for
+
+
 CHECKS = {
     "attack": (ATTACK, check_attack, 2),
     "certify": (CERTIFY, check_certify, 2),
+    "conformal": (CONFORMAL, check_conformal, 4),
+    "extend": (EXTEND, check_extend, 4),
     "ood": (OOD, check_ood, 3),
     "own_model": (OWN_MODEL, check_own_model, 3),
 }
 """By notebook: what to read from its kernel, what must hold of that, and how many figures it draws."""
 
-NOTEBOOKS = pytest.mark.parametrize("path", sorted((ROOT / "colab").glob("*.ipynb")), ids=lambda path: path.stem)
+TOLERANCE = {"conformal": 0.1, "extend": 0.1}
+"""How far headline numbers may lie from the stored ones, on another machine with other versions; 0.06 elsewhere."""
+
+NOTEBOOKS = pytest.mark.parametrize("path", sorted(execute.COLAB.glob("*.ipynb")), ids=lambda path: path.stem)
+
+
+def outputs_of(notebook):
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
 @NOTEBOOKS
-def test_notebooks_are_stored_clean(path):
+def test_notebooks_are_stored_as_executed(path):
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
+    assert path.stat().st_size < 400_000
+    assert execute.cleaned(notebook).metadata == notebook.metadata
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    assert all(re.fullmatch(r"[a-z-]+", cell.id) for cell in notebook.cells)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    if path.stem == "own_model":  # what an evaluation looks like is to be seen without running one
-        assert sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs) == 3
-        assert not re.search(r"/tmp|/home|/root|\\u001b|Traceback", json.dumps(notebook))
-        for cell in code:
-            cell.outputs, cell.execution_count = [], None
-    assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
-    extra = "[experiments]" if path.stem == "own_model" else ""
-    assert f'%pip install -q "robustjax{extra} @ git+https://github.com/robustjax/robustjax"' in code[0].source
+    assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
+    assert {output.output_type for output in outputs_of(notebook)} <= {"stream", "display_data", "execute_result"}
+    assert "stderr" not in [output.get("name") for output in outputs_of(notebook)]
+    pictures = [o.data.pop("image/png") for o in outputs_of(notebook) if "image/png" in o.get("data", {})]
+    assert not re.search(r"/tmp|/home|/root|/work|\\u001b|Traceback| 0x[0-9a-f]{6}", json.dumps(notebook))
+    assert len(pictures) == CHECKS[path.stem][2]
+    for picture in pictures:
+        width, height = struct.unpack(">II", base64.b64decode(picture)[16:24])
+        assert min(width, height) >= 300
+    assert len(execute.headline(notebook)) >= 5
+
+
+@NOTEBOOKS
+def test_notebooks_open_in_colab_and_install_what_is_missing(path, monkeypatch):
+    import importlib.util
+
+    import nbformat
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    title, install = nbformat.read(path, as_version=4).cells[:2]
+    assert title.source.startswith("# ")
+    place = f"https://colab.research.google.com/github/robustjax/robustjax/blob/main/colab/{path.name}"
+    assert f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({place})" in title.source
+
+    def installed(*there):
+        """What the cell installs where only these modules are."""
+        found, commands = {}, []
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in there else None)
+        run = lambda magic, line: commands.append(f"{magic} {line}".format(**found))
+        found["get_ipython"] = lambda: types.SimpleNamespace(run_line_magic=run)
+        exec(TransformerManager().transform_cell(install.source), found)
+        return commands
+
+    extra = "[experiments]" if path.stem in ("own_model", "extend") else ""
+    ours = f'pip install -q "robustjax{extra} @ git+https://github.com/robustjax/robustjax"'
+    assert installed("jax")[0] == f'{ours} "jax[]"'
+    assert installed("jax", "jax_cuda12_plugin")[0] == f'{ours} "jax[cuda12]"'
+    assert installed("jax", "libtpu")[0] == f'{ours} "jax[tpu]"'
+    assert installed("robustjax", "equinox") == []
 
 
 @pytest.mark.slow
@@ -199,10 +258,42 @@ def test_notebooks_run(path, tmp_path):
 
     values, check, num_figures = CHECKS[path.stem]
     notebook = nbformat.read(path, as_version=4)
+    stored = execute.headline(notebook)
     notebook.cells.append(nbformat.v4.new_code_cell(f"print({values})"))
-    cells = execute(notebook, tmp_path).cells
+    found = execute.executed(notebook, tmp_path)
     if folder := os.environ.get("ROBUSTJAX_TEST_NOTEBOOKS"):  # to look at
-        nbformat.write(nbformat.v4.new_notebook(cells=cells[:-1]), pathlib.Path(folder) / path.name)
-    check(ast.literal_eval("".join(output.text for output in cells[-1].outputs)))
-    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == num_figures
+        nbformat.write(nbformat.v4.new_notebook(cells=found.cells[:-1]), pathlib.Path(folder) / path.name)
+    check(ast.literal_eval("".join(output.text for output in found.cells[-1].outputs)))
+    assert sum("image/png" in output.get("data", {}) for output in outputs_of(found)) == num_figures
+    now = execute.headline(found)
+    assert now
+    assert {*now} <= {*stored}  # without PyTorch, own_model says nothing of it
+    for name, number in now.items():
+        assert number == pytest.approx(stored[name], abs=TOLERANCE.get(path.stem, 0.06)), name
+
+
+def test_what_differs_from_run_to_run_is_not_stored():
+    import nbformat
+
+    text = (
+        "AutoAttack: square leaves an accuracy of 0.690, 1.4 s\nstudy: seed 0 took 3.5 s.\n"
+        "part     worth        seconds\ncertify  upper bound      7.0\nRun folder: /tmp/tmpab_1/evaluate/Flax\n"
+    )
+    table = "| part | worth | seconds |\n|---|---|---|\n| certify | 0.870 | 2.0 |\n| n | 0.5 |"
+    outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text=text[:99]),
+        nbformat.v4.new_output("stream", name="stderr", text="warned"),
+        nbformat.v4.new_output("stream", name="stdout", text=text[99:]),
+        nbformat.v4.new_output("display_data", {"text/markdown": table}),
+    ]
+    cell = nbformat.v4.new_code_cell("x", outputs=outputs, metadata={"execution": {}}, execution_count=3)
+    (found,) = execute.cleaned(nbformat.v4.new_notebook(cells=[cell], metadata={"kept": 1})).cells
+    assert found.metadata == {}
+    assert [output.output_type for output in found.outputs] == ["stream", "display_data"]
+    assert found.outputs[0].text == (
+        "AutoAttack: square leaves an accuracy of 0.690\n"
+        "part     worth\ncertify  upper bound\nRun folder: results/evaluate/Flax\n"
+    )
+    assert found.outputs[1].data["text/markdown"] == (
+        "| part | worth |\n|---|---|\n| certify | 0.870 |\n| n | 0.5 |"
+    )
