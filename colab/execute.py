@@ -110,10 +110,13 @@ def _plain(text: str) -> str:
     text = re.sub(rf"{re.escape(tempfile.gettempdir())}/\w+/", "results/", text)
     text = re.sub(r"^.*: seed \d+ took [\d.,]+ s\.\n", "", text, flags=re.MULTILINE)
     text = re.sub(r", [\d.,]+ s$", "", text, flags=re.MULTILINE)
-    text = re.sub(r"\| seconds \|\n\|---", "|\n", text)
     if re.search(r" seconds$", text, re.MULTILINE):
         text = re.sub(r" {2,}(?:seconds|[\d.,]+)$", "", text, flags=re.MULTILINE)
-    return re.sub(r"^(\|.* \|) [\d.,]+\.\d \|$", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"^\|.*\| seconds \|$(?:\n\|.*\|$)*", _without_last_column, text, flags=re.MULTILINE)
+
+
+def _without_last_column(table: re.Match[str]) -> str:
+    return re.sub(r"\|[^|\n]*\|$", "|", table[0], flags=re.MULTILINE)
 
 
 def main(names: list[str]) -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from colab import execute
 
-
 CERTIFY = """{
     "certificates": {s: [field.tolist() for field in cert] for s, cert in certificates.items()},
     "clean": {s: float((logits_fns[s](images).argmax(-1) == labels).mean()) for s in sigmas},
@@ -156,8 +155,8 @@ def check_extend(found):
 
 
 CONFORMAL = """{
-    "simulated": {n: [of.mean(), of.std()] for n, of in simulated.items()}, "found": {k: list(v) for k, v in found.items()},
-    "errors": list(errors.values()), "shifted": list(shifted), "temperature": temperature,
+    "simulated": {n: [of.mean(), of.std()] for n, of in simulated.items()}, "errors": list(errors.values()),
+    "found": {k: list(v) for k, v in found.items()}, "shifted": list(shifted), "temperature": temperature,
     "robust": {size: {k: list(v) for k, v in of.items()} for size, of in robust.items()},
 }"""
 
@@ -279,7 +278,7 @@ def test_what_differs_from_run_to_run_is_not_stored():
         "AutoAttack: square leaves an accuracy of 0.690, 1.4 s\nstudy: seed 0 took 3.5 s.\n"
         "part     worth        seconds\ncertify  upper bound      7.0\nRun folder: /tmp/tmpab_1/evaluate/Flax\n"
     )
-    table = "| part | worth | seconds |\n|---|---|---|\n| certify | 0.870 | 2.0 |\n| n | 0.5 |"
+    table = "| part | worth | seconds |\n|---|---|---|\n| certify | 0.870 | 2.0 |\n\n| n | 0.5 |"
     outputs = [
         nbformat.v4.new_output("stream", name="stdout", text=text[:99]),
         nbformat.v4.new_output("stream", name="stderr", text="warned"),
@@ -294,6 +293,4 @@ def test_what_differs_from_run_to_run_is_not_stored():
         "AutoAttack: square leaves an accuracy of 0.690\n"
         "part     worth\ncertify  upper bound\nRun folder: results/evaluate/Flax\n"
     )
-    assert found.outputs[1].data["text/markdown"] == (
-        "| part | worth |\n|---|---|\n| certify | 0.870 |\n| n | 0.5 |"
-    )
+    assert found.outputs[1].data["text/markdown"] == ("| part | worth |\n|---|---|\n| certify | 0.870 |\n\n| n | 0.5 |")

@@ -1,8 +1,11 @@
 """The frame on a study that costs nothing: what it keeps, what it refuses, what it reports."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -219,6 +222,17 @@ def test_names_of_folders_are_made_of_settings_and_stay_short():
     assert text.startswith("gain=a_b_a_b")
     with pytest.raises(ValueError, match="seeds must be an integer of at least 1, got 0"):
         _frame.Repeat(seeds=0)
+
+
+def test_a_study_may_be_defined_in_a_script_or_a_notebook(monkeypatch):
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(Config, "__module__", "__main__")
+    assert STUDY.name == "study"
+    main.__file__ = "/folder/label_smoothing.py"
+    assert STUDY.name == "label_smoothing"
+    main.__spec__ = importlib.util.spec_from_loader("experiments.claims.halfspaces", None)
+    assert STUDY.name == "halfspaces"
 
 
 def test_studies_are_listed_and_unknown_ones_named(capsys):
