@@ -16,6 +16,8 @@ DOCS = pathlib.Path(__file__).parent
 ROOT = DOCS.parent
 GITHUB = "https://github.com/robustjax/robustjax"
 
+BADGE = "[Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)"
+
 _logger = logging.getLogger(__name__)
 _PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "howto/add_a_method.md", "README.md": "index.md"}
 
@@ -92,6 +94,7 @@ def connect(app) -> None:
         page = pathlib.Path(app.env.doc2path(name))
         if page.suffix == ".ipynb":  # Colab, where relative links lead nowhere, needs whole ones
             text[0] = text[0].replace(f"]({GITHUB}/blob/main/", f"]({os.path.relpath(ROOT, page.parent)}/")
+            text[0] = text[0].replace(f"[!{BADGE}]", "[Open in Colab]")  # a picture from the network
         if page.suffix in (".md", ".ipynb"):
             text[0] = mended(text[0], page, page)
 

@@ -202,11 +202,14 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     names = {name for kind in ("py:function", "py:class", "py:data", "py:module") for name in known.data.get(kind, {})}
     public = {f"{m.__name__}.{name}" for m in reference.modules() for name in reference.public_names(m)}
     assert names == public
-    assert (site / "tutorials" / "certify.html").exists()
+    attack = (site / "tutorials" / "attack.html").read_text()
+    assert "_images/" in attack
+    assert 'href="certify.html"' in attack  # whole links to the repository lead to pages
+    assert 'href="../methods.html"' in attack
     assert not (site / "_modules").exists()
-    for page in ("index.html", "api/certification.html", "methods.html"):
+    for page in ("index.html", "api/certification.html", "methods.html", "tutorials/attack.html"):
         assert not re.findall(
-            r"<(?:script|link)[^>]*(?:src|rel=\"stylesheet\" href)=\"https?:", (site / page).read_text()
+            r"<(?:script|link|img)[^>]*(?:src|rel=\"stylesheet\" href)=\"https?:", (site / page).read_text()
         )
     assert (site / "_static" / "tex-svg.js").stat().st_size > 1e6
     assert 'href="api/certification.html#robustjax.certification.certify"' in (site / "quickstart.html").read_text()
