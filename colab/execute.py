@@ -74,9 +74,12 @@ def headline(notebook: Any) -> dict[str, float]:
 
 
 def _joined(outputs: list[Any]) -> list[Any]:
-    """Outputs in which what was printed stands together, in however many pieces it came."""
+    """Outputs in which what was printed, also by Rich, stands together, in however many pieces it came."""
     joined: list[Any] = []
     for output in outputs:
+        if output.get("data", {}).get("text/html", "").endswith("</pre>\n"):
+            text = re.sub(r"\x1b\[[\d;]*m", "", output["data"]["text/plain"])
+            output = {"output_type": "stream", "name": "stdout", "text": re.sub(r" +$", "", text, flags=re.MULTILINE)}
         if joined and output["output_type"] == joined[-1]["output_type"] == "stream":
             joined[-1] = {**joined[-1], "text": joined[-1]["text"] + output["text"]}
         else:

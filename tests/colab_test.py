@@ -284,6 +284,7 @@ def test_what_differs_from_run_to_run_is_not_stored():
         nbformat.v4.new_output("stream", name="stdout", text=text[:99]),
         nbformat.v4.new_output("stream", name="stderr", text="warned"),
         nbformat.v4.new_output("stream", name="stdout", text=text[99:]),
+        nbformat.v4.new_output("display_data", {"text/html": "<pre>b</pre>\n", "text/plain": "\x1b[1mbold\x1b[0m  \n"}),
         nbformat.v4.new_output("display_data", {"text/markdown": table}),
     ]
     cell = nbformat.v4.new_code_cell("x", outputs=outputs, metadata={"execution": {}}, execution_count=3)
@@ -292,6 +293,6 @@ def test_what_differs_from_run_to_run_is_not_stored():
     assert [output.output_type for output in found.outputs] == ["stream", "display_data"]
     assert found.outputs[0].text == (
         "AutoAttack: square leaves an accuracy of 0.690\n"
-        "part     worth\ncertify  upper bound\nRun folder: results/evaluate/Flax\n"
+        "part     worth\ncertify  upper bound\nRun folder: results/evaluate/Flax\nbold\n"
     )
     assert found.outputs[1].data["text/markdown"] == ("| part | worth |\n|---|---|\n| certify | 0.870 |\n\n| n | 0.5 |")
