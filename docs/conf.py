@@ -26,6 +26,7 @@ smartquotes_action = "D"  # quotation marks stay as they are written
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # outputs in Markdown may have tables
 
 # The API reference. A reference in a docstring has to lead somewhere, but for those to other projects.
 nitpicky = True

@@ -206,6 +206,7 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     assert "_images/" in attack
     assert 'href="certify.html"' in attack  # whole links to the repository lead to pages
     assert 'href="../methods.html"' in attack
+    assert "<table" in (site / "tutorials" / "own_model.html").read_text()  # a report in Markdown
     assert not (site / "_modules").exists()
     for page in ("index.html", "api/certification.html", "methods.html", "tutorials/attack.html"):
         assert not re.findall(

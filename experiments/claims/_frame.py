@@ -86,9 +86,8 @@ class Study(NamedTuple):
     def name(self) -> str:
         """Name of the module or script that defines its config; ``study`` in a notebook."""
         module = sys.modules[type(self.config).__module__]
-        if module.__name__ == "__main__" and module.__spec__ is None:
-            return epath.Path(getattr(module, "__file__", "study")).stem
-        return (module.__name__ if module.__spec__ is None else module.__spec__.name).rpartition(".")[2]
+        script = epath.Path(getattr(module, "__file__", "study")).stem
+        return script if module.__spec__ is None else module.__spec__.name.rpartition(".")[2]
 
     def columns(self, config: Any) -> Sequence[Column]:
         """The columns of the table at these settings."""
