@@ -156,9 +156,10 @@ def check_extend(found):
 
 
 CONFORMAL = """{
-    "simulated": {n: [of.mean(), of.std()] for n, of in simulated.items()}, "errors": list(errors.values()),
-    "found": {k: list(v) for k, v in found.items()}, "shifted": list(shifted), "temperature": temperature,
-    "robust": {size: {k: list(v) for k, v in of.items()} for size, of in robust.items()},
+    "simulated": {n: [float(of.mean()), float(of.std())] for n, of in simulated.items()},
+    "found": {k: v.tolist() for k, v in found.items()}, "shifted": shifted.tolist(), "temperature": temperature,
+    "robust": {size: {k: v.tolist() for k, v in of.items()} for size, of in robust.items()},
+    "errors": [float(error) for error in errors.values()],
 }"""
 
 
