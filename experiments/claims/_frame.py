@@ -86,7 +86,7 @@ class Study(NamedTuple):
     def name(self) -> str:
         """Name of the module or script that defines its config; ``study`` in a notebook."""
         module = sys.modules[type(self.config).__module__]
-        script = epath.Path(getattr(module, "__file__", "study")).stem
+        script = epath.Path(getattr(module, "__file__", None) or "study").stem
         return script if module.__spec__ is None else module.__spec__.name.rpartition(".")[2]
 
     def columns(self, config: Any) -> Sequence[Column]:
