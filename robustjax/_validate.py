@@ -258,6 +258,20 @@ def key(key: Any, batch: int | None = None) -> None:
         raise ValueError(f"key must have shape {' or '.join(map(str, wanted))}, got {key.shape}.")
 
 
+def traced(name: str, inputs: Any, trace: Callable[[], Any]) -> Any:
+    """What ``trace`` returns; ValueError that names the function and its inputs for what it raises while traced."""
+    try:
+        return trace()
+    except ValueError:  # of ours, or one that says what the function wants
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise ValueError(
+            f"{name} must be a function that JAX can trace, for inputs {inputs.shape}, got {type(error).__name__}: "
+            f"{reason}"
+        ) from error
+
+
 def as_pytree(takes: int | None = 1, **functions: Any) -> Any:
     """Returns the function, given by its name, as a pytree whose arrays are arguments of compiled programs.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustjax import _validate
+from robustjax import _validate, attacks, certification
 
 X = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
 WEIGHTS = jnp.asarray([2.0, 3.0, 4.0])
@@ -181,3 +181,20 @@ class Linear(type("Module", (), {"__module__": "torch.nn.modules.module", "__cal
 def test_what_cannot_be_called_with_inputs_is_named(function, message):
     with pytest.raises(ValueError, match=message):
         _validate.as_pytree(logits_fn=function)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda x: np.asarray(x).sum((1, 2)), "TracerArrayConversionError"),
+        (lambda x: x.reshape(len(x), -1) @ jnp.ones((5, 3)), "TypeError: dot_general requires"),
+    ],
+    ids=["NumPy", "another input size"],
+)
+def test_a_model_that_cannot_be_traced_is_named(model, reason):
+    x, key = np.full((2, 4, 4, 1), 0.5, np.float32), jax.random.key(0)
+    message = rf"logits_fn must be a function that JAX can trace, for inputs \(\d+, 4, 4, 1\), got {reason}"
+    with pytest.raises(ValueError, match=message):
+        certification.certify(key, model, x, certification.gaussian(0.5), num_estimation=100)
+    with pytest.raises(ValueError, match=message):
+        attacks.pgd(epsilon=0.1)(key, model, x, np.zeros(2, np.int32))

@@ -244,11 +244,9 @@ def check_inputs(
     except ValueError:  # some callables have no signature
         pass
     batch = max(1, x.shape[0])
-    if x.shape[0]:
-        logits = _logits.eval_shape(logits_fn, key, x, samples)
-    else:  # models need not take an empty batch
-        one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-        logits = _logits.eval_shape(logits_fn, jax.random.key(0), one, samples)
+    # Models need not take an empty batch.
+    given = (key, x) if x.shape[0] else (jax.random.key(0), jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+    logits = _validate.traced("logits_fn", x, lambda: _logits.eval_shape(logits_fn, *given, samples))
     if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != batch or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(f"logits_fn must return shape ({batch}, classes >= 2), got {got}.")

@@ -33,7 +33,7 @@ def _votes(key, logits_fn, x, edges, bounds=None, *, measure, batch_size, group=
     """
     copies = group * batch_size
     noisy = jax.ShapeDtypeStruct((copies, *x.shape[1:]), jnp.float32)
-    logits = jax.eval_shape(logits_fn, noisy)
+    logits = _validate.traced("logits_fn", noisy, lambda: jax.eval_shape(logits_fn, noisy))
     if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != copies or logits.shape[1] < 2:
         got = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(f"logits_fn must map {noisy.shape} to logits of shape ({copies}, classes >= 2), got {got}.")

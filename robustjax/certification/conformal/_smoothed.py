@@ -49,7 +49,7 @@ def _moments(key, logits_fn, score, x, *, measure, num_samples, batch_size, shar
     def of_images(keys, logits_fn, score, x):
         group = max(1, min(batch_size // copies, x.shape[0]))
         noisy = jax.ShapeDtypeStruct((group * copies, *x.shape[1:]), jnp.float32)
-        logits = jax.eval_shape(logits_fn, noisy)
+        logits = _validate.traced("logits_fn", noisy, lambda: jax.eval_shape(logits_fn, noisy))
         if not hasattr(logits, "shape") or len(logits.shape) != 2 or logits.shape[0] != noisy.shape[0]:
             got = getattr(logits, "shape", type(logits).__name__)
             raise ValueError(f"logits_fn must map {noisy.shape} to logits ({noisy.shape[0]}, classes), got {got}.")
