@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import train as benchmark
 
+SHAPES = benchmark.SHAPES  # before a fixture takes others
 TINY = benchmark.Config(models=("mlp",), quick=True)
 
 
@@ -53,6 +54,7 @@ def test_without_pytorch_the_row_says_so(subject, monkeypatch):
 def test_pytorch_trains_the_same_network(name, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(benchmark, "BATCHES", {name: 2})
+    monkeypatch.setattr(benchmark, "SHAPES", SHAPES)
     steps, left_out = benchmark.peers(benchmark.Subject(name, 0), name, 0)
     assert (list(steps), left_out) == (list(benchmark.FORMATS), [])
 
