@@ -11,17 +11,17 @@ import optax
 from robustjax import attacks, certification, data, losses, metrics, models, plotting, scoring, training
 from robustjax.certification import conformal
 
-KEY = jax.random.key(0)
+MODEL_KEY, TRAINING_KEY, KEY = jax.random.split(jax.random.key(0), 3)
 FOLDER = pathlib.Path(__file__).parent / "pictures"
 
 
 def trained(digits, *, objective=None, epochs=20):
     """A small network as a function of its images, trained on digits, and its logits alone."""
     classes = digits.num_classes
-    model = models.functional(models.mlp(KEY, hidden=(128,), image_shape=digits.image_shape, num_classes=classes))
+    model = models.functional(models.mlp(MODEL_KEY, hidden=(128,), image_shape=digits.image_shape, num_classes=classes))
     optimizer = optax.adam(0.003)
     result = training.fit(
-        model.apply, training.init(KEY, model.state, optimizer), data.batches(digits, 64, seed=0),
+        model.apply, training.init(TRAINING_KEY, model.state, optimizer), data.batches(digits, 64, seed=0),
         objective=objective or losses.standard(), optimizer=optimizer, num_steps=epochs * len(digits) // 64,
         progress=False,
     )  # fmt: skip
@@ -31,12 +31,13 @@ def trained(digits, *, objective=None, epochs=20):
 
 def certify():
     """Two sigmas, and two numbers of draws."""
-    test, curves = data.load("digits", "test")[:100], {}
+    test, curves, keys = data.load("digits", "test")[:100], {}, iter(jax.random.split(KEY, 3))
     for sigma, numbers in {0.12: (10_000, 100), 0.25: (10_000,)}.items():
         objective = losses.smoothing.gaussian_augmentation(sigma=sigma)
         _, logits_fn = trained(data.load("digits", "train"), objective=objective)
         for n in numbers:
-            found = certification.certify(KEY, logits_fn, test.image, certification.gaussian(sigma), num_estimation=n)
+            measure = certification.gaussian(sigma)
+            found = certification.certify(next(keys), logits_fn, test.image, measure, num_estimation=n)
             curves[f"sigma {sigma}, n = {n:,}"] = found.radius, found.label == test.label
     return plotting.certified_accuracy_curve(curves)
 
@@ -63,16 +64,16 @@ def attack():
     test = data.load("digits", "test")[:100]
     _, logits_fn = trained(data.load("digits", "train"))
     masked_fn = jax.tree_util.Partial(lambda fn, x: 1000 * fn(x), logits_fn)
-    epsilons = [0.05, 0.1, 0.15]
+    epsilons, keys = [0.05, 0.1, 0.15], iter(jax.random.split(KEY, 12))
 
     def accuracies(attack, model):
         return epsilons, [
-            float(attacks.robust_accuracy(KEY, attack(epsilon=epsilon), model, test.image, test.label))
+            float(attacks.robust_accuracy(next(keys), attack(epsilon=epsilon), model, test.image, test.label))
             for epsilon in epsilons
         ]
 
     strongest = [
-        attacks.autoattack(epsilon=epsilon).evaluate(KEY, masked_fn, test.image, test.label).robust_accuracy
+        attacks.autoattack(epsilon=epsilon).evaluate(next(keys), masked_fn, test.image, test.label).robust_accuracy
         for epsilon in epsilons
     ]
     curves = {
@@ -100,14 +101,15 @@ def calibrate():
 def sets():
     """Coverage of two kinds of sets over 20 divisions of the test images, clean and attacked."""
     measure, epsilon = certification.gaussian(0.25), 0.125
+    attack_key, *keys = jax.random.split(KEY, 3)
     _, logits_fn = trained(data.load("digits", "train"), objective=losses.smoothing.gaussian_augmentation(sigma=0.25))
     test = data.load("digits", "test").arrays()
     attack = attacks.pgd(epsilon=epsilon, norm="l2", keep="last", steps=20)
-    images = {"clean": test.image, "attacked": attack(KEY, logits_fn, test.image, test.label)}
+    images = {"clean": test.image, "attacked": attack(attack_key, logits_fn, test.image, test.label)}
     plain = {name: np.asarray(conformal.thr(jax.nn.softmax(logits_fn(x)))) for name, x in images.items()}
     smoothed = {
-        name: jax.device_get(conformal.smoothed_scores(jax.random.key(i), logits_fn, x, measure, num_samples=256))
-        for i, (name, x) in enumerate(images.items())
+        name: jax.device_get(conformal.smoothed_scores(key, logits_fn, x, measure, num_samples=256))
+        for key, (name, x) in zip(keys, images.items(), strict=True)
     }
     alphas, rng = np.array([0.05, 0.1, 0.15, 0.2, 0.25, 0.3]), np.random.default_rng(0)
 

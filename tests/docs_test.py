@@ -1,5 +1,6 @@
 """What the documents name exists: links, commands and names of the library; and their code runs."""
 
+import ast
 import importlib
 import importlib.util
 import operator
@@ -9,6 +10,7 @@ import shlex
 import sys
 import types
 
+import numpy as np
 import pytest
 import tyro
 
@@ -162,7 +164,19 @@ def test_names_are_found_and_wrong_ones_fail():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["certify", "score", "attack", "calibrate", "conformal"])
-def test_the_block_of_a_concept_runs(name):
+@pytest.mark.parametrize(
+    ("name", "is_right"),
+    [
+        ("certify", lambda accuracies: (np.diff(accuracies) <= 0).all() and 0.7 < accuracies[0] < 1),
+        ("score", lambda found: found.auroc > 0.99),
+        ("attack", lambda warnings: warnings == ()),
+        ("calibrate", lambda error: 0 < error < 0.1),
+        ("conformal", lambda sizes: 1 <= sizes.mean() < 1.5),
+    ],
+)
+def test_the_block_of_a_concept_gives_what_the_page_tells(name, is_right):
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / f"docs/concepts/{name}.md").read_text(), re.DOTALL)
-    exec(compile(block, name, "exec"), {})
+    *statements, last = ast.parse(block).body
+    names = {}
+    exec(compile(ast.Module(statements, []), name, "exec"), names)
+    assert is_right(eval(ast.unparse(last), names))

@@ -186,8 +186,9 @@ def test_channels_that_come_first_are_named(name):
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 3, 3, 3), (2, 1, 8, 4), (2, 2, 8, 8), (2, 8)])
-def test_other_shapes_are_not(shape):
+def test_other_shapes_are_not(shape, recwarn):
     _validate.channels_last(x=np.zeros(shape))
+    assert not recwarn.list
 
 
 def test_normalisation_names_the_channels_that_it_misses():

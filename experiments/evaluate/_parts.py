@@ -147,6 +147,8 @@ def out_of_distribution(
         except ValueError as error:
             left_out[name] = NO_HEAD if context.head is None and str(error).startswith("head ") else str(error)
             runtimes.log(f"{name} is left out: {left_out[name]}")
+    if not found:
+        raise ValueError(f"no detector could be fitted: {next(iter(left_out.values()))}")
     return found, left_out
 
 

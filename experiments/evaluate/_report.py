@@ -126,8 +126,8 @@ def of_foreign(
         f"estimate for these sets only, on {known:,} known images: other foreign images may be harder. The summary "
         f"shows the energy score, which was chosen before the measurement. Detectors are fitted on {fitted_on}."
     )
-    energy = numbers.get("energy", next(iter(numbers.values())))
-    answer = ", ".join(f"{part} {of['auroc']:.3f}" for part, of in energy.items())
+    name = "energy" if "energy" in numbers else next(iter(numbers))
+    answer = f"AUROC of {name}: " + ", ".join(f"{part} {of['auroc']:.3f}" for part, of in numbers[name].items())
     curves = {name: (of["in"], np.concatenate([of[part] for part in groups])) for name, of in scores.items()}
     shown = [
         tables.Table(NAMES["ood"], headers, rows), says,
@@ -140,10 +140,7 @@ def of_foreign(
             "features) to measure them."
         )
     seconds = sum(float(of["seconds"]) for of in scores.values())
-    name = "energy" if "energy" in numbers else next(iter(numbers))
-    return Section(
-        numbers, f"AUROC of {name}: {answer}", "measured, for these foreign sets only", shown, seconds, tuple(lines)
-    )
+    return Section(numbers, answer, "measured, for these foreign sets only", shown, seconds, tuple(lines))
 
 
 def of_certificates(folder: epath.Path, settings: Settings, plan: Plan) -> Section:
@@ -249,7 +246,7 @@ def report(
     shown = [part for section in sections.values() for part in section.shown]
     tables.report(
         folder, config, runtimes.console(), stopwatch, title=f"How far can {about} be trusted?",
-        parts=[images, summary, *notes], details=[*shown, "\n".join(left_out), *_budget(config, sections, plan)],
+        parts=[images, summary, *notes], details=[*shown, "\n".join(left_out), _budget(config, sections, plan)],
     )  # fmt: skip
     text = (folder / "report.md").read_text()
     files.write_whole(folder / "report.html", pages.page(text, folder))
@@ -268,7 +265,7 @@ def images_of(about: str | None, total: int, seen: int, class_names: tuple[str, 
     return f"Evaluated on {of}{called}; the model has {classes:,} classes."
 
 
-def _budget(config: Any, sections: dict[str, Section], plan: Plan) -> list[str]:
+def _budget(config: Any, sections: dict[str, Section], plan: Plan) -> str:
     """What the budget allowed, and where it did not last."""
     allowed = [f"at most {plan.looked_at:,} images of each set"]
     took = []
@@ -288,7 +285,7 @@ def _budget(config: Any, sections: dict[str, Section], plan: Plan) -> list[str]:
         for name, part in took
         if sections[name].seconds > (part or 0.0)
     ]
-    return [" ".join([text, *over])]
+    return " ".join([text, *over])
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ import importlib.util
 import pathlib
 from types import ModuleType
 
-_NEEDED = ("markdown_it", "platformdirs", "rich", "tyro")
+_NEEDED = ("markdown_it", "platformdirs", "tyro")
 
 if _missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
     raise ModuleNotFoundError(

@@ -1,7 +1,7 @@
-"""Initial parameters: bit for bit those of Flax, from programs that XLA compiles quickly.
+"""Initial parameters: bit for bit those that Flax makes with JAX below 0.12, from programs that XLA compiles quickly.
 
-With JAX 0.12, Flax multiplies a normal number in another order, and its last bit differs. The order here stays, so that
-a seed gives the same parameters with every JAX.
+From JAX 0.12 on, Flax multiplies in another order, and the last bit may differ. The order here stays, so that a seed
+gives the same parameters with every JAX.
 """
 
 from __future__ import annotations

@@ -217,11 +217,15 @@ def test_an_objective_trains(objective):
 
 
 def test_the_least_settings_are_taken():
-    losses.smoothing.stability(weight=0.0)
-    losses.smoothing.consistency(num_noise=2, weight=0.0, entropy_weight=0.0)
-    losses.smoothing.macer(num_noise=1, weight=0.0)
-    losses.smoothing.smoothadv(steps=1, num_noise=1)
-    losses.smoothing.smoothmix(steps=1, num_noise=1, weight=0.0)
+    assert losses.smoothing.stability(weight=0.0).weight == 0
+    consistency = losses.smoothing.consistency(num_noise=2, weight=0.0, entropy_weight=0.0)
+    assert (consistency.num_noise, consistency.weight, consistency.entropy_weight) == (2, 0, 0)
+    macer = losses.smoothing.macer(num_noise=1, weight=0.0)
+    assert (macer.num_noise, macer.weight) == (1, 0)
+    smoothadv = losses.smoothing.smoothadv(steps=1, num_noise=1)
+    assert (smoothadv.steps, smoothadv.num_noise) == (1, 1)
+    smoothmix = losses.smoothing.smoothmix(steps=1, num_noise=1, weight=0.0)
+    assert (smoothmix.steps, smoothmix.num_noise, smoothmix.weight) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(

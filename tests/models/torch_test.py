@@ -447,8 +447,8 @@ def test_a_missing_value_is_the_maximum_and_has_the_gradient_as_in_pytorch():
     np.testing.assert_array_equal(got, np.moveaxis(inner.grad.numpy(), 1, -1))
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("shape", [(4, 3), (4, 8, 8, 3)])
-def test_an_example_that_is_not_writable_does_not_warn(shape):
+def test_an_example_that_is_not_writable_does_not_warn(shape, recwarn):
     module = nn.Linear(3, 2) if len(shape) == 2 else CNN()
     models.from_torch(module, jnp.zeros(shape))
+    assert not [str(each.message) for each in recwarn if "writable" in str(each.message)]

@@ -298,7 +298,7 @@ def test_numbers_of_the_budget_are_told_in_units_that_show_them():
     assert told == ["2.4 us", "320 us", "15 ms", "7.2 s", "42 s", "10 min"]
     plan = _plan.Plan(1e-6, 50, attacked=20, withstood=0.5, attack_share=7.2)
     section = _report.Section({}, "", "", [], 26.1)
-    [text] = _report._budget(evaluate.Settings(budget=0.3), {"attack": section}, plan)
+    text = _report._budget(evaluate.Settings(budget=0.3), {"attack": section}, plan)
     assert "at most 50 images of each set; 20 images for the attack" in text
     assert text.endswith("Accuracy under attack took 26 s, with compiling, longer than its share of 7.2 s.")
     said = _report.images_of("folder:pets", 100, 50, ("cat", "dog"), 2)
